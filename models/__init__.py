@@ -1,0 +1,37 @@
+"""What we believe: the preference likelihood with a random strength (torch and Pyro only)."""
+
+from mixdpo_pyro.models.mixed_logit import (
+    Draws,
+    Estimator,
+    Quadrature,
+    Series,
+    mixed_logit_log_prob,
+)
+from mixdpo_pyro.models.preference import PreferenceModel
+from mixdpo_pyro.models.strength import (
+    FAMILIES,
+    Family,
+    cv_prior,
+    gamma_parameters,
+    lognormal_parameters,
+    mean_prior,
+    normal_parameters,
+    strength_distribution,
+)
+
+__all__ = [
+    "FAMILIES",
+    "Draws",
+    "Estimator",
+    "Family",
+    "PreferenceModel",
+    "Quadrature",
+    "Series",
+    "cv_prior",
+    "gamma_parameters",
+    "lognormal_parameters",
+    "mean_prior",
+    "mixed_logit_log_prob",
+    "normal_parameters",
+    "strength_distribution",
+]
