@@ -1,0 +1,140 @@
+"""Guides for the global strength parameters: plain modules whose parameters exist at once.
+
+They call `pyro.sample` and hold `torch.nn.Parameter`, never `pyro.param`: Pyro's global parameter
+store stays empty, any torch optimiser takes them, and their state dict is all there is to save.
+"""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from mixdpo_pyro.models import PreferenceModel
+
+__all__ = ["NoLatentGuide", "NormalGuide", "PointGuide", "StrengthGuide", "build_strength_guide"]
+
+
+class StrengthGuide(nn.Module):
+    r"""Base of the guides over the positive latents `names`, in log space.
+
+    Args:
+        names: Latent sites, in order.
+        initial: Initial value of each, > 0.
+    """
+
+    def __init__(self, names: tuple[str, ...], initial: tuple[float, ...]) -> None:
+        super().__init__()
+        self.names = names
+        self.loc = nn.Parameter(torch.tensor(initial).log())
+
+    def median(self) -> dict[str, Tensor]:
+        """Median of each latent, shape `()`."""
+        return dict(zip(self.names, self.loc.exp(), strict=True))
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws of each latent, shape `(num_samples,)`."""
+        raise NotImplementedError
+
+
+class NormalGuide(StrengthGuide):
+    r"""Normal with full covariance over the logarithms of the latents.
+
+    .. math:: q(\log m, \log cv) = \mathrm{Normal}(\mu, L L^\top)
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], initial: tuple[float, ...], initial_scale: float
+    ) -> None:
+        super().__init__(names, initial)
+        size = len(names)
+        self.log_scale = nn.Parameter(torch.full((size,), initial_scale).log())
+        self.correlation = nn.Parameter(torch.zeros(size * (size - 1) // 2))
+
+    def log_distribution(self) -> dist.MultivariateNormal:
+        """Law of the logarithms."""
+        size = len(self.names)
+        lower = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
+        row, column = torch.tril_indices(size, size, offset=-1)
+        lower = lower.index_put((row, column), self.correlation)
+        return dist.MultivariateNormal(
+            self.loc, scale_tril=self.log_scale.exp().unsqueeze(-1) * lower, validate_args=False
+        )
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Sample every latent; the density is that of the latent, not of its logarithm."""
+        logs = pyro.sample(
+            "log_strength_parameters", self.log_distribution(), infer={"is_auxiliary": True}
+        )
+        return {
+            name: pyro.sample(name, dist.Delta(log.exp(), log_density=-log))
+            for name, log in zip(self.names, logs.unbind(-1), strict=True)
+        }
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws of each latent, shape `(num_samples,)`."""
+        logs = self.log_distribution().sample((num_samples,))
+        return dict(zip(self.names, logs.exp().unbind(-1), strict=True))
+
+
+class PointGuide(StrengthGuide):
+    """A point: with it the objective is the marginal likelihood, as in the paper."""
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Set every latent to its value."""
+        return {
+            name: pyro.sample(name, dist.Delta(value)) for name, value in self.median().items()
+        }
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """The point, `num_samples` times."""
+        return {name: value.expand(num_samples) for name, value in self.median().items()}
+
+
+class NoLatentGuide(StrengthGuide):
+    """Guide of a model without latents: the fixed strength of plain DPO."""
+
+    def __init__(self) -> None:
+        super().__init__((), ())
+        del self.loc
+
+    def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """Sample nothing."""
+        return {}
+
+    def median(self) -> dict[str, Tensor]:
+        """No latents, no medians."""
+        return {}
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """No latents, no draws."""
+        return {}
+
+
+def build_strength_guide(
+    model: PreferenceModel, initial_cv: float = 0.5, initial_scale: float = 0.1
+) -> StrengthGuide:
+    """Build the guide of a preference model's global latents.
+
+    Args:
+        model: The preference model; its anchoring of the mean decides what is latent.
+        initial_cv: Initial median of cv, > 0. The mean starts at the model's `beta`.
+        initial_scale: Initial standard deviation of the logarithms, > 0.
+
+    Returns:
+        :class:`NormalGuide`, or :class:`PointGuide` under `mean="free"`, where there is no prior,
+        or :class:`NoLatentGuide` for the fixed family.
+
+    Raises:
+        ValueError: If an initial value is not positive.
+    """
+    for name, value in {"initial_cv": initial_cv, "initial_scale": initial_scale}.items():
+        if not value > 0:
+            raise ValueError(f"Expected {name} > 0, got {value}")
+    if model.family == "fixed":
+        return NoLatentGuide()
+    if model.mean == "fixed":
+        return NormalGuide(("cv",), (initial_cv,), initial_scale)
+    names, initial = ("mean", "cv"), (model.beta, initial_cv)
+    if model.mean == "free":
+        return PointGuide(names, initial)
+    return NormalGuide(names, initial, initial_scale)
