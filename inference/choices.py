@@ -1,0 +1,97 @@
+"""The data of every fit: margins of the chosen over the rejected response, and who chose."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = ["Choices", "read_choices"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Checked margins and annotators.
+
+    Attributes:
+        margin: Chosen minus rejected log-ratio in nats, float64, shape `(pairs,)`.
+        annotator: Index of the annotator of each pair into `labels`, or None without ids.
+        labels: Annotator ids in sorted order, as strings; empty without ids.
+    """
+
+    margin: Float[np.ndarray, " pairs"]
+    annotator: Int[np.ndarray, " pairs"] | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs."""
+        return len(self.margin)
+
+    @property
+    def num_annotators(self) -> int:
+        """Number of annotators; 0 without ids."""
+        return len(self.labels)
+
+    @property
+    def has_panels(self) -> bool:
+        """Whether ids are given and somebody chose more than once."""
+        return 0 < self.num_annotators < self.num_pairs
+
+
+def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = None) -> Choices:
+    """Check margins and annotator ids.
+
+    Args:
+        margins: Margins in nats, chosen minus rejected: list, array or tensor of shape `(pairs,)`.
+        annotator: Annotator ids of any type, same length, or None.
+
+    Returns:
+        The checked data.
+
+    Raises:
+        ValueError: If there are no margins, a margin is not finite, all are equal, the lengths
+            differ, or all choices are one annotator's.
+
+    Example:
+        >>> read_choices([0.3, -1.2, 2.0], ["ann", "bob", "ann"]).labels
+        ('ann', 'bob')
+    """
+    if hasattr(margins, "detach"):
+        margins = margins.detach().cpu()
+    margin = np.asarray(margins, dtype=np.float64)
+    _check_margin(margin)
+    if annotator is None:
+        return Choices(margin)
+    ids = np.asarray(annotator).astype(str)
+    if ids.shape != margin.shape:
+        raise ValueError(
+            f"Expected one annotator id per margin ({margin.size}), got shape {ids.shape}"
+        )
+    labels, index = np.unique(ids, return_inverse=True)
+    if len(labels) == 1:
+        raise ValueError(
+            "Expected at least two annotators, got one only: one person's choices say nothing "
+            "about differences between people; fit without annotator ids"
+        )
+    return Choices(margin, index, tuple(labels.tolist()))
+
+
+def _check_margin(margin: np.ndarray) -> None:
+    if margin.ndim != 1:
+        raise ValueError(f"Expected margins of shape (pairs,), got shape {margin.shape}")
+    if margin.size == 0:
+        raise ValueError("Expected at least two margins, got none")
+    bad = np.flatnonzero(~np.isfinite(margin))
+    if bad.size:
+        first = bad[0]
+        raise ValueError(
+            f"Expected finite margins, got {margin[first]} at index {first} "
+            f"({bad.size} of {margin.size} are not finite)"
+        )
+    if margin.min() == margin.max():
+        raise ValueError(
+            f"Expected margins that differ, got {margin.size} times {margin[0]:g}: "
+            "mean and spread of the strength cannot be told apart"
+        )

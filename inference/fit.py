@@ -1,0 +1,200 @@
+"""One call from margins to the posterior of the strength's mean and coefficient of variation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from mixdpo_pyro.inference.choices import Choices, read_choices
+from mixdpo_pyro.inference.laplace import LogJoint, Maximum, explore, maximise
+from mixdpo_pyro.inference.likelihood import Likelihood, PanelTable, likelihood
+from mixdpo_pyro.models import Family
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["Anchor", "Fit", "Method", "fit"]
+
+Anchor = Literal["prior", "free", "fixed"]
+Method = Literal["laplace"]
+
+_MAX_STRENGTH_CELLS = 50_000_000
+"""Draws times annotators that are kept: 400 MB."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the margins say about the strength.
+
+    Attributes:
+        posterior: Draws: `mean` and `cv` of shape `(samples,)` and, where annotators chose
+            repeatedly, `strength` of shape `(samples, annotators)`, columns as in `annotators`.
+        choices: The checked data.
+        family: Law of the strength.
+        mean: Anchoring of the mean.
+        beta: Median of the mean's prior, or its fixed value.
+        method: How the posterior was computed.
+        flip_probability: Probability that a label was flipped, as assumed.
+        seed: Seed of the draws.
+        maximum: Where likelihood times the mean's prior is largest over cv >= 0.
+        null: The same for cv = 0, with its own best mean.
+        sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats.
+        attributes: Diagnostics of the method.
+    """
+
+    posterior: dict[str, np.ndarray]
+    choices: Choices
+    family: Family
+    mean: Anchor
+    beta: float
+    method: Method
+    flip_probability: float
+    seed: int
+    maximum: Maximum
+    null: Maximum
+    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Labels of the columns of `posterior["strength"]`."""
+        return self.choices.labels if "strength" in self.posterior else ()
+
+    @property
+    def log_likelihood(self) -> float:
+        """Log-likelihood at `maximum`, in nats."""
+        return self.maximum.log_likelihood
+
+    @property
+    def null_log_likelihood(self) -> float:
+        """Log-likelihood of a strength that is the same for everybody, at its best mean, in nats."""
+        return self.null.log_likelihood
+
+    def summary(self) -> "pd.DataFrame":
+        """Mean, sd and the 5%, 50% and 95% quantiles of every parameter, one a row.
+
+        Rows are `mean`, `cv` and `strength[LABEL]`.
+        """
+        import pandas as pd
+
+        rows = {name: self.posterior[name] for name in ("mean", "cv")}
+        for label, draws in zip(self.annotators, self.posterior.get("strength", np.empty(0)).T):
+            rows[f"strength[{label}]"] = draws
+        columns = np.stack(list(rows.values()), axis=1)
+        table = {"mean": columns.mean(0), "sd": columns.std(0, ddof=1)}
+        for percent in (5, 50, 95):
+            table[f"{percent}%"] = np.percentile(columns, percent, axis=0)
+        return pd.DataFrame(table, index=list(rows))
+
+    def to_arviz(self, **options: Any) -> "xr.DataTree":
+        """The fit as an ArviZ object, see :func:`mixdpo_pyro.inference.to_arviz`."""
+        from mixdpo_pyro.inference.arviz_io import to_arviz
+
+        return to_arviz(self, **options)
+
+
+def fit(
+    margins: Any,
+    annotator: Sequence[Any] | np.ndarray | None = None,
+    family: Family = "gamma",
+    method: Method = "laplace",
+    mean: Anchor = "prior",
+    beta: float = 0.1,
+    seed: int = 0,
+    num_samples: int = 1000,
+    flip_probability: float = 0.0,
+) -> Fit:
+    r"""Posterior of the strength's mean and cv given margins, the strengths integrated out.
+
+    .. math:: p(m, cv \mid \Delta) \propto p(m)\, p(cv) \prod_i
+              \mathbb{E}_{\beta \mid m, cv} \, \sigma(\beta \Delta_i)
+
+    With annotator ids the product over an annotator's choices goes inside the expectation, and
+    each annotator's strength is drawn as well. Ids that never repeat change nothing.
+
+    Args:
+        margins: Margins in nats, chosen minus rejected, shape `(pairs,)`.
+        annotator: Annotator ids of any type, one per margin.
+        family: Law of the strength: `"gamma"`, `"lognormal"`, or `"normal"` (may be negative).
+        method: `"laplace"`, which carries a quadrature over (log mean, log cv).
+        mean: Anchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
+            `"fixed"` (mean = beta), `"free"` (flat in mean and in cv below 10).
+        beta: Median of the mean's prior, or its fixed value; > 0.
+        seed: Seed of the draws; equal seeds give equal draws.
+        num_samples: Number of posterior draws.
+        flip_probability: Probability that a label was flipped, in [0, 0.5).
+
+    Returns:
+        The posterior, with the maximum of the likelihood and that of the null hypothesis cv = 0.
+
+    Raises:
+        ValueError: If the data or an argument cannot be used; the message says which and why.
+
+    Example:
+        >>> margin = np.random.default_rng(0).normal(0, 10, 500) + 3
+        >>> sorted(fit(margin).posterior)
+        ['cv', 'mean']
+    """
+    _check_arguments(family, method, mean, beta, num_samples, flip_probability)
+    choices = read_choices(margins, annotator)
+    _check_identified(choices, mean)
+    log_joint = LogJoint(likelihood(choices, family, flip_probability), mean, beta)
+    rng = np.random.default_rng(seed)
+    posterior = explore(log_joint).draw(num_samples, rng)
+    log_density = log_joint(np.log(posterior["mean"]), np.log(posterior["cv"]))
+    posterior |= _draw_strengths(log_joint.likelihood, posterior, rng)
+    maximum, null = maximise(log_joint)
+    return Fit(
+        posterior=posterior,
+        choices=choices,
+        family=family,
+        mean=mean,
+        beta=beta,
+        method=method,
+        flip_probability=flip_probability,
+        seed=seed,
+        maximum=maximum,
+        null=null,
+        sample_stats={"lp": log_density},
+    )
+
+
+def _draw_strengths(
+    likelihood: Likelihood, posterior: dict[str, np.ndarray], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    if not isinstance(likelihood, PanelTable):
+        return {}
+    if len(posterior["cv"]) * len(likelihood.log_likelihood) > _MAX_STRENGTH_CELLS:
+        return {}
+    return {"strength": likelihood.draw_strengths(posterior["mean"], posterior["cv"], rng)}
+
+
+def _check_arguments(
+    family: str, method: str, mean: str, beta: float, num_samples: int, flip_probability: float
+) -> None:
+    allowed = {
+        "family": (family, ("gamma", "lognormal", "normal")),
+        "method": (method, get_args(Method)),
+        "mean": (mean, get_args(Anchor)),
+    }
+    for name, (value, choices) in allowed.items():
+        if value not in choices:
+            raise ValueError(f"Expected {name} to be one of {', '.join(choices)}, got {value!r}")
+    if not 0 < beta < np.inf:
+        raise ValueError(f"Expected a finite beta > 0, got {beta}")
+    if not num_samples >= 2:
+        raise ValueError(f"Expected num_samples >= 2, got {num_samples}")
+    if not 0 <= flip_probability < 0.5:
+        raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
+
+
+def _check_identified(choices: Choices, mean: str) -> None:
+    margin = choices.margin
+    if mean == "free" and (margin.min() >= 0 or margin.max() <= 0):
+        sign = "agrees with" if margin.min() >= 0 else "contradicts"
+        raise ValueError(
+            f"Expected choices on both sides for mean='free': every choice {sign} its margin, "
+            "so the likelihood has no maximum in the mean; use mean='prior' or mean='fixed'"
+        )
