@@ -1,0 +1,1 @@
+"""Direct preference optimization with a distribution of preference strengths."""

@@ -1,0 +1,196 @@
+"""The command line. Heavy libraries are imported by the command that needs them."""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mixdpo_pyro.errors import ConfigError, MixDPOError
+
+__all__ = ["main"]
+
+_USAGE = """\
+usage: mixdpo COMMAND [options]
+
+commands:
+  demo        a simulated world with known truth, from text to report (no network, no GPU)
+  train       train a policy and the strength distribution: mixdpo train --config run.yaml
+  init        build a small Llama and its tokenizer from the text of a dataset
+  simulate    write a simulated preference dataset with known truth
+  report      write the report of a finished run again
+
+mixdpo COMMAND --help shows a command's options. --debug shows tracebacks and library warnings.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0; 2 for a wrong command line or configuration, 1 for any other failure, 130 when
+        interrupted. A failure is one line on standard error, or a traceback with `--debug`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if not debug:
+        _quiet_libraries()
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("mixdpo: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        print(f"mixdpo: error: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _run(arguments: list[str]) -> int:
+    commands = {
+        "demo": _demo, "train": _train, "init": _init, "simulate": _simulate, "report": _report
+    }  # fmt: skip
+    match arguments:
+        case []:
+            print(_USAGE, end="", file=sys.stderr)
+            return 2
+        case ["-h" | "--help", *_]:
+            print(_USAGE, end="")
+        case ["--version", *_]:
+            from importlib.metadata import version
+
+            print(version("mixdpo-pyro"))
+        case [name, *rest] if name in commands:
+            commands[name](rest)
+        case [name, *_]:
+            raise ConfigError(f"unknown command '{name}'; see mixdpo --help")
+    return 0
+
+
+def _demo(arguments: list[str]) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything the demo needs is made on the spot
+    from mixdpo_pyro.demo import DemoConfig, run_demo
+
+    config = DemoConfig(**_parse_fields(DemoConfig, "mixdpo demo", arguments))
+    _show_result(run_demo(config, _command_line("demo", arguments)))
+
+
+def _train(arguments: list[str]) -> None:
+    from mixdpo_pyro.config import parse_train_arguments
+    from mixdpo_pyro.files import staged_folder
+    from mixdpo_pyro.run import execute_run
+
+    plan = parse_train_arguments(arguments)
+    output = Path(plan.training.output_dir)
+    with staged_folder(output, plan.run.overwrite, keep=plan.run.resume) as folder:
+        execute_run(plan, folder, _command_line("train", arguments))
+    _show_result(output)
+
+
+def _init(arguments: list[str]) -> None:
+    from mixdpo_pyro.data import load_preferences
+    from mixdpo_pyro.files import staged_folder
+    from mixdpo_pyro.policy import ReferenceConfig, build_reference
+
+    values = _parse_fields(
+        ReferenceConfig,
+        "mixdpo init",
+        arguments,
+        {"dataset_name": "local file, saved dataset folder or hub name",
+         "output_dir": "folder for model and tokenizer"},
+    )  # fmt: skip
+    dataset_name, output_dir = values.pop("dataset_name"), values.pop("output_dir")
+    data = load_preferences(dataset_name)
+    with staged_folder(output_dir) as folder:
+        build_reference(data.pairs, ReferenceConfig(**values), folder)
+    print(f"wrote {output_dir}")
+
+
+def _simulate(arguments: list[str]) -> None:
+    from inspect import signature
+
+    from mixdpo_pyro.files import staged_folder
+    from mixdpo_pyro.simulate import simulate_preferences
+
+    parser = _OneLineParser(prog="mixdpo simulate", description="Write a simulated dataset.")
+    parser.add_argument("--output_dir", required=True, help="folder for dataset and truth")
+    for name, parameter in signature(simulate_preferences).parameters.items():
+        default = parameter.default
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    values = vars(parser.parse_args(arguments))
+    output_dir = values.pop("output_dir")
+    with staged_folder(output_dir) as folder:
+        simulate_preferences(**values).save(folder)
+    print(f"wrote {output_dir}/dataset and {output_dir}/truth.json")
+
+
+def _report(arguments: list[str]) -> None:
+    from mixdpo_pyro.report import write_report
+
+    parser = _OneLineParser(prog="mixdpo report", description="Write a run's report again.")
+    parser.add_argument("run", help="folder of a finished run")
+    print(f"wrote {write_report(parser.parse_args(arguments).run)}")
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def _parse_fields(
+    config: type, prog: str, arguments: list[str], extra: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Values for the fields of a flat dataclass; its docstring's Args section is the help."""
+    doc = config.__doc__ or ""
+    parser = _OneLineParser(prog=prog, description=doc.partition("\n")[0])
+    for name, text in (extra or {}).items():
+        parser.add_argument(f"--{name}", required=True, help=text)
+    for field in fields(config):
+        options: dict[str, Any] = {"help": _argument_help(doc, field.name), "default": field.default}
+        if isinstance(field.default, bool):
+            parser.add_argument(f"--{field.name}", action="store_true", **options)
+        else:
+            parser.add_argument(f"--{field.name}", type=type(field.default), **options)
+    return vars(parser.parse_args(arguments))
+
+
+def _argument_help(doc: str, name: str) -> str:
+    lines = [line.strip() for line in doc.splitlines()]
+    found = next((line for line in lines if line.startswith(f"{name}: ")), f"{name}: ")
+    return found.partition(": ")[2]
+
+
+def _show_result(output: Path) -> None:
+    from mixdpo_pyro.report import summary_lines
+
+    for line in summary_lines(output):
+        print(line)
+
+
+def _command_line(command: str, arguments: list[str]) -> str:
+    return shlex.join(["mixdpo", command, *arguments])
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, MixDPOError):
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _quiet_libraries() -> None:
+    """Leave a person's screen to stages, bars and results; set before the libraries load."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("mixdpo_pyro").addHandler(logging.StreamHandler())

@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mixdpo_pyro.errors import OutputError
+
+__all__ = ["RUN_FILE", "staged_folder", "write_json", "written_whole"]
+
+RUN_FILE = "run.json"
+"""The file that makes a folder a run folder; it is written last."""
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` once the block has ended well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(value: object, path: str | Path) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def staged_folder(folder: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
+    """Give an empty folder `NAME.partial`; rename it to `folder` once the block has ended well.
+
+    An earlier run in `folder` stays untouched until then, and stays for good where the block
+    fails. The partial folder of a failed block is kept for a look, and removed by the next try.
+
+    Args:
+        folder: The final folder.
+        overwrite: Replace an earlier run.
+        keep: Start from what an interrupted try left in the partial folder.
+
+    Raises:
+        OutputError: If `folder` holds a run and `overwrite` is not set, or holds anything else.
+    """
+    folder = Path(folder).expanduser()
+    _check_replaceable(folder, overwrite)
+    partial = folder.with_name(f"{folder.name}.partial")
+    if partial.exists() and not keep:
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    previous = folder.with_name(f"{folder.name}.previous")
+    if folder.exists():
+        folder.rename(previous)
+    partial.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, overwrite: bool) -> None:
+    if folder.is_file():
+        raise OutputError(f"{folder}: expected a folder to write to, found a file")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / RUN_FILE).is_file():
+        raise OutputError(f"{folder}: the folder holds other files than a run; choose another one")
+    if not overwrite:
+        raise OutputError(f"{folder}: holds an earlier run; add --overwrite to replace it")

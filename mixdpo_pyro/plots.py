@@ -1,0 +1,186 @@
+"""Figures of a run. Each function returns a matplotlib figure and touches no global state."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+__all__ = [
+    "plot_annotators", "plot_cv", "plot_reliability", "plot_strength_law", "plot_training",
+]  # fmt: skip
+
+_HELD_OUT, _TRAINING, _TRUTH, _PRIOR = "#2456a6", "#c8691c", "#111111", "#8a8a8a"
+_MAX_LAWS = 300
+_MAX_ANNOTATORS = 40
+
+
+def plot_strength_law(
+    cv_draws: np.ndarray, family: str, training_cv: float, truth: dict | None = None
+) -> Figure:
+    """Density of the strength relative to its mean: posterior median and 90% band.
+
+    Args:
+        cv_draws: Posterior draws of cv.
+        family: Law of the strength, `lognormal` or `gamma`.
+        training_cv: The cv that training learned; 0 for plain DPO.
+        truth: Truth of a simulated world, with `family` and `cv`.
+    """
+    relative = np.linspace(0.01, 4, 400)
+    laws = np.stack([_relative_density(relative, cv, family) for cv in cv_draws[:_MAX_LAWS]])
+    low, middle, high = np.quantile(laws, [0.05, 0.5, 0.95], axis=0)
+    figure, axes = _figure()
+    axes.fill_between(relative, low, high, color=_HELD_OUT, alpha=0.2, linewidth=0)
+    axes.plot(relative, middle, color=_HELD_OUT, label="held-out pairs, with 90% band")
+    if training_cv > 0:
+        density = _relative_density(relative, training_cv, family)
+        axes.plot(relative, density, color=_TRAINING, linestyle=":", label="learned in training")
+    if truth is not None and truth["cv"] > 0:
+        density = _relative_density(relative, truth["cv"], truth["family"])
+        axes.plot(relative, density, color=_TRUTH, linestyle="--", label="truth")
+    axes.axvline(1, color=_PRIOR, linewidth=1)
+    axes.set(
+        xlabel="strength / mean strength (plain DPO: all at 1)", ylabel="density",
+        xlim=(0, 4), ylim=(0, min(1.3 * middle.max(), 8)),
+    )  # fmt: skip
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_cv(
+    cv_draws: np.ndarray, training_draws: np.ndarray, has_prior: bool, truth: float | None = None
+) -> Figure:
+    """Coefficient of variation of the strength: from prior to posterior.
+
+    Args:
+        cv_draws: Posterior draws given the held-out pairs.
+        training_draws: Draws of the guide that training learned; all equal where it is a point.
+        has_prior: Show the HalfNormal(1) prior.
+        truth: True value of a simulated world.
+    """
+    upper = max(2.0, 1.1 * float(np.quantile(cv_draws, 0.995)))
+    grid = np.linspace(0, upper, 400)
+    figure, axes = _figure()
+    axes.hist(
+        cv_draws, bins=np.linspace(0, upper, 60), density=True, color=_HELD_OUT, alpha=0.45,
+        label="held-out pairs",
+    )  # fmt: skip
+    if np.ptp(training_draws) > 0:
+        axes.hist(
+            training_draws, bins=np.linspace(0, upper, 60), density=True, color=_TRAINING,
+            histtype="step", label="learned in training",
+        )  # fmt: skip
+    else:
+        label = "learned in training (a point)"
+        axes.axvline(training_draws[0], color=_TRAINING, linestyle=":", label=label)
+    if has_prior:
+        axes.plot(grid, stats.halfnorm.pdf(grid), color=_PRIOR, label="prior")
+    if truth is not None:
+        axes.axvline(truth, color=_TRUTH, linestyle="--", label="truth")
+    axes.set(xlabel="cv of the strength (0: plain DPO)", ylabel="density", xlim=(0, upper))
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_training(history: Sequence[dict]) -> Figure:
+    """Loss, accuracy and strength over the steps of training.
+
+    Args:
+        history: The Trainer's log history.
+    """
+    table = pd.DataFrame([entry for entry in history if "loss" in entry])
+    panels = {
+        "loss": "loss (nats a pair)",
+        "rewards/accuracies": "accuracy",
+        "strength/mean": "mean strength",
+        "strength/cv": "cv of the strength",
+    }
+    figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=110)
+    for axes, (name, label) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        axes.plot(table["step"], table[name].astype(float), color=_TRAINING)
+        axes.set(xlabel="step", ylabel=label)
+        _tidy(axes)
+    return figure
+
+
+def plot_reliability(probability: np.ndarray, is_first: np.ndarray, bins: int = 10) -> Figure:
+    """Predicted against observed choice of the first response, pairs in random order.
+
+    Args:
+        probability: Predicted probability that the first response of the pair is chosen.
+        is_first: Whether it was.
+        bins: Number of bins with equal numbers of pairs.
+    """
+    order = np.argsort(probability)
+    groups = [g for g in np.array_split(order, bins) if len(g)]
+    predicted = np.array([probability[g].mean() for g in groups])
+    chosen = np.array([is_first[g].sum() for g in groups])
+    count = np.array([len(g) for g in groups])
+    # Jeffreys interval of a proportion
+    low = stats.beta.ppf(0.05, chosen + 0.5, count - chosen + 0.5)
+    high = stats.beta.ppf(0.95, chosen + 0.5, count - chosen + 0.5)
+    figure, axes = _figure(width=5.2)
+    axes.plot([0, 1], [0, 1], color=_PRIOR, linewidth=1)
+    axes.vlines(predicted, low, high, color=_HELD_OUT, alpha=0.5)
+    axes.plot(predicted, chosen / count, "o", color=_HELD_OUT)
+    axes.set(
+        xlabel="predicted probability of the first response", ylabel="observed frequency, 90%",
+        xlim=(0, 1), ylim=(0, 1), aspect="equal",
+    )  # fmt: skip
+    return figure
+
+
+def plot_annotators(
+    strengths: np.ndarray, labels: Sequence[str], truth: dict[str, float] | None = None
+) -> Figure:
+    """Strength of each annotator relative to the mean over annotators, with 90% interval.
+
+    Args:
+        strengths: Posterior draws, shape `(samples, annotators)`.
+        labels: Annotator labels.
+        truth: True strengths by label; shown relative to the mean over all of them.
+    """
+    relative = strengths / strengths.mean(axis=1, keepdims=True)
+    low, middle, high = np.quantile(relative, [0.05, 0.5, 0.95], axis=0)
+    order = np.argsort(middle)
+    if len(order) > _MAX_ANNOTATORS:
+        order = order[np.linspace(0, len(order) - 1, _MAX_ANNOTATORS).round().astype(int)]
+    rows = np.arange(len(order))
+    figure, axes = _figure(height=1.2 + 0.17 * len(order))
+    axes.hlines(rows, low[order], high[order], color=_HELD_OUT, alpha=0.5)
+    axes.plot(middle[order], rows, "o", color=_HELD_OUT, markersize=4, label="posterior, 90%")
+    if truth is not None:
+        mean = np.mean(list(truth.values()))
+        axes.plot(
+            [truth[labels[i]] / mean for i in order], rows, "x", color=_TRUTH, markersize=4,
+            label="truth",
+        )  # fmt: skip
+    axes.axvline(1, color=_PRIOR, linewidth=1)
+    axes.set(
+        yticks=rows, yticklabels=[labels[i] for i in order], xlabel="strength / mean strength",
+        xlim=(0, None), ylim=(-1, len(rows)),
+    )  # fmt: skip
+    axes.tick_params(axis="y", labelsize=7)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _relative_density(relative: np.ndarray, cv: float, family: str) -> np.ndarray:
+    """Density of strength / mean under a law of mean 1."""
+    if family == "gamma":
+        return stats.gamma.pdf(relative, cv**-2, scale=cv**2)
+    scale = np.sqrt(np.log1p(cv**2))
+    return stats.lognorm.pdf(relative, scale, scale=np.exp(-(scale**2) / 2))
+
+
+def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    _tidy(axes)
+    return figure, axes
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,45 @@
+"""What a person sees during a run: stages, and a progress bar with the numbers that matter."""
+
+from typing import Any
+
+from rich.console import Console
+from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["TidyProgress", "console", "show_stage", "use_tidy_progress"]
+
+console = Console(stderr=True, highlight=False)
+
+
+def show_stage(title: str) -> None:
+    """Announce the next stage of a run."""
+    console.print(f"[bold]{title}[/bold]")
+
+
+class TidyProgress(ProgressCallback):
+    """The Trainer's progress bar; the last metrics stand in the bar, not in lines below it."""
+
+    _SHOWN = {  # noqa: RUF012 - read only
+        "loss": "loss", "rewards/accuracies": "accuracy", "strength/mean": "mean", "strength/cv": "cv"
+    }  # fmt: skip
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the last logged values in the bar."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        shown = {short: logs[name] for name, short in self._SHOWN.items() if name in logs}
+        if shown:
+            self.training_bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items()})
+
+
+def use_tidy_progress(trainer: Trainer) -> None:
+    """Give `trainer` this bar in place of the Trainer's, unless bars are switched off."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TidyProgress)

@@ -1,0 +1,195 @@
+"""One run from pairs to report: train policy and strength, ask the held-out pairs, write it down."""
+
+import importlib.metadata
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from datasets import Dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from mixdpo_pyro.config import RunConfig, TrainPlan
+from mixdpo_pyro.data import ROW_COLUMN, PreferenceData, load_preferences, split_pairs
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.files import RUN_FILE, write_json, written_whole
+from mixdpo_pyro.inference import Fit, assess_heterogeneity, fit
+from mixdpo_pyro.progress import show_stage, use_tidy_progress
+from mixdpo_pyro.report import (
+    HISTORY_FILE,
+    MARGINS_FILE,
+    POSTERIOR_FILE,
+    TRAINING_POSTERIOR_FILE,
+    write_report,
+)
+from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+
+__all__ = ["execute_run"]
+
+DEFAULT_ANNOTATOR_COLUMN = "annotator"
+_REPORTED_PACKAGES = (
+    "mixdpo-pyro", "torch", "pyro-ppl", "transformers", "trl", "peft", "datasets", "accelerate",
+    "arviz-base",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _SplitPairs:
+    """Pairs to train on and held-out pairs, with what was left out of them."""
+
+    train: Dataset
+    test: Dataset
+    annotator_column: str | None
+    source: str
+    dropped: dict[str, int]
+
+
+def execute_run(
+    plan: TrainPlan, folder: Path, command: str = "", truth: dict[str, Any] | None = None
+) -> None:
+    """Train, fit the held-out pairs, and write every result into `folder`.
+
+    The folder then holds `policy/` (weights, tokenizer, strength), `posterior.nc`,
+    `margins.parquet`, `log_history.json`, `config.yaml`, `run.json`, `report.html` and `figures/`.
+
+    Args:
+        plan: What is asked for.
+        folder: An existing folder, see :func:`~mixdpo_pyro.files.staged_folder`.
+        command: Command line to show in the report.
+        truth: Truth of a simulated world to compare with.
+    """
+    started = time.monotonic()
+    training = plan.training
+    training.output_dir = str(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
+    show_stage("Reading the pairs")
+    data = _load_pairs(plan.run, training.seed)
+
+    show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
+    trainer = _build_trainer(training, plan.model, data)
+    checkpoint = get_last_checkpoint(str(folder)) if plan.run.resume else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _save_policy(trainer, folder / "policy")
+    write_json(trainer.state.log_history, folder / HISTORY_FILE)
+
+    show_stage(f"Asking {len(data.test):,} held-out pairs")
+    margins = _held_out_margins(trainer, data)
+    with written_whole(folder / MARGINS_FILE) as temporary:
+        margins.to_parquet(temporary, index=False)
+    result = _fit_margins(margins, data.annotator_column, training)
+    result.to_arviz().to_netcdf(folder / POSTERIOR_FILE, engine="h5netcdf")
+
+    draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
+    write_json({"draws": draws, **trainer.strength.summary()}, folder / TRAINING_POSTERIOR_FILE)
+    facts = {
+        "command": command,
+        "family": training.family,
+        "diagnosed_family": result.family,
+        "anchor": training.mean,
+        "beta": training.beta,
+        "seed": training.seed,
+        "data": {
+            "source": data.source,
+            "train": len(data.train),
+            "test": len(margins),
+            "dropped": data.dropped,
+            "annotator_column": data.annotator_column,
+        },
+        "verdict": asdict(assess_heterogeneity(result)),
+        "versions": _versions(),
+        "seconds": round(time.monotonic() - started, 1),
+        "truth": truth,
+    }
+    write_json(facts, folder / RUN_FILE)
+    show_stage("Writing the report")
+    write_report(folder)
+
+
+def _load_pairs(run: RunConfig, seed: int) -> _SplitPairs:
+    train = _load_split(run, run.dataset_train_split, run.max_pairs, seed)
+    column = run.annotator_column
+    if column is None and DEFAULT_ANNOTATOR_COLUMN in train.pairs.column_names:
+        column = DEFAULT_ANNOTATOR_COLUMN
+    if run.dataset_test_split is None:
+        train_pairs, test_pairs = split_pairs(train.pairs, run.test_fraction, seed)
+        return _SplitPairs(train_pairs, test_pairs, column, train.source, train.dropped)
+    test = _load_split(run, run.dataset_test_split, None, seed)
+    dropped = {
+        reason: train.dropped.get(reason, 0) + test.dropped.get(reason, 0)
+        for reason in {**train.dropped, **test.dropped}
+    }
+    return _SplitPairs(train.pairs, test.pairs, column, train.source, dropped)
+
+
+def _load_split(run: RunConfig, split: str, max_rows: int | None, seed: int) -> PreferenceData:
+    return load_preferences(
+        run.dataset_name,
+        split=split,
+        config=run.dataset_config,
+        annotator_column=run.annotator_column,
+        max_rows=max_rows,
+        seed=seed,
+    )
+
+
+def _build_trainer(
+    training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
+) -> MixDPOTrainer:
+    training.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(training.model_init_kwargs or {}),
+    }
+    try:
+        trainer = MixDPOTrainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=data.train,
+            eval_dataset=data.test,
+            peft_config=get_peft_config(model),
+            quantization_config=get_quantization_config(model),
+        )
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model_name_or_path: {first_line}") from error
+    use_tidy_progress(trainer)
+    return trainer
+
+
+def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
+    """Weights, tokenizer and strength; not the Trainer's own pickle of its arguments."""
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink(missing_ok=True)
+
+
+def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame:
+    """Margins of the trained policy with the columns of the source, but for the texts."""
+    margins = pd.DataFrame(trainer.margins())
+    texts = {"prompt", "chosen", "rejected"}
+    columns = [name for name in data.test.column_names if name not in texts]
+    return margins.merge(data.test.select_columns(columns).to_pandas(), on=ROW_COLUMN)
+
+
+def _fit_margins(
+    margins: pd.DataFrame, annotator_column: str | None, training: MixDPOConfig
+) -> Fit:
+    """Posterior of the strength given the margins; plain DPO is diagnosed as lognormal."""
+    return fit(
+        margins["margin"].to_numpy(np.float64),
+        annotator=None if annotator_column is None else margins[annotator_column].to_numpy(),
+        family="lognormal" if training.family == "fixed" else training.family,
+        mean=training.mean,
+        beta=training.beta,
+        seed=training.seed,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
+    return {"python": platform.python_version(), **versions}

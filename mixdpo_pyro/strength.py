@@ -1,0 +1,140 @@
+"""The learned strength as one object: its configuration, its objective, its law, its files."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from torch import Tensor
+
+from mixdpo_pyro.errors import ConfigError, OutputError
+from mixdpo_pyro.files import write_json, written_whole
+from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
+from mixdpo_pyro.models import Draws, PreferenceModel
+
+__all__ = ["ANCHORS", "ESTIMATORS", "FAMILIES", "Strength", "StrengthConfig", "law_quantile"]
+
+FAMILIES = ("lognormal", "gamma", "fixed")
+ESTIMATORS = ("auto", "draws", "quadrature", "series")
+ANCHORS = ("prior", "fixed", "free")
+
+STRENGTH_FILE = "strength.json"
+TENSORS_FILE = "strength.safetensors"
+
+
+@dataclass(frozen=True)
+class StrengthConfig:
+    """What is assumed of the strength; see :class:`~mixdpo_pyro.trainer.MixDPOConfig`.
+
+    Raises:
+        ConfigError: If a value is outside its domain, or the estimator does not fit the family.
+    """
+
+    family: str = "lognormal"
+    mean: str = "prior"
+    beta: float = 0.1
+    estimator: str = "auto"
+    num_draws: int = 16
+    initial_cv: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "family": FAMILIES, "mean": ANCHORS, "estimator": ESTIMATORS
+        }.items():  # fmt: skip
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        for name in ("beta", "num_draws", "initial_cv"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
+        if self.estimator == "series" and self.family == "lognormal":
+            raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
+
+    def build(self) -> StrengthObjective:
+        """Preference model, guide and their objective."""
+        estimator = self.estimator
+        if self.family == "fixed":
+            estimator = "auto"  # nothing is left to estimate
+        elif estimator == "draws":
+            estimator = Draws(num_draws=self.num_draws)
+        model = PreferenceModel(self.family, mean=self.mean, beta=self.beta, estimator=estimator)
+        return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
+
+
+class Strength:
+    """The strength of preference as it is learned, saved and loaded.
+
+    Attributes:
+        config: What is assumed of it.
+        objective: The loss that learns it, a `torch.nn.Module`.
+    """
+
+    def __init__(self, config: StrengthConfig) -> None:
+        self.config = config
+        self.objective = config.build()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load the strength that was saved beside a policy or in a checkpoint.
+
+        Raises:
+            OutputError: If a file is missing or damaged.
+        """
+        path = Path(folder) / STRENGTH_FILE
+        try:
+            saved = json.loads(path.read_text())
+            strength = cls(StrengthConfig(**saved["config"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
+        strength.load(folder)
+        return strength
+
+    def load(self, folder: str | Path) -> None:
+        """Load the learned parameters from `folder` into this strength.
+
+        Raises:
+            OutputError: If the file is missing, damaged, or of another configuration.
+        """
+        path = Path(folder) / TENSORS_FILE
+        try:
+            self.objective.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write `strength.safetensors` and `strength.json` into `folder`."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()}
+        with written_whole(Path(folder) / TENSORS_FILE) as temporary:
+            save_file(tensors, temporary)
+        write_json(
+            {"config": asdict(self.config), "learned": self.summary()}, Path(folder) / STRENGTH_FILE
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Mean, cv and the 5% and 95% quantiles of beta, at the guide's median."""
+        location = {name: value.item() for name, value in self.objective.location().items()}
+        quantiles = {
+            name: law_quantile(probability, family=self.config.family, **location)
+            for name, probability in {"q05": 0.05, "q95": 0.95}.items()
+        }
+        return {**location, **quantiles}
+
+    def draw(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+        """Draws of `mean` and `cv` from the guide, shape `(num_samples,)` each."""
+        return self.objective.draw(num_samples, seed)
+
+
+def law_quantile(probability: float, mean: float, cv: float, family: str) -> float:
+    r"""Quantile of the strength :math:`\beta` under the law with this mean and cv."""
+    if family == "fixed" or cv == 0:
+        return mean
+    if family == "gamma":
+        return float(stats.gamma.ppf(probability, cv**-2, scale=mean * cv**2))
+    log_variance = torch.tensor(cv, dtype=torch.float64).square().log1p().item()
+    median = mean / (1 + cv**2) ** 0.5
+    return float(stats.lognorm.ppf(probability, log_variance**0.5, scale=median))

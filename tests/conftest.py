@@ -1,0 +1,24 @@
+"""Fixtures every test shares: no network, fixed seeds, Pyro's checks on, global defaults unchanged."""
+
+import os
+
+# Set before any Hugging Face library is imported: tests neither download nor report.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _isolated_test():
+    """Seed, clear Pyro's store, switch its validation on, and fail a test that leaves a default changed."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    dtype = torch.get_default_dtype()
+    with pyro.validation_enabled():
+        yield
+    assert torch.get_default_dtype() == dtype, "the test changed the default dtype"
+    assert not pyro.get_param_store(), "the test left parameters in Pyro's global store"
