@@ -1,11 +1,18 @@
 """How we learn it: from margins to a posterior (Pyro and ArviZ)."""
 
+from mixdpo_pyro.inference.arviz_io import save_arviz, to_arviz, to_inference_data
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
 from mixdpo_pyro.inference.fit import Fit, fit
 from mixdpo_pyro.inference.guides import build_strength_guide
 from mixdpo_pyro.inference.laplace import Maximum
 from mixdpo_pyro.inference.objectives import StrengthObjective
+from mixdpo_pyro.inference.predictive import (
+    choice_probabilities,
+    mean_choice_probability,
+    replicate_choices,
+    sample_new_strengths,
+)
 
 __all__ = [
     "Choices",
@@ -15,6 +22,13 @@ __all__ = [
     "Verdict",
     "assess_heterogeneity",
     "build_strength_guide",
+    "choice_probabilities",
     "fit",
+    "mean_choice_probability",
     "read_choices",
+    "replicate_choices",
+    "sample_new_strengths",
+    "save_arviz",
+    "to_arviz",
+    "to_inference_data",
 ]

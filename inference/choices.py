@@ -17,7 +17,7 @@ class Choices:
     Attributes:
         margin: Chosen minus rejected log-ratio in nats, float64, shape `(pairs,)`.
         annotator: Index of the annotator of each pair into `labels`, or None without ids.
-        labels: Annotator ids in sorted order, as strings; empty without ids.
+        labels: Annotator ids as strings, in the sorted order of the ids; empty without ids.
     """
 
     margin: Float[np.ndarray, " pairs"]
@@ -64,18 +64,30 @@ def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = No
     _check_margin(margin)
     if annotator is None:
         return Choices(margin)
-    ids = np.asarray(annotator).astype(str)
-    if ids.shape != margin.shape:
+    ids = _read_ids(annotator, margin.size)
+    people, index = np.unique(ids, return_inverse=True)
+    if len(people) == 1:
         raise ValueError(
-            f"Expected one annotator id per margin ({margin.size}), got shape {ids.shape}"
+            f"Expected at least two annotators, got {people[0]} only: one person's choices say "
+            "nothing about differences between people; fit without annotator ids"
         )
-    labels, index = np.unique(ids, return_inverse=True)
-    if len(labels) == 1:
+    return Choices(margin, index, tuple(people.astype(str).tolist()))
+
+
+def _read_ids(annotator: Any, num_pairs: int) -> np.ndarray:
+    """Ids as numbers or strings, whichever sorts them naturally."""
+    if hasattr(annotator, "detach"):
+        annotator = annotator.detach().cpu()
+    ids = np.asarray(annotator)
+    if ids.shape != (num_pairs,):
         raise ValueError(
-            "Expected at least two annotators, got one only: one person's choices say nothing "
-            "about differences between people; fit without annotator ids"
+            f"Expected one annotator id per margin ({num_pairs}), got shape {ids.shape}"
         )
-    return Choices(margin, index, tuple(labels.tolist()))
+    if ids.dtype.kind in "Of":
+        for k, value in enumerate(ids):
+            if value is None or value != value:
+                raise ValueError(f"Expected an annotator id per pair, got {value} at index {k}")
+    return ids.astype(str) if ids.dtype.kind == "O" else ids
 
 
 def _check_margin(margin: np.ndarray) -> None:

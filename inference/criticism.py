@@ -36,7 +36,7 @@ class Verdict:
 
 
 def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdict:
-    r"""Judge whether strengths differ, by a likelihood ratio test of cv = 0 and the posterior of cv.
+    r"""Judge whether strengths differ, by a test of cv = 0 and the posterior of cv.
 
     .. math:: p = \tfrac12 \Pr(\chi^2_0 \ge LR) + \tfrac12 \Pr(\chi^2_1 \ge LR)
 
@@ -55,17 +55,16 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
     p_value = 1.0 if ratio == 0 else float(0.5 * erfc(np.sqrt(ratio / 2)))
     is_rejected = p_value < _LEVEL
     evidence = f"cv is between {low:.2f} and {high:.2f} (90%), p = {p_value:.2g} against cv = 0"
+    value: Literal["heterogeneous", "homogeneous", "inconclusive"] = "inconclusive"
     if high < HOMOGENEOUS_BELOW:
         value = "homogeneous"
         reason = f"Strengths differ little, if at all: {evidence}."
     elif not is_rejected:
-        value = "inconclusive"
         reason = f"The data fit equal strengths and different ones: {evidence}."
     elif result.choices.has_panels or margins_are_exact:
         value = "heterogeneous"
         reason = f"Strengths differ: {evidence}."
     else:
-        value = "inconclusive"
         reason = (
             f"If the margins were exact, strengths would differ ({evidence}), but without "
             "repeated choices per annotator this cannot be told from errors in the margins or "

@@ -42,6 +42,7 @@ class Fit:
         null: The same for cv = 0, with its own best mean.
         sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats.
         attributes: Diagnostics of the method.
+        num_chains: Chains that the draws come from, in order; 1 where draws are independent.
     """
 
     posterior: dict[str, np.ndarray]
@@ -56,6 +57,7 @@ class Fit:
     null: Maximum
     sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
+    num_chains: int = 1
 
     @property
     def annotators(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class Fit:
 
     @property
     def null_log_likelihood(self) -> float:
-        """Log-likelihood of a strength that is the same for everybody, at its best mean, in nats."""
+        """Log-likelihood of one strength for everybody, at its best mean, in nats."""
         return self.null.log_likelihood
 
     def summary(self) -> "pd.DataFrame":
@@ -80,8 +82,8 @@ class Fit:
         import pandas as pd
 
         rows = {name: self.posterior[name] for name in ("mean", "cv")}
-        for label, draws in zip(self.annotators, self.posterior.get("strength", np.empty(0)).T):
-            rows[f"strength[{label}]"] = draws
+        for k, label in enumerate(self.annotators):
+            rows[f"strength[{label}]"] = self.posterior["strength"][:, k]
         columns = np.stack(list(rows.values()), axis=1)
         table = {"mean": columns.mean(0), "sd": columns.std(0, ddof=1)}
         for percent in (5, 50, 95):

@@ -23,6 +23,7 @@ class StrengthGuide(nn.Module):
     """
 
     def __init__(self, names: tuple[str, ...], initial: tuple[float, ...]) -> None:
+        """Make the location from the initial values."""
         super().__init__()
         self.names = names
         self.loc = nn.Parameter(torch.tensor(initial).log())
@@ -45,6 +46,7 @@ class NormalGuide(StrengthGuide):
     def __init__(
         self, names: tuple[str, ...], initial: tuple[float, ...], initial_scale: float
     ) -> None:
+        """Start with independent normals of standard deviation `initial_scale`."""
         super().__init__(names, initial)
         size = len(names)
         self.log_scale = nn.Parameter(torch.full((size,), initial_scale).log())
@@ -94,6 +96,7 @@ class NoLatentGuide(StrengthGuide):
     """Guide of a model without latents: the fixed strength of plain DPO."""
 
     def __init__(self) -> None:
+        """Make no parameters."""
         super().__init__((), ())
         del self.loc
 

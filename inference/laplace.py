@@ -1,4 +1,4 @@
-r"""The posterior of (mean, cv): Laplace along the ridge of the mean, quadrature for what Laplace leaves out.
+r"""The posterior of (mean, cv): Laplace along the ridge of the mean, quadrature for the rest.
 
 For every cv on a grid the conditional posterior of the log mean is centred by Newton's method and
 scaled by its curvature; the log joint is then evaluated on a lattice in these coordinates. Skewed
@@ -24,7 +24,7 @@ from mixdpo_pyro.models import cv_prior, mean_prior
 __all__ = ["LogJoint", "Maximum", "RidgeLattice", "explore", "maximise"]
 
 _LOG_CV_RANGE = (-9.0, 2.3)
-"""cv from 1e-4, where every family is DPO to 1e-8, to 10, where HalfNormal(1) is down by 50 nats."""
+"""cv from 1e-4, where every family is DPO, to 10, where HalfNormal(1) is down by 50 nats."""
 
 _REACH = 8.0
 """Log means further from the start are not looked at: a factor of 3000."""
@@ -181,9 +181,7 @@ def maximise(log_joint: LogJoint) -> tuple[Maximum, Maximum]:
 def _maximum_at(log_joint: LogJoint, cv: float, start: float) -> Maximum:
     """The best mean at this cv."""
     at = np.array([cv])
-    log_mean, _ = _ridge(
-        partial(log_joint.penalised, cv=at), np.array([start]), log_joint.anchor
-    )
+    log_mean, _ = _ridge(partial(log_joint.penalised, cv=at), np.array([start]), log_joint.anchor)
     value = log_joint.likelihood(np.exp(log_mean), at)[0]
     penalised = log_joint.penalised(log_mean, at)[0]
     return Maximum(float(np.exp(log_mean[0])), cv, float(value), float(penalised))

@@ -1,4 +1,4 @@
-r"""The log-likelihood of (mean, cv) made cheap: data are compressed once, then evaluated thousands of times.
+r"""The log-likelihood of (mean, cv) made cheap: data compressed once, evaluated often.
 
 Pairs: :math:`\log P(\Delta; m, cv)` is a smooth function of one margin, so the sum over pairs is a
 weighted sum over a few hundred nodes (the transpose of local polynomial interpolation).
@@ -19,13 +19,27 @@ from scipy.special import wrightomega
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
 
-__all__ = ["CompressedMargins", "Likelihood", "PanelTable", "compress", "likelihood", "tabulate"]
+__all__ = [
+    "CompressedMargins",
+    "Likelihood",
+    "PanelTable",
+    "compress",
+    "likelihood",
+    "pair_log_prob",
+    "tabulate",
+]
 
 _ORDER = 8
 """Points of the local interpolation: degree 7."""
 
 _STEP = 0.04
-"""Node distance in asinh units; the error falls like its eighth power, and `error_bound` measures it."""
+"""Node distance in asinh units; `error_bound` measures the error, of order eight in it."""
+
+_PAD = _ORDER // 2 - 1
+"""Nodes below the cell that is interpolated in."""
+
+_MANY = 500
+"""Distinct margins from which on interpolation is cheaper than the likelihood itself."""
 
 _CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
@@ -33,8 +47,6 @@ _CHUNK = 1_000_000
 
 class Likelihood(Protocol):
     """Total log-likelihood in nats at many parameters."""
-
-    family: Family
 
     def __call__(
         self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
@@ -44,7 +56,7 @@ class Likelihood(Protocol):
 
 
 def likelihood(choices: Choices, family: Family, flip_probability: float = 0.0) -> Likelihood:
-    """The marginal likelihood of a dataset: per pair, or per annotator where people chose repeatedly."""
+    """The marginal likelihood of a dataset: by pair, or by person where people chose repeatedly."""
     if choices.has_panels:
         return tabulate(choices, family, flip_probability)
     return compress(choices.margin, family, flip_probability)
@@ -55,7 +67,7 @@ def likelihood(choices: Choices, family: Family, flip_probability: float = 0.0) 
 
 @dataclass(frozen=True)
 class CompressedMargins:
-    r"""Margins as weighted nodes: :math:`\sum_i f(\Delta_i) \approx \sum_j w_j f(x_j)` for smooth f.
+    r"""Margins as weighted nodes: :math:`\sum_i f(\Delta_i) \approx \sum_j w_j f(x_j)`, f smooth.
 
     Nodes are equally spaced in :math:`t = \operatorname{asinh}(\Delta / s)`; the weights are those
     of Lagrange interpolation of degree 7 through the eight nodes around each margin.
@@ -63,24 +75,35 @@ class CompressedMargins:
     Attributes:
         family: Law of the strength.
         flip_probability: Probability that a label was flipped.
-        node: Nodes :math:`x_j`, increasing.
+        scale: The scale :math:`s`, in nats.
+        low: Smallest margin in units of t, where the first cell begins.
         weight: Weights :math:`w_j`, of either sign; they sum to the number of pairs.
-        midpoint: Centres of the cells between neighbouring nodes, in nats.
-        count: Margins per cell.
+        count: Margins per cell between neighbouring nodes.
     """
 
     family: Family
     flip_probability: float
-    node: Float[np.ndarray, " nodes"]
+    scale: float
+    low: float
     weight: Float[np.ndarray, " nodes"]
-    midpoint: Float[np.ndarray, " cells"]
     count: Float[np.ndarray, " cells"]
 
     def __call__(
         self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
     ) -> Float[np.ndarray, " points"]:
         """Log-likelihood of all pairs at each parameter point, in nats."""
-        return self._log_prob(self.node, mean, cv) @ self.weight
+        return self._at_nodes(mean, cv) @ self.weight
+
+    def per_pair(
+        self,
+        margin: Float[np.ndarray, " pairs"],
+        mean: Float[np.ndarray, " points"],
+        cv: Float[np.ndarray, " points"],
+    ) -> Float[np.ndarray, "points pairs"]:
+        """Log-probability of single pairs, whose margins lie within those that were compressed."""
+        at_nodes = self._at_nodes(mean, cv)
+        cell, basis = _locate(margin, self.scale, self.low, len(self.count))
+        return sum(at_nodes[:, cell + k] * basis[k] for k in range(_ORDER))
 
     def error_bound(self, mean: float, cv: float) -> float:
         r"""What compression changes in the log-likelihood at most, in nats.
@@ -89,26 +112,16 @@ class CompressedMargins:
         product is largest at the centre of the cell; it is measured there and summed with the
         number of margins in each cell (exact where :math:`f^{(8)}` is constant over eight nodes).
         """
-        at_nodes = self._log_prob(self.node, np.array([mean]), np.array([cv]))[0]
-        exact = self._log_prob(self.midpoint, np.array([mean]), np.array([cv]))[0]
-        windows = np.lib.stride_tricks.sliding_window_view(at_nodes, _ORDER)
-        central = windows @ _lagrange(np.array([_ORDER / 2 - 0.5]))[:, 0]
-        return float(np.abs(central - exact) @ self.count)
+        point = np.array([mean]), np.array([cv])
+        centre = self.scale * np.sinh(self.low + _STEP * (np.arange(len(self.count)) + 0.5))
+        exact = _log_prob(centre, *point, self.family, self.flip_probability)
+        error = self.per_pair(centre, *point) - exact
+        return float(np.abs(error[0]) @ self.count)
 
-    def _log_prob(self, margin: np.ndarray, mean: np.ndarray, cv: np.ndarray) -> np.ndarray:
-        """Log-probabilities, shape `(points, margins)`."""
-        rows = max(1, _CHUNK // (64 * len(margin)))
-        parts = [
-            mixed_logit_log_prob(
-                torch.from_numpy(margin),
-                torch.from_numpy(mean[k : k + rows, None]),
-                torch.from_numpy(cv[k : k + rows, None]),
-                _limit_family(self.family, cv[k : k + rows]),
-                flip_probability=self.flip_probability,
-            )
-            for k in range(0, len(mean), rows)
-        ]
-        return torch.cat(parts).numpy()
+    def _at_nodes(self, mean: np.ndarray, cv: np.ndarray) -> Float[np.ndarray, "points nodes"]:
+        t = self.low + _STEP * (np.arange(len(self.weight)) - _PAD)
+        node = self.scale * np.sinh(t)
+        return _log_prob(node, mean, cv, self.family, self.flip_probability)
 
 
 def compress(
@@ -122,22 +135,56 @@ def compress(
         flip_probability: Probability that a label was flipped.
     """
     # One thirtieth of the median resolves margins that are small beside the typical one.
-    scale = (np.median(np.abs(margin)) or np.abs(margin).mean()) / 30
-    low, high = np.arcsinh(np.array([margin.min(), margin.max()]) / scale)
-    pad = _ORDER // 2
+    scale = float(np.median(np.abs(margin)) or np.abs(margin).mean()) / 30
+    low, high = np.arcsinh(np.array([margin.min(), margin.max()]) / scale).tolist()
     num_cells = int((high - low) / _STEP) + 1
-    t = low + _STEP * np.arange(-pad + 1, num_cells + pad)
-    weight, count = np.zeros(len(t)), np.zeros(num_cells)
+    weight, count = np.zeros(num_cells + _ORDER - 1), np.zeros(num_cells)
     for k in range(0, len(margin), _CHUNK):
-        position = (np.arcsinh(margin[k : k + _CHUNK] / scale) - low) / _STEP
-        cell = np.clip(position.astype(np.int64), 0, num_cells - 1)
+        cell, basis = _locate(margin[k : k + _CHUNK], scale, low, num_cells)
         count += np.bincount(cell, minlength=num_cells)
-        for j, basis in enumerate(_lagrange(position - cell + pad - 1)):
-            weight += np.bincount(cell + j, basis, minlength=len(t))
-    centre = low + _STEP * (np.arange(num_cells) + 0.5)
-    return CompressedMargins(
-        family, flip_probability, scale * np.sinh(t), weight, scale * np.sinh(centre), count
-    )
+        for j in range(_ORDER):
+            weight += np.bincount(cell + j, basis[j], minlength=len(weight))
+    return CompressedMargins(family, flip_probability, scale, low, weight, count)
+
+
+def pair_log_prob(
+    margin: Float[np.ndarray, " pairs"],
+    mean: Float[np.ndarray, " points"],
+    cv: Float[np.ndarray, " points"],
+    family: Family,
+    flip_probability: float = 0.0,
+) -> Float[np.ndarray, "points pairs"]:
+    """Log-probability of each pair at each parameter point, interpolated where pairs are many."""
+    distinct, index = np.unique(margin, return_inverse=True)
+    if len(distinct) <= _MANY:
+        return _log_prob(distinct, mean, cv, family, flip_probability)[:, index]
+    return compress(distinct, family, flip_probability).per_pair(margin, mean, cv)
+
+
+def _log_prob(
+    margin: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family, flip_probability: float
+) -> Float[np.ndarray, "points margins"]:
+    rows = max(1, _CHUNK // (64 * len(margin)))
+    parts = [
+        mixed_logit_log_prob(
+            torch.from_numpy(margin),
+            torch.from_numpy(mean[k : k + rows, None]),
+            torch.from_numpy(cv[k : k + rows, None]),
+            family if cv[k : k + rows].any() else "fixed",
+            flip_probability=flip_probability,
+        )
+        for k in range(0, len(mean), rows)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _locate(
+    margin: np.ndarray, scale: float, low: float, num_cells: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cell of each margin, which is also its first node, and the basis through its eight nodes."""
+    position = (np.arcsinh(margin / scale) - low) / _STEP
+    cell = np.clip(position.astype(np.int64), 0, num_cells - 1)
+    return cell, _lagrange(position - cell + _PAD)
 
 
 def _lagrange(x: Float[np.ndarray, " points"]) -> Float[np.ndarray, "order points"]:
@@ -150,11 +197,6 @@ def _lagrange(x: Float[np.ndarray, " points"]) -> Float[np.ndarray, "order point
             for k in nodes
         ]
     )
-
-
-def _limit_family(family: Family, cv: np.ndarray) -> Family:
-    """The family, or its limit where every cv of the batch is zero."""
-    return family if cv.any() else "fixed"
 
 
 # Panels
@@ -262,7 +304,7 @@ class PanelTable:
         return value + self._peak[:, None]
 
     def _narrow(self, mean: float, cv: float) -> np.ndarray:
-        """The law is narrow beside the grid: interpolate the log-likelihood at nodes of the law."""
+        """The law is narrow beside the grid: interpolate the log-likelihood at its nodes."""
         beta, log_mass = self._narrow_rule(mean, cv)
         value = self._at(beta) + log_mass
         peak = value.max(1)
@@ -301,7 +343,12 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
         choices: Data with annotator ids.
         family: Law of the strength, positive or normal.
         flip_probability: Probability that a label was flipped.
+
+    Raises:
+        ValueError: If there are no ids.
     """
+    if choices.annotator is None:
+        raise ValueError("Expected choices with annotator ids")
     size = np.bincount(choices.annotator)
     energy = np.sqrt(np.bincount(choices.annotator, choices.margin**2).max())
     step = min(0.1, 0.5 / math.sqrt(0.44 * size.max()))
@@ -344,9 +391,7 @@ def _log_likelihood_at(
     return torch.cat(parts).T.contiguous().numpy()
 
 
-def _log_density(
-    beta: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family
-) -> np.ndarray:
+def _log_density(beta: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family) -> np.ndarray:
     law = strength_distribution(torch.as_tensor(mean), torch.as_tensor(cv), family)
     return law.log_prob(torch.from_numpy(beta)).numpy()
 

@@ -28,7 +28,10 @@ class StrengthObjective(torch.nn.Module):
         num_particles: Draws from the guide per evaluation.
     """
 
-    def __init__(self, model: PreferenceModel, guide: StrengthGuide, num_particles: int = 1) -> None:
+    def __init__(
+        self, model: PreferenceModel, guide: StrengthGuide, num_particles: int = 1
+    ) -> None:
+        """Keep model and guide; no parameters are made."""
         super().__init__()
         self.model = model
         self.guide = guide
