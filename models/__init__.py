@@ -1,12 +1,8 @@
 """What we believe: the preference likelihood with a random strength (torch and Pyro only)."""
 
-from mixdpo_pyro.models.mixed_logit import (
-    Draws,
-    Estimator,
-    Quadrature,
-    Series,
-    mixed_logit_log_prob,
-)
+from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series
+from mixdpo_pyro.models.lerch import gamma_log_prob, lerch_phi_minus_one
+from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
 from mixdpo_pyro.models.preference import PreferenceModel
 from mixdpo_pyro.models.strength import (
     FAMILIES,
@@ -28,7 +24,9 @@ __all__ = [
     "Quadrature",
     "Series",
     "cv_prior",
+    "gamma_log_prob",
     "gamma_parameters",
+    "lerch_phi_minus_one",
     "lognormal_parameters",
     "mean_prior",
     "mixed_logit_log_prob",

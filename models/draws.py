@@ -8,32 +8,49 @@ Biased downwards for finite K (Jensen). Source: MixDPO (Imai et al., arXiv 2601.
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from mixdpo_pyro.models.quadrature import choice_log_prob, segment_sum
-from mixdpo_pyro.models.strength import gamma_parameters, lognormal_parameters, normal_parameters
+from mixdpo_pyro.models.estimators import Draws
+from mixdpo_pyro.models.quadrature import choice_log_prob
+from mixdpo_pyro.models.strength import (
+    Family,
+    gamma_parameters,
+    lognormal_parameters,
+    normal_parameters,
+)
 
 __all__ = ["draw_strengths", "draws_log_prob"]
 
 
 def draw_strengths(
-    mean: Tensor,
-    cv: Tensor,
-    family: str,
-    num_draws: int,
+    mean: Float[Tensor, "*#batch"],
+    cv: Float[Tensor, "*#batch"],
+    family: Family,
+    draws: Draws,
     shape: torch.Size,
-    kind: str = "plain",
-    seed: int | None = None,
-) -> Tensor:
-    """Reparameterised draws of the strength, shape `(num_draws, *shape)`."""
-    generator = None if seed is None else torch.Generator(mean.device).manual_seed(seed)
+) -> Float[Tensor, "draws *batch"]:
+    """Draws of the strength, differentiable in mean and cv (implicitly for the Gamma law).
+
+    Args:
+        mean: Mean strength, positive.
+        cv: Coefficient of variation, positive.
+        family: `"gamma"`, `"lognormal"` or `"normal"`.
+        draws: Number and kind of the draws.
+        shape: Shape of the pairs (annotators) that each have their own draws, unless shared.
+
+    Returns:
+        Strengths, draws on the first axis.
+    """
+    shape = torch.broadcast_shapes(mean.shape, cv.shape, (1,) if draws.shared else shape)
+    generator = None
+    if draws.seed is not None:
+        generator = torch.Generator(mean.device).manual_seed(draws.seed)
     if family == "gamma":
         concentration, rate = gamma_parameters(mean, cv)
-        sample = torch._standard_gamma(
-            concentration.expand(num_draws, *shape).contiguous(), generator=generator
-        )
-        return sample / rate
-    z = _normal_draws(num_draws, shape, kind, generator, mean)
+        concentration = concentration.expand(draws.num_draws, *shape).contiguous()
+        return torch._standard_gamma(concentration, generator=generator) / rate
+    z = _normal_draws(draws, shape, generator, mean)
     if family == "normal":
         location, scale = normal_parameters(mean, cv)
         return location + scale * z
@@ -42,45 +59,45 @@ def draw_strengths(
 
 
 def draws_log_prob(
-    margin: Tensor,
     beta: Tensor,
-    annotator: Tensor | None = None,
-    num_annotators: int = 0,
-    flip: float = 0.0,
+    margin: Tensor,
+    group: Tensor | None = None,
+    num_groups: int = 0,
+    flip_probability: float = 0.0,
 ) -> Tensor:
-    """Log of the mean over draws (first axis of `beta`) of the likelihood of a pair, or of an annotator."""
-    if annotator is None:
-        value = choice_log_prob(beta * margin, flip)
+    """Log of the mean over draws (first axis of `beta`) of the likelihood of a pair, or of a group."""
+    if group is None:
+        value = choice_log_prob(beta * margin, flip_probability)
     else:
-        value = segment_sum(
-            choice_log_prob(beta[..., annotator] * margin, flip), annotator, num_annotators
-        )
+        beta = beta.expand(*beta.shape[:-1], num_groups)
+        choices = choice_log_prob(beta[..., group] * margin, flip_probability)
+        value = segment_sum(choices, group, num_groups)
     return value.logsumexp(0) - math.log(len(value))
 
 
+def segment_sum(values: Tensor, segment: Tensor, num_segments: int) -> Tensor:
+    """Sum the last axis by segment."""
+    zeros = values.new_zeros((*values.shape[:-1], num_segments))
+    return zeros.index_add(-1, segment, values)
+
+
 def _normal_draws(
-    num_draws: int, shape: torch.Size, kind: str, generator: torch.Generator | None, like: Tensor
+    draws: Draws, shape: torch.Size, generator: torch.Generator | None, like: Tensor
 ) -> Tensor:
-    if kind == "sobol":
-        return _sobol_draws(num_draws, shape, generator, like)
-    if kind == "plain":
-        return torch.randn(
-            num_draws, *shape, generator=generator, dtype=like.dtype, device=like.device
-        )
-    half = torch.randn(
-        (num_draws + 1) // 2, *shape, generator=generator, dtype=like.dtype, device=like.device
-    )
-    return torch.cat([half, -half])[:num_draws]
+    if draws.kind == "sobol":
+        return _sobol_draws(draws.num_draws, shape, generator, like)
+    antithetic = draws.kind == "antithetic"
+    fresh = (draws.num_draws + 1) // 2 if antithetic else draws.num_draws
+    z = torch.randn(fresh, *shape, generator=generator, dtype=like.dtype, device=like.device)
+    return torch.cat([z, -z])[: draws.num_draws] if antithetic else z
 
 
 def _sobol_draws(
     num_draws: int, shape: torch.Size, generator: torch.Generator | None, like: Tensor
 ) -> Tensor:
-    """One scrambled sequence, shifted at random (Cranley and Patterson) for every entry of `shape`."""
-    engine = torch.quasirandom.SobolEngine(1, scramble=False)
-    points = (
-        engine.draw(num_draws, dtype=torch.float64).to(like.device).view(-1, *[1] * len(shape))
-    )
-    shift = torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
-    uniform = (points + shift).remainder(1.0).clamp(1e-16, 1 - 1e-16)
-    return torch.special.ndtri(uniform).to(like.dtype)
+    """One Sobol sequence, for every entry shifted at random modulo one (Cranley and Patterson)."""
+    engine = torch.quasirandom.SobolEngine(1)
+    points = engine.draw(num_draws, dtype=like.dtype).to(like.device)
+    shift = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+    uniform = (points.view(-1, *[1] * len(shape)) + shift).remainder(1.0)
+    return torch.special.ndtri(uniform.clamp(1e-16, 1 - 1e-16))

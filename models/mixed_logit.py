@@ -1,84 +1,33 @@
-r"""The mixed-logit likelihood of a choice: one entry point over families, estimators and panels.
+r"""The mixed-logit likelihood of preference: one entry point over families, estimators and panels.
 
-.. math:: \log \mathbb{E}_{\beta \sim p(\beta \mid m, cv)} \sigma(\beta \Delta)
+The random-coefficient logit of discrete choice (Train, *Discrete Choice Methods with Simulation*,
+2009, chapter 6; panels: Revelt and Train, Review of Economics and Statistics 80, 1998) applied to
+the margins of DPO (MixDPO, Imai et al., arXiv 2601.06180).
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.models.draws import draw_strengths, draws_log_prob
+from mixdpo_pyro.models.draws import draw_strengths, draws_log_prob, segment_sum
+from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
 from mixdpo_pyro.models.lerch import gamma_log_prob
 from mixdpo_pyro.models.quadrature import (
-    pair_log_prob,
-    panel_log_prob,
-    segment_sum,
+    Panel,
     choice_log_prob,
+    default_num_nodes,
+    quadrature_log_prob,
 )
 from mixdpo_pyro.models.strength import Family, check_family
 
-__all__ = ["Draws", "Estimator", "Quadrature", "Series", "mixed_logit_log_prob"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """The closed form of the Gamma pair (accelerated series)."""
-
-
-@dataclass(frozen=True)
-class Quadrature:
-    """Deterministic quadrature.
-
-    Attributes:
-        num_nodes: Number of nodes; 32 reach 1e-8 nats for a log strength of scale up to 1.5, 64 up to 3.
-    """
-
-    num_nodes: int = 64
-
-    def __post_init__(self) -> None:
-        """Check the number of nodes."""
-        if self.num_nodes < 2:
-            raise ValueError(f"Expected 2 <= num_nodes, got {self.num_nodes}")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """The paper's K reparameterised draws.
-
-    Attributes:
-        num_draws: Number of draws K.
-        kind: `"plain"`, `"antithetic"` or `"sobol"` (the last two not for the Gamma family).
-        shared: One set of draws for all pairs instead of a fresh one per pair.
-        seed: Seed of a private generator, restarted at every call (common random numbers); None draws from torch's
-            global generator, which `pyro.set_rng_seed` seeds.
-    """
-
-    num_draws: int = 16
-    kind: Literal["plain", "antithetic", "sobol"] = "plain"
-    shared: bool = False
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the options."""
-        if self.num_draws < 1:
-            raise ValueError(f"Expected 1 <= num_draws, got {self.num_draws}")
-        if self.kind not in ("plain", "antithetic", "sobol"):
-            raise ValueError(
-                f"Expected kind to be one of plain, antithetic, sobol, got {self.kind!r}"
-            )
-
-
-Estimator: TypeAlias = Series | Quadrature | Draws
-_NAMED = {"series": Series(), "quadrature": Quadrature(), "draws": Draws()}
+__all__ = ["check_parameters", "flat_panel", "mixed_logit_log_prob"]
 
 
 def mixed_logit_log_prob(
-    margin: Float[Tensor, "*batch"],
+    margin: Float[Tensor, "*#batch"],
     mean: Float[Tensor, "*#batch"] | float,
     cv: Float[Tensor, "*#batch"] | float,
     family: Family = "gamma",
@@ -87,59 +36,144 @@ def mixed_logit_log_prob(
     *,
     flip_probability: float = 0.0,
 ) -> Float[Tensor, "*batch"]:
-    """Log-probability of the observed choices in nats, the strength integrated out."""
-    dtype = margin.dtype if margin.dtype in (torch.float32, torch.float64) else torch.float32
-    margin = margin.double()
-    mean = torch.as_tensor(mean, dtype=torch.float64, device=margin.device)
-    cv = torch.as_tensor(cv, dtype=torch.float64, device=margin.device)
+    r"""Log-probability in nats of the observed choices, the strength integrated out.
+
+    .. math:: \log \mathbb{E}_{\beta \sim p(\beta \mid m, cv)} \, \sigma(\beta \Delta)
+
+    per pair, or with annotator ids :math:`\log \mathbb{E}_\beta \prod_t \sigma(\beta \Delta_t)` over
+    the choices t of each annotator. Label noise :math:`\epsilon` replaces every
+    :math:`\sigma(u)` by :math:`(1-\epsilon) \sigma(u) + \epsilon \sigma(-u)`.
+
+    As cv tends to zero at fixed mean every family tends to DPO, :math:`\log \sigma(m \Delta)`,
+    which the family `"fixed"` is exactly. Differentiable twice in margin, mean and cv.
+
+    Limits: at :math:`\Delta = \pm\infty` the log-probability is that of a strength of the same sign
+    (0 and minus infinity for positive families), its derivatives zero; at 0 it is log 1/2.
+
+    Args:
+        margin: Log-ratio margins in nats, chosen minus rejected, last axis the pairs. float16 and
+            bfloat16 are computed and returned as float32.
+        mean: Mean strength m, positive, broadcastable with `margin`; with ids, with the annotators
+            in ascending order of their ids on the last axis.
+        cv: Coefficient of variation, positive, shaped as `mean`; not used by `"fixed"`.
+        family: `"gamma"`, `"lognormal"`, `"normal"` (strengths may be negative) or `"fixed"`.
+        estimator: `"auto"`, `"series"`, `"quadrature"`, `"draws"`, or a `Series`, `Quadrature` or
+            `Draws` with its options; see `resolve_estimator`.
+        annotator: Ids of the annotators, shape `(pairs,)`, in any order.
+        flip_probability: Probability :math:`\epsilon` in [0, 1/2) that a label was flipped.
+
+    Returns:
+        Log-probabilities in nats, one per pair, or one per annotator in ascending order of the ids.
+
+    Raises:
+        ValueError: If the family or estimator is unknown or they do not fit, a parameter is not
+            positive, or a shape does not match.
+
+    References:
+        | MixDPO (Imai et al., 2026), https://arxiv.org/abs/2601.06180
+        | Discrete Choice Methods with Simulation (Train, 2009), chapter 6
+
+    Example:
+        >>> margin = torch.tensor([10.0, -10.0, 30.0])
+        >>> mixed_logit_log_prob(margin, 0.1, 0.5)
+        tensor([-0.3324, -1.2613, -0.1003])
+        >>> mixed_logit_log_prob(margin, 0.1, 0.5, annotator=torch.tensor([7, 7, 3]))
+        tensor([-0.1003, -1.6510])
+    """
     check_family(family)
-    chosen = resolve_estimator(estimator, family, annotator is not None)
-    if annotator is not None:
-        value = _panel(margin, mean, cv, family, chosen, annotator, flip_probability)
+    chosen = resolve_estimator(estimator, family, panel=annotator is not None)
+    if not 0 <= flip_probability < 0.5:
+        raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
+    if annotator is not None and annotator.shape != margin.shape[-1:]:
+        raise ValueError(
+            f"Expected one annotator per pair, got {tuple(annotator.shape)} for {margin.shape[-1:]}"
+        )
+    dtype = torch.promote_types(margin.dtype, torch.float32)
+    mean, cv = check_parameters(margin, mean, cv, family)
+    if annotator is None:
+        value = _noisy_pair(margin.to(dtype), mean, cv, family, chosen, flip_probability)
     else:
-        value = _pair(margin, mean, cv, family, chosen)
-        if flip_probability:
-            value = torch.logaddexp(
-                math.log1p(-flip_probability) + value,
-                math.log(flip_probability) + _pair(-margin, mean, cv, family, chosen),
-            )
+        value = _panel(margin.double(), mean, cv, family, chosen, annotator, flip_probability)
     return value.to(dtype)
 
 
-def resolve_estimator(estimator: str | Estimator, family: Family, panel: bool) -> Estimator:
-    """The estimator with its options that a name stands for, checked against the family."""
-    if isinstance(estimator, str):
-        if estimator != "auto" and estimator not in _NAMED:
-            raise ValueError(
-                f"Expected estimator to be one of auto, series, quadrature, draws, got {estimator!r}"
-            )
-        if estimator == "auto":
-            estimator = "series" if family in ("gamma", "fixed") and not panel else "quadrature"
-        estimator = _NAMED[estimator]
-    if isinstance(estimator, Series) and (panel or family in ("lognormal", "normal")):
-        what = f"{family} panel" if panel else f"{family} pair"
-        raise ValueError(f"Expected a gamma pair for the series, got a {what}")
-    if isinstance(estimator, Draws) and family == "gamma" and estimator.kind != "plain":
-        raise ValueError(f"Expected plain draws for the gamma family, got {estimator.kind!r}")
-    return estimator
+def check_parameters(
+    margin: Tensor, mean: Tensor | float, cv: Tensor | float, family: Family
+) -> tuple[Tensor, Tensor]:
+    """Mean and cv as float64 tensors on the margin's device, checked.
+
+    Raises:
+        ValueError: If `mean`, or `cv` where the family has one, is not positive and finite.
+    """
+    parameters = []
+    for name, value in (("mean", mean), ("cv", cv)):
+        if not isinstance(value, Tensor):
+            value = torch.tensor(value, dtype=torch.float64)
+        tensor = value.to(margin.device, torch.float64)
+        valid = (tensor > 0) & tensor.isfinite()
+        if not (name == "cv" and family == "fixed") and not bool(valid.all()):
+            wrong = tensor[~valid].flatten()[0].item()
+            raise ValueError(f"Expected {name} to be positive and finite, got {wrong}")
+        parameters.append(tensor)
+    return parameters[0], parameters[1]
+
+
+def _noisy_pair(
+    margin: Tensor,
+    mean: Tensor,
+    cv: Tensor,
+    family: Family,
+    estimator: Estimator,
+    flip_probability: float,
+) -> Tensor:
+    kept = _pair(margin, mean, cv, family, estimator)
+    if flip_probability == 0.0:
+        return kept
+    flipped = _pair(-margin, mean, cv, family, estimator)
+    return torch.logaddexp(
+        math.log1p(-flip_probability) + kept, math.log(flip_probability) + flipped
+    )
 
 
 def _pair(
     margin: Tensor, mean: Tensor, cv: Tensor, family: Family, estimator: Estimator
 ) -> Tensor:
-    if family == "fixed":
-        return logsigmoid(mean * margin)
-    if isinstance(estimator, Series):
+    if family == "gamma" and isinstance(estimator, Series):
         return gamma_log_prob(margin, mean, cv)
-    if isinstance(estimator, Quadrature):
-        return pair_log_prob(margin, mean, cv, family, estimator.num_nodes)
-    shape = torch.broadcast_shapes(
-        mean.shape, cv.shape, (1,) if estimator.shared else margin.shape
-    )
-    beta = draw_strengths(
-        mean, cv, family, estimator.num_draws, shape, estimator.kind, estimator.seed
-    )
-    return draws_log_prob(margin, beta)
+    infinite = margin.isinf()
+    finite = margin.masked_fill(infinite, 0.0)
+    if family == "fixed":
+        value = logsigmoid(mean * finite)
+    elif isinstance(estimator, Quadrature):
+        value = _pair_quadrature(finite.double(), mean, cv, family, estimator)
+    else:
+        assert isinstance(estimator, Draws)
+        beta = draw_strengths(mean, cv, family, estimator, margin.shape)
+        value = draws_log_prob(beta, finite.double())
+    return torch.where(infinite, _at_infinity(margin, cv, family), value)
+
+
+def _pair_quadrature(
+    margin: Tensor, mean: Tensor, cv: Tensor, family: Family, rule: Quadrature
+) -> Tensor:
+    """Positive strengths: the smaller side Q by quadrature, the other as log1p(-Q)."""
+    shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
+    # Beyond 1e100 products with the strength could overflow; the derivative there is zero.
+    margin = margin.clamp(-1e100, 1e100)
+    margin, mean, cv = (value.expand(shape).reshape(-1) for value in (margin, mean, cv))
+    num_nodes = rule.num_nodes or default_num_nodes(family, cv)
+    if family == "normal":
+        return quadrature_log_prob(Panel(margin, mean, cv), family, num_nodes).view(shape)
+    log_q = quadrature_log_prob(Panel(-margin.abs(), mean, cv), family, num_nodes)
+    log_p = torch.log1p(-log_q.exp())
+    return torch.where(margin < 0, log_q, log_p).view(shape)
+
+
+def _at_infinity(margin: Tensor, cv: Tensor, family: Family) -> Tensor:
+    """Log-probability that the strength has the sign of an infinite margin."""
+    if family == "normal":
+        return torch.special.log_ndtr(margin.sign() / cv.detach())
+    return torch.where(margin > 0, 0.0, -math.inf)
 
 
 def _panel(
@@ -149,16 +183,40 @@ def _panel(
     family: Family,
     estimator: Estimator,
     annotator: Tensor,
-    flip: float,
+    flip_probability: float,
 ) -> Tensor:
-    ids, index = annotator.unique(return_inverse=True)
+    ids, group = annotator.unique(return_inverse=True)
     if family == "fixed":
-        return segment_sum(choice_log_prob(mean * margin, flip), index, len(ids))
-    if isinstance(estimator, Quadrature):
-        return panel_log_prob(margin, index, len(ids), mean, cv, family, estimator.num_nodes, flip)
-    assert isinstance(estimator, Draws)
-    shape = torch.broadcast_shapes(mean.shape, cv.shape, (1,) if estimator.shared else (len(ids),))
-    beta = draw_strengths(
-        mean, cv, family, estimator.num_draws, shape, estimator.kind, estimator.seed
+        choices = choice_log_prob(mean * margin, flip_probability)
+        return segment_sum(choices, group, len(ids))
+    if isinstance(estimator, Draws):
+        beta = draw_strengths(mean, cv, family, estimator, ids.shape)
+        return draws_log_prob(beta, margin, group, len(ids), flip_probability)
+    assert isinstance(estimator, Quadrature)
+    panel, shape = flat_panel(margin, mean, cv, group, len(ids), flip_probability)
+    num_nodes = estimator.num_nodes or default_num_nodes(family, panel.cv)
+    return quadrature_log_prob(panel, family, num_nodes).view(shape)
+
+
+def flat_panel(
+    margin: Tensor,
+    mean: Tensor,
+    cv: Tensor,
+    group: Tensor,
+    num_groups: int,
+    flip_probability: float = 0.0,
+) -> tuple[Panel, torch.Size]:
+    """Sort the choices by group; leading batch dimensions become groups of their own."""
+    shape = torch.broadcast_shapes(margin.shape[:-1] + (1,), mean.shape, cv.shape, (num_groups,))
+    order = group.argsort(stable=True)
+    replicate = torch.arange(math.prod(shape[:-1]), device=group.device).unsqueeze(-1)
+    return (
+        Panel(
+            margin[..., order].expand(*shape[:-1], -1).reshape(-1),
+            mean.expand(shape).reshape(-1),
+            cv.expand(shape).reshape(-1),
+            (replicate * num_groups + group[order]).reshape(-1),
+            flip_probability,
+        ),
+        shape,
     )
-    return draws_log_prob(margin, beta.expand(*beta.shape[:-1], len(ids)), index, len(ids), flip)

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from mixdpo_pyro.models.mixed_logit import Estimator, mixed_logit_log_prob, resolve_estimator
+from mixdpo_pyro.models.estimators import Estimator, resolve_estimator
+from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
 from mixdpo_pyro.models.strength import Family, check_family, cv_prior, mean_prior
 
 __all__ = ["PreferenceModel"]

@@ -71,8 +71,8 @@ def lognormal_parameters(
         (tensor(-0.3466), tensor(0.8326))
     """
     variance = cv.square().log1p()
-    # cv * sqrt(variance / cv^2) would be 0/0 once cv^2 underflows; below 1e-4 the two agree to a rounding.
-    small = cv < 1e-4
+    # Where cv^2 may underflow the scale is cv to every digit, and its derivative must not be 0/0.
+    small = cv < 1e-12
     scale = torch.where(small, cv, variance.masked_fill(small, 1.0).sqrt())
     return mean.log() - variance / 2, scale
 
