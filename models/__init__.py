@@ -1,9 +1,11 @@
 """What we believe: the preference likelihood with a random strength (torch and Pyro only)."""
 
+from mixdpo_pyro.models.conditional import ConditionalStrength, conditional_strength
+from mixdpo_pyro.models.distributions import GammaLogit, LogNormalLogit, MixedLogit, NormalLogit
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series
 from mixdpo_pyro.models.lerch import gamma_log_prob, lerch_phi_minus_one
 from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
-from mixdpo_pyro.models.preference import PreferenceModel
+from mixdpo_pyro.models.preference import LatentStrengthModel, PreferenceModel
 from mixdpo_pyro.models.strength import (
     FAMILIES,
     Family,
@@ -17,12 +19,19 @@ from mixdpo_pyro.models.strength import (
 
 __all__ = [
     "FAMILIES",
+    "ConditionalStrength",
     "Draws",
     "Estimator",
     "Family",
+    "GammaLogit",
+    "LatentStrengthModel",
+    "LogNormalLogit",
+    "MixedLogit",
+    "NormalLogit",
     "PreferenceModel",
     "Quadrature",
     "Series",
+    "conditional_strength",
     "cv_prior",
     "gamma_log_prob",
     "gamma_parameters",

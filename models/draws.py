@@ -29,7 +29,7 @@ def draw_strengths(
     family: Family,
     draws: Draws,
     shape: torch.Size,
-) -> Float[Tensor, "draws *batch"]:
+) -> Float[Tensor, "draws ..."]:
     """Draws of the strength, differentiable in mean and cv (implicitly for the Gamma law).
 
     Args:
@@ -65,7 +65,22 @@ def draws_log_prob(
     num_groups: int = 0,
     flip_probability: float = 0.0,
 ) -> Tensor:
-    """Log of the mean over draws (first axis of `beta`) of the likelihood of a pair, or of a group."""
+    r"""The estimate, of the likelihood of each pair or of each group.
+
+    Args:
+        beta: Strengths, draws on the first axis; with groups, groups on the last.
+        margin: Log-ratio margins in nats, last axis the pairs.
+        group: Group of each pair, in 0, ..., `num_groups` - 1.
+        num_groups: Number of groups.
+        flip_probability: Probability in [0, 1/2) that a label was flipped.
+
+    Returns:
+        Log-probabilities in nats, one per pair or group.
+
+    Example:
+        >>> draws_log_prob(torch.tensor([[0.1], [0.3]]), torch.tensor([10.0]))
+        tensor([-0.1722])
+    """
     if group is None:
         value = choice_log_prob(beta * margin, flip_probability)
     else:

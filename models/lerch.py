@@ -1,4 +1,4 @@
-r"""The Gamma mixed logit in closed form: Lerch's transcendent at -1 by an accelerated alternating series.
+r"""The Gamma mixed logit in closed form: Lerch's transcendent at -1 by an accelerated series.
 
 With the scaled margin :math:`y = m |\Delta|`, the squared coefficient of variation :math:`c`,
 the concentration :math:`a = 1/c` and :math:`x = cy`,
@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["gamma_log_prob", "lerch_phi_minus_one"]
+__all__ = ["gamma_conditional_moments", "gamma_log_prob", "lerch_phi_minus_one"]
 
-# Terms like k^p do not decay as y -> 0; n weights sum them to about n^(2p) 5.83^-n, 1e-17 at p = 2.
+# As y -> 0 terms like k^p do not decay; n weights sum them to n^(2p) 5.83^-n, 1e-17 at p = 2.
 _NUM_TERMS = 30
 # Pairs handled at once: with 30 terms each, enough for torch's threads, few enough for the cache.
 _CHUNK = 2048
@@ -93,9 +93,53 @@ def gamma_log_prob(
 
     Example:
         >>> gamma_log_prob(torch.tensor([0.0, 10.0]), torch.tensor(0.1), torch.tensor(0.5))
-        tensor([-0.6931, -0.3324])
+        tensor([-0.6931, -0.3284])
     """
     return _GammaLogProb.apply(margin, mean, cv)
+
+
+@torch.no_grad()
+def gamma_conditional_moments(
+    margin: Float[Tensor, "*#batch"],
+    mean: Float[Tensor, "*#batch"],
+    cv: Float[Tensor, "*#batch"],
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    r"""Mean and variance of a Gamma strength given the choice it made.
+
+    With weights proportional to the terms of Q and :math:`s_k = 1 / (1 + kx)`, a strength that
+    went against its margin has mean :math:`m \, \overline{s}` and second moment
+    :math:`m^2 (1 + c) \, \overline{s^2}`; the prior is the mixture of both sides.
+
+    Args:
+        margin: Log-ratio margins in nats, any sign, finite.
+        mean: Mean strength, positive.
+        cv: Coefficient of variation, positive.
+
+    Returns:
+        Conditional mean and variance, float64, broadcast shape.
+
+    Example:
+        >>> ones = torch.ones(1, dtype=torch.float64)
+        >>> gamma_conditional_moments(-30 * ones, 0.1 * ones, 0.5 * ones)[0]
+        tensor([0.0604], dtype=torch.float64)
+    """
+    y, c = _scaled(*torch.broadcast_tensors(margin.double(), mean.double(), cv.double()))
+    shape = y.shape
+    terms = _terms(y.reshape(-1), c.reshape(-1))
+    s = 1 / (1 + terms.z)
+    s_mean = terms.mean(s)
+    lost = terms.mean(terms.z * s)
+    # m = 1 from here on; against: the strength disagreed with the margin, along: it agreed.
+    c = c.reshape(-1)
+    against = c * terms.mean(s.square()) + terms.mean((s - s_mean).square())
+    q = torch.exp(terms.log_total - (c * y.reshape(-1)).log1p() / c)
+    p = 1 - q
+    along_mean = 1 + q / p * lost
+    along = (c - q * against - p * q * (along_mean - s_mean).square()) / p
+    negative = (margin < 0).expand(shape)
+    first = torch.where(negative, s_mean.view(shape), along_mean.view(shape))
+    second = torch.where(negative, against.view(shape), along.view(shape))
+    return mean * first, mean.square() * second
 
 
 class _GammaLogProb(torch.autograd.Function):
@@ -110,7 +154,9 @@ class _GammaLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         margin, mean, cv, by_utility, by_log_c = ctx.saved_tensors
-        if torch.is_grad_enabled():  # double backward: the slopes must be differentiable themselves
+        if (
+            torch.is_grad_enabled()
+        ):  # double backward: the slopes must be differentiable themselves
             by_utility, by_log_c = _GammaSlopes.apply(margin, mean, cv)
         return _chain(ctx, (margin, mean, cv), grad * by_utility, grad * by_log_c)
 
@@ -151,17 +197,22 @@ def _chain(
 def _by_chunks(
     function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Apply a function of float64 (margin, mean, cv) to `_CHUNK` pairs of the broadcast inputs at a time."""
+    """Apply a function of float64 (margin, mean, cv) to `_CHUNK` broadcast pairs at a time."""
     shape = torch.broadcast_shapes(*(value.shape for value in inputs))
     margin, mean, cv = (
         value.reshape(()) if value.numel() == 1 else value.expand(shape).reshape(-1)
         for value in inputs
     )
     margin = margin.expand(math.prod(shape))
-    results = tuple(torch.empty_like(margin, memory_format=torch.contiguous_format) for _ in range(3))
+    results = tuple(
+        torch.empty_like(margin, memory_format=torch.contiguous_format) for _ in range(3)
+    )
     for start in range(0, len(margin), _CHUNK):
         part = slice(start, start + _CHUNK)
-        chunk = (value.double() if value.dim() == 0 else value[part].double() for value in (margin, mean, cv))
+        chunk = (
+            value.double() if value.dim() == 0 else value[part].double()
+            for value in (margin, mean, cv)
+        )
         for target, result in zip(results, function(*chunk), strict=True):
             target[part] = result
     return tuple(result.view(shape) for result in results)
@@ -238,11 +289,12 @@ def _second_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Ten
         odds * q_ll - squared * q_l.square(),
     )
     infinite = margin.isinf()
-    return tuple(value.masked_fill(infinite, 0.0) for value in second)
+    uu, ul, ll = (value.masked_fill(infinite, 0.0) for value in second)
+    return uu, ul, ll
 
 
 def _excess(z: Tensor) -> Tensor:
-    """`log1p(z) - z / (1 + z)`, about z^2 / 2 at zero, by the series of atanh where it would cancel."""
+    """`log1p(z) - z / (1 + z)`, z^2 / 2 near zero, by the series of atanh where it would cancel."""
     q = z / (2 + z)
     q2 = q.square()
     atanh_excess = q * q2 * (1 / 3 + q2 * (1 / 5 + q2 * (1 / 7 + q2 * (1 / 9 + q2 / 11))))

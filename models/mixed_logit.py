@@ -40,15 +40,15 @@ def mixed_logit_log_prob(
 
     .. math:: \log \mathbb{E}_{\beta \sim p(\beta \mid m, cv)} \, \sigma(\beta \Delta)
 
-    per pair, or with annotator ids :math:`\log \mathbb{E}_\beta \prod_t \sigma(\beta \Delta_t)` over
-    the choices t of each annotator. Label noise :math:`\epsilon` replaces every
+    per pair, or with annotator ids
+    :math:`\log \mathbb{E}_\beta \prod_t \sigma(\beta \Delta_t)` over the choices t of each. Label noise :math:`\epsilon` replaces every
     :math:`\sigma(u)` by :math:`(1-\epsilon) \sigma(u) + \epsilon \sigma(-u)`.
 
     As cv tends to zero at fixed mean every family tends to DPO, :math:`\log \sigma(m \Delta)`,
     which the family `"fixed"` is exactly. Differentiable twice in margin, mean and cv.
 
-    Limits: at :math:`\Delta = \pm\infty` the log-probability is that of a strength of the same sign
-    (0 and minus infinity for positive families), its derivatives zero; at 0 it is log 1/2.
+    Limits: at :math:`\Delta = \pm\infty` the log-probability is that of a strength of the same
+    sign (0 and minus infinity for positive families), its derivatives zero; at 0 it is log 1/2.
 
     Args:
         margin: Log-ratio margins in nats, chosen minus rejected, last axis the pairs. float16 and
@@ -63,7 +63,7 @@ def mixed_logit_log_prob(
         flip_probability: Probability :math:`\epsilon` in [0, 1/2) that a label was flipped.
 
     Returns:
-        Log-probabilities in nats, one per pair, or one per annotator in ascending order of the ids.
+        Log-probabilities in nats, one per pair, or one per annotator in the order of their ids.
 
     Raises:
         ValueError: If the family or estimator is unknown or they do not fit, a parameter is not
@@ -76,9 +76,9 @@ def mixed_logit_log_prob(
     Example:
         >>> margin = torch.tensor([10.0, -10.0, 30.0])
         >>> mixed_logit_log_prob(margin, 0.1, 0.5)
-        tensor([-0.3324, -1.2613, -0.1003])
+        tensor([-0.3284, -1.2733, -0.0914])
         >>> mixed_logit_log_prob(margin, 0.1, 0.5, annotator=torch.tensor([7, 7, 3]))
-        tensor([-0.1003, -1.6510])
+        tensor([-0.0914, -1.6409])
     """
     check_family(family)
     chosen = resolve_estimator(estimator, family, panel=annotator is not None)
@@ -86,7 +86,7 @@ def mixed_logit_log_prob(
         raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
     if annotator is not None and annotator.shape != margin.shape[-1:]:
         raise ValueError(
-            f"Expected one annotator per pair, got {tuple(annotator.shape)} for {margin.shape[-1:]}"
+            f"Expected one annotator per pair, got {annotator.shape} for margins {margin.shape}"
         )
     dtype = torch.promote_types(margin.dtype, torch.float32)
     mean, cv = check_parameters(margin, mean, cv, family)
@@ -161,7 +161,7 @@ def _pair_quadrature(
     # Beyond 1e100 products with the strength could overflow; the derivative there is zero.
     margin = margin.clamp(-1e100, 1e100)
     margin, mean, cv = (value.expand(shape).reshape(-1) for value in (margin, mean, cv))
-    num_nodes = rule.num_nodes or default_num_nodes(family, cv)
+    num_nodes = rule.num_nodes or default_num_nodes(cv, log_concave=family == "lognormal")
     if family == "normal":
         return quadrature_log_prob(Panel(margin, mean, cv), family, num_nodes).view(shape)
     log_q = quadrature_log_prob(Panel(-margin.abs(), mean, cv), family, num_nodes)
@@ -194,7 +194,7 @@ def _panel(
         return draws_log_prob(beta, margin, group, len(ids), flip_probability)
     assert isinstance(estimator, Quadrature)
     panel, shape = flat_panel(margin, mean, cv, group, len(ids), flip_probability)
-    num_nodes = estimator.num_nodes or default_num_nodes(family, panel.cv)
+    num_nodes = estimator.num_nodes or default_num_nodes(panel.cv)
     return quadrature_log_prob(panel, family, num_nodes).view(shape)
 
 
@@ -207,7 +207,7 @@ def flat_panel(
     flip_probability: float = 0.0,
 ) -> tuple[Panel, torch.Size]:
     """Sort the choices by group; leading batch dimensions become groups of their own."""
-    shape = torch.broadcast_shapes(margin.shape[:-1] + (1,), mean.shape, cv.shape, (num_groups,))
+    shape = torch.broadcast_shapes((*margin.shape[:-1], 1), mean.shape, cv.shape, (num_groups,))
     order = group.argsort(stable=True)
     replicate = torch.arange(math.prod(shape[:-1]), device=group.device).unsqueeze(-1)
     return (

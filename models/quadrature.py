@@ -3,9 +3,9 @@ r"""Deterministic quadrature of the mixed logit over the strength, for single pa
 .. math:: \log \int p(\beta \mid m, cv) \prod_t \sigma(\beta \Delta_t) \, d\beta
 
 A trapezoid rule with equal steps converges geometrically for integrands that are analytic and
-decay fast at both ends (Trefethen and Weideman, The exponentially convergent trapezoidal rule, SIAM
-Review 56:3, 2014). Each family brings a coordinate in which its integrand is such, and the window
-of the coordinate that matters is found by repeated scanning, so that the sharp or two-humped
+decay fast at both ends (Trefethen and Weideman, The exponentially convergent trapezoidal rule,
+SIAM Review 56:3, 2014). Each family brings a coordinate in which its integrand is such, and the
+window of the coordinate that matters is found by repeated scanning, so that the sharp or two-humped
 posteriors of long panels are covered too. Nodes are constants when differentiating.
 """
 
@@ -20,7 +20,14 @@ from torch.nn.functional import logsigmoid
 
 from mixdpo_pyro.models.strength import lognormal_parameters
 
-__all__ = ["Nodes", "Panel", "choice_log_prob", "default_num_nodes", "posterior_nodes", "quadrature_log_prob"]
+__all__ = [
+    "Nodes",
+    "Panel",
+    "choice_log_prob",
+    "default_num_nodes",
+    "posterior_nodes",
+    "quadrature_log_prob",
+]
 
 # The integrand is cut where it is exp(-24) = 4e-11 of its peak.
 _WINDOW_NATS = 24.0
@@ -30,7 +37,6 @@ _MAX_SCANS = 60
 _CHUNK = 1 << 18
 # Narrowest kink of a Normal integrand that is resolved, in standard deviations of the strength.
 _SHARPEST_KINK = 1e-6
-
 
 
 class Panel(NamedTuple):
@@ -105,16 +111,24 @@ def choice_log_prob(
     return torch.logaddexp(kept, math.log(flip_probability) + logsigmoid(-utility))
 
 
-def default_num_nodes(family: str, cv: Tensor) -> int:
+def default_num_nodes(cv: Tensor, log_concave: bool = False) -> int:
     """Number of nodes for errors below 1e-8 nats.
 
-    LogNormal: 32 up to a log scale of 1.5 (cv 2.9), 64 up to 3 (cv 90), 96 beyond. Normal
-    integrands, which may have a kink where the strength changes sign, and Gamma: 96.
+    Wider laws need more: the steps are at a log scale sqrt(log(1 + cv^2)) of 1.5 (cv 2.9) and of 3
+    (cv 90). A single rejected choice under a LogNormal strength, whose integrand is log-concave,
+    needs fewest.
+
+    Args:
+        cv: Coefficients of variation; the largest one counts.
+        log_concave: Whether the integrand is a LogNormal density times one sigmoid of a negative
+            utility.
+
+    Returns:
+        32, 64 or 96 nodes when log-concave, otherwise 64, 96 or 128.
     """
-    if family != "lognormal":
-        return 96
     scale = math.sqrt(math.log1p(cv.max().item() ** 2))
-    return 32 if scale <= 1.5 else 64 if scale <= 3 else 96
+    level = 0 if scale <= 1.5 else 1 if scale <= 3 else 2
+    return 32 * (level + (1 if log_concave else 2))
 
 
 def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
@@ -132,7 +146,7 @@ def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tens
     Returns:
         Log-probabilities in nats, shape `(groups,)`.
     """
-    return _Streamed.apply(*panel[:3], panel[3:], family, num_nodes)
+    return _Streamed.apply(panel.margin, panel.mean, panel.cv, panel, family, num_nodes)
 
 
 def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
@@ -151,15 +165,22 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, margin: Tensor, mean: Tensor, cv: Tensor, rest: tuple, family: str, num_nodes: int
+        ctx: Any,
+        margin: Tensor,
+        mean: Tensor,
+        cv: Tensor,
+        panel: Panel,
+        family: str,
+        num_nodes: int,
     ) -> Tensor:
         ctx.save_for_backward(margin, mean, cv)
-        ctx.options = rest, family, num_nodes
+        ctx.options = panel.group, panel.flip_probability, family, num_nodes
         values, slopes = [], []
-        for piece in Panel(margin, mean, cv, *rest).pieces(num_nodes):
-            leaves = [value.detach().requires_grad_() for value in piece[:3]]
+        for piece in panel._replace(margin=margin, mean=mean, cv=cv).pieces(num_nodes):
+            leaves = [v.detach().requires_grad_() for v in (piece.margin, piece.mean, piece.cv)]
             with torch.enable_grad():
-                value = _log_integral(Panel(*leaves, *piece[3:]), family, num_nodes)
+                piece = Panel(leaves[0], leaves[1], leaves[2], piece.group, piece.flip_probability)
+                value = _log_integral(piece, family, num_nodes)
                 slopes.append(torch.autograd.grad(value.sum(), leaves))
             values.append(value.detach())
         ctx.slopes = [torch.cat(parts) for parts in zip(*slopes, strict=True)]
@@ -167,14 +188,15 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rest, family, num_nodes = ctx.options
+        group, flip_probability, family, num_nodes = ctx.options
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # double backward: differentiate the sum over nodes itself
-            value = _log_integral(Panel(*inputs, *rest), family, num_nodes)
+            margin, mean, cv = inputs
+            panel = Panel(margin, mean, cv, group, flip_probability)
+            value = _log_integral(panel, family, num_nodes)
             wanted = [v for v, need in zip(inputs, needed, strict=True) if need]
             slopes = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
             return *(next(slopes) if need else None for need in needed), None, None, None
-        group = rest[0]
         by_margin, by_mean, by_cv = ctx.slopes
         by_pair = grad if group is None else grad[group]
         return by_pair * by_margin, grad * by_mean, grad * by_cv, None, None, None
@@ -212,7 +234,7 @@ def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
 
 
 class _Coordinate(NamedTuple):
-    """A family's coordinate: strengths with their log density at its points, and certain bounds."""
+    """A family's coordinate: strengths and log density at its points, and certain bounds."""
 
     nodes: Callable[[Tensor, Panel], tuple[Tensor, Tensor]]
     bracket: Callable[[Panel], tuple[Tensor, Tensor]]
@@ -266,28 +288,34 @@ def _normal_sharpness(panel: Panel) -> Tensor:
 
 
 def _gamma_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
-    """Coordinate t with log(beta / m) = s = (u + 1 - exp(-u)) / 2, u = t min(1, cv).
+    """Coordinate t with log(beta / m) = s = u + kappa (1 - exp(-u)), u = t min(1, cv).
 
     The lower tail exp(a s) of a heavy-tailed law becomes doubly exponential (Takahasi and Mori,
-    Double exponential formulas for numerical integration, 1974).
+    Double exponential formulas for numerical integration, 1974), but only where every utility is
+    small: kappa is small enough for the choices to be smooth in u.
     """
     with torch.no_grad():
-        scale = panel.cv.clamp(max=1.0)
+        scale, kappa = panel.cv.clamp(max=1.0), _gamma_onset(panel)
         u = t * scale
-        s = (u - torch.expm1(-u)) / 2
-        log_slope = torch.log1p(torch.exp(-u)) + (scale / 2).log()
+        s = u - kappa * torch.expm1(-u)
+        log_slope = torch.log1p(kappa * torch.exp(-u)) + scale.log()
     a = panel.cv.square().reciprocal()
     return panel.mean * s.exp(), a * (s - s.expm1()) + _log_gamma_normaliser(a) + log_slope
 
 
 def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
-    """From e^s - 1 - s <= gain / a, which bounds s by -(r + sqrt(2r)) and log(1 + r + sqrt(2r))."""
+    """From e^s - 1 - s <= gain / a: s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r))."""
     at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
     # 15 nats more: the slope of the coordinate may add as many where the law is heavy-tailed.
     excess = (_WINDOW_NATS + 15.0 - at_mean) * panel.cv.square()
     reach = excess + (2 * excess).sqrt()
+    low = torch.minimum(reach, torch.log1p(reach / _gamma_onset(panel)))
     scale = panel.cv.clamp(max=1.0)
-    return -torch.log1p(2 * reach) / scale, 2 * torch.log1p(reach) / scale
+    return -low / scale, torch.log1p(reach) / scale
+
+
+def _gamma_onset(panel: Panel) -> Tensor:
+    return 1 / (1 + panel.largest_margin() * panel.mean)
 
 
 def _log_gamma_normaliser(a: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 r"""Families of preference strength, all written by their mean and coefficient of variation.
 
-Both positive families tend to the constant strength of DPO as the coefficient of variation (cv, standard deviation
-over mean) tends to zero at fixed mean. Source: mixed logit (Train, *Discrete Choice Methods with Simulation*, 2009).
+Every family tends to the constant strength of DPO as the coefficient of variation (cv, standard
+deviation over mean) tends to zero at fixed mean. Source: mixed logit (Train, *Discrete Choice
+Methods with Simulation*, 2009).
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
@@ -131,7 +131,7 @@ def strength_distribution(
     return law(*parameters(mean, cv))
 
 
-def mean_prior(beta: float = 0.1, scale: float = 0.5) -> dist.LogNormal:
+def mean_prior(beta: float | Tensor = 0.1, scale: float = 0.5) -> dist.LogNormal:
     r"""Prior of the mean strength: :math:`\log m \sim \mathrm{Normal}(\log \beta, 0.5)`.
 
     Args:
@@ -150,10 +150,10 @@ def mean_prior(beta: float = 0.1, scale: float = 0.5) -> dist.LogNormal:
     """
     if not beta > 0:
         raise ValueError(f"Expected 0 < beta, got {beta}")
-    return dist.LogNormal(math.log(beta), scale)
+    return dist.LogNormal(torch.as_tensor(beta).log(), scale)
 
 
-def cv_prior(scale: float = 1.0) -> dist.HalfNormal:
+def cv_prior(scale: float | Tensor = 1.0) -> dist.HalfNormal:
     """Prior of the coefficient of variation: HalfNormal, its mode at DPO.
 
     Args:
