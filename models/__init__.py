@@ -3,7 +3,8 @@
 from mixdpo_pyro.models.conditional import ConditionalStrength, conditional_strength
 from mixdpo_pyro.models.distributions import GammaLogit, LogNormalLogit, MixedLogit, NormalLogit
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series
-from mixdpo_pyro.models.lerch import gamma_log_prob, lerch_phi_minus_one
+from mixdpo_pyro.models.gamma_logit import gamma_log_prob
+from mixdpo_pyro.models.lerch import lerch_phi_minus_one
 from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
 from mixdpo_pyro.models.preference import LatentStrengthModel, PreferenceModel
 from mixdpo_pyro.models.strength import (

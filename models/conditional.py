@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mixdpo_pyro.models.lerch import gamma_conditional_moments
+from mixdpo_pyro.models.gamma_logit import gamma_conditional_moments
 from mixdpo_pyro.models.mixed_logit import check_parameters, flat_panel
 from mixdpo_pyro.models.quadrature import Nodes, Panel, posterior_nodes
 from mixdpo_pyro.models.strength import Family, check_family

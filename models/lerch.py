@@ -1,34 +1,28 @@
-r"""The Gamma mixed logit in closed form: Lerch's transcendent at -1 by an accelerated series.
+r"""Lerch's transcendent at -1 and the series behind the Gamma mixed logit.
 
-With the scaled margin :math:`y = m |\Delta|`, the squared coefficient of variation :math:`c`,
-the concentration :math:`a = 1/c` and :math:`x = cy`,
+With the scaled margin :math:`y = m |\Delta|`, the squared coefficient of variation :math:`c`, the
+concentration :math:`a = 1/c` and :math:`x = cy`,
 
 .. math:: Q = \mathbb{E}[\sigma(-\beta |\Delta|)] = \sum_{k \ge 1} (-1)^{k+1} (1 + kx)^{-a}
             = x^{-a} \, \Phi(-1, a, 1 + 1/x).
 
 The terms are totally monotone in k, so fixed weights sum the series (Cohen, Rodriguez Villegas,
 Zagier: Convergence acceleration of alternating series, Experimental Mathematics 9:1, 2000,
-Algorithm 1). The arithmetic is float64; results take the dtype of the margin.
+Algorithm 1). The arithmetic is float64.
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-__all__ = ["gamma_conditional_moments", "gamma_log_prob", "lerch_phi_minus_one"]
+__all__ = ["SeriesTerms", "lerch_phi_minus_one", "log1p_excess", "series_terms"]
 
 # As y -> 0 terms like k^p do not decay; n weights sum them to n^(2p) 5.83^-n, 1e-17 at p = 2.
 _NUM_TERMS = 30
-# Pairs handled at once: with 30 terms each, enough for torch's threads, few enough for the cache.
-_CHUNK = 2048
-# Below this y (1 + c) the derivative by c is taken from moments, see `_q_by_log_c_small`.
-_SMALL_UTILITY = 0.2
 
 
 def lerch_phi_minus_one(
@@ -66,159 +60,7 @@ def lerch_phi_minus_one(
     return (a.pow(-s) * (terms @ _series_weights(s.device))).to(dtype)
 
 
-def gamma_log_prob(
-    margin: Float[Tensor, "*#batch"],
-    mean: Float[Tensor, "*#batch"],
-    cv: Float[Tensor, "*#batch"],
-) -> Float[Tensor, "*batch"]:
-    r"""Log-probability of the observed choice, the Gamma strength integrated out.
-
-    .. math:: \log P = \log Q \quad (\Delta < 0), \qquad \log P = \log(1 - Q) \quad (\Delta \ge 0)
-
-    with Q of the module's docstring. One pass of the series gives the value and all first
-    derivatives, and only vectors of the batch's length are kept for backward; second derivatives
-    take a second pass. At an infinite margin the value is zero or minus infinity and every
-    derivative zero.
-
-    Args:
-        margin: Log-ratio margins in nats, any sign.
-        mean: Mean strength, positive.
-        cv: Coefficient of variation, positive. Outside [1e-50, 1e50] it is taken at the bound.
-
-    Returns:
-        Log-probabilities in nats, of the broadcast shape and the dtype of `margin`.
-
-    References:
-        | Convergence acceleration of alternating series (Cohen, Rodriguez Villegas, Zagier, 2000)
-
-    Example:
-        >>> gamma_log_prob(torch.tensor([0.0, 10.0]), torch.tensor(0.1), torch.tensor(0.5))
-        tensor([-0.6931, -0.3284])
-    """
-    return _GammaLogProb.apply(margin, mean, cv)
-
-
-@torch.no_grad()
-def gamma_conditional_moments(
-    margin: Float[Tensor, "*#batch"],
-    mean: Float[Tensor, "*#batch"],
-    cv: Float[Tensor, "*#batch"],
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    r"""Mean and variance of a Gamma strength given the choice it made.
-
-    With weights proportional to the terms of Q and :math:`s_k = 1 / (1 + kx)`, a strength that
-    went against its margin has mean :math:`m \, \overline{s}` and second moment
-    :math:`m^2 (1 + c) \, \overline{s^2}`; the prior is the mixture of both sides.
-
-    Args:
-        margin: Log-ratio margins in nats, any sign, finite.
-        mean: Mean strength, positive.
-        cv: Coefficient of variation, positive.
-
-    Returns:
-        Conditional mean and variance, float64, broadcast shape.
-
-    Example:
-        >>> ones = torch.ones(1, dtype=torch.float64)
-        >>> gamma_conditional_moments(-30 * ones, 0.1 * ones, 0.5 * ones)[0]
-        tensor([0.0604], dtype=torch.float64)
-    """
-    y, c = _scaled(*torch.broadcast_tensors(margin.double(), mean.double(), cv.double()))
-    shape = y.shape
-    terms = _terms(y.reshape(-1), c.reshape(-1))
-    s = 1 / (1 + terms.z)
-    s_mean = terms.mean(s)
-    lost = terms.mean(terms.z * s)
-    # m = 1 from here on; against: the strength disagreed with the margin, along: it agreed.
-    c = c.reshape(-1)
-    against = c * terms.mean(s.square()) + terms.mean((s - s_mean).square())
-    q = torch.exp(terms.log_total - (c * y.reshape(-1)).log1p() / c)
-    p = 1 - q
-    along_mean = 1 + q / p * lost
-    along = (c - q * against - p * q * (along_mean - s_mean).square()) / p
-    negative = (margin < 0).expand(shape)
-    first = torch.where(negative, s_mean.view(shape), along_mean.view(shape))
-    second = torch.where(negative, against.view(shape), along.view(shape))
-    return mean * first, mean.square() * second
-
-
-class _GammaLogProb(torch.autograd.Function):
-    """Value and first derivatives in one pass; only vectors are kept for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, margin: Tensor, mean: Tensor, cv: Tensor) -> Tensor:
-        value, by_utility, by_log_c = _by_chunks(_first_order, (margin, mean, cv))
-        ctx.save_for_backward(margin, mean, cv, by_utility, by_log_c)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        margin, mean, cv, by_utility, by_log_c = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-        ):  # double backward: the slopes must be differentiable themselves
-            by_utility, by_log_c = _GammaSlopes.apply(margin, mean, cv)
-        return _chain(ctx, (margin, mean, cv), grad * by_utility, grad * by_log_c)
-
-
-class _GammaSlopes(torch.autograd.Function):
-    """First derivatives by utility and by log c; their backward is a pass for the second ones."""
-
-    @staticmethod
-    def forward(ctx: Any, margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(margin, mean, cv)
-        _, by_utility, by_log_c = _by_chunks(_first_order, (margin, mean, cv))
-        return by_utility, by_log_c
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_utility: Tensor, grad_log_c: Tensor) -> tuple[Tensor | None, ...]:
-        uu, ul, ll = _by_chunks(_second_order, ctx.saved_tensors)
-        by_utility = grad_utility * uu + grad_log_c * ul
-        return _chain(ctx, ctx.saved_tensors, by_utility, grad_utility * ul + grad_log_c * ll)
-
-
-def _chain(
-    ctx: Any, inputs: tuple[Tensor, ...], by_utility: Tensor, by_log_c: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Turn derivatives by utility (margin times mean) and log c into those by the inputs."""
-    margin, mean, cv = inputs
-    by_margin = by_mean = by_cv = None
-    if ctx.needs_input_grad[0]:
-        by_margin = (by_utility * mean).sum_to_size(margin.shape).to(margin.dtype)
-    if ctx.needs_input_grad[1]:
-        finite = margin.nan_to_num(nan=math.nan)  # the slope is zero at infinity: keep the product
-        by_mean = (by_utility * finite).sum_to_size(mean.shape).to(mean.dtype)
-    if ctx.needs_input_grad[2]:
-        by_cv = (by_log_c * (2 / cv)).sum_to_size(cv.shape).to(cv.dtype)
-    return by_margin, by_mean, by_cv
-
-
-def _by_chunks(
-    function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]], inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """Apply a function of float64 (margin, mean, cv) to `_CHUNK` broadcast pairs at a time."""
-    shape = torch.broadcast_shapes(*(value.shape for value in inputs))
-    margin, mean, cv = (
-        value.reshape(()) if value.numel() == 1 else value.expand(shape).reshape(-1)
-        for value in inputs
-    )
-    margin = margin.expand(math.prod(shape))
-    results = tuple(
-        torch.empty_like(margin, memory_format=torch.contiguous_format) for _ in range(3)
-    )
-    for start in range(0, len(margin), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        chunk = (
-            value.double() if value.dim() == 0 else value[part].double()
-            for value in (margin, mean, cv)
-        )
-        for target, result in zip(results, function(*chunk), strict=True):
-            target[part] = result
-    return tuple(result.view(shape) for result in results)
-
-
-class _Terms(NamedTuple):
+class SeriesTerms(NamedTuple):
     """The series at utilities y >= 0, terms first: weights that sum to one over all terms."""
 
     log_total: Tensor  # of the series over its first term
@@ -230,117 +72,21 @@ class _Terms(NamedTuple):
         return (self.weight * value).sum(0)
 
 
-def _terms(y: Tensor, c: Tensor) -> _Terms:
+def series_terms(y: Float[Tensor, " pairs"], c: Float[Tensor, "*pairs"]) -> SeriesTerms:
     x = c * y
     weights = _series_weights(x.device).unsqueeze(-1)
     k = torch.arange(1, _NUM_TERMS + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
     terms = weights * torch.exp(torch.log1p((k - 1) * (x / (1 + x))) / -c)
     total = terms.sum(0)
-    return _Terms(total.log(), terms / total, k, k * x)
+    return SeriesTerms(total.log(), terms / total, k, k * x)
 
 
-def _scaled(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
-    """The series' variables y and c, kept where no product of them overflows."""
-    return (margin.abs() * mean).clamp(max=1e150), cv.clamp(1e-50, 1e50).square()
-
-
-def _side(margin: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Log P of the observed side, and the factor from a derivative of log Q to one of log P."""
-    positive = margin >= 0
-    log_p = torch.log1p(-log_q.exp())
-    value = torch.where(positive, log_p, log_q)
-    odds = torch.where(positive, -(log_q - log_p).exp(), 1.0)
-    return value, odds
-
-
-def _first_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log P and its derivatives by utility and by log c."""
-    y, c = _scaled(margin, mean, cv)
-    terms = _terms(y, c)
-    log_q = terms.log_total - (c * y).log1p() / c
-    value, odds = _side(margin, log_q)
-    by_y = terms.mean(-terms.k / (1 + terms.z))
-    by_log_c = terms.mean(_excess(terms.z)) / c
-    small = y * (1 + c) < _SMALL_UTILITY
-    by_log_c = torch.where(small, _q_by_log_c_small(y, c) / log_q.exp(), by_log_c)
-    infinite = margin.isinf()
-    value = torch.where(infinite & (margin < 0), -math.inf, value)
-    by_utility = (odds.abs() * -by_y).masked_fill(infinite, 0.0)
-    return value, by_utility, (odds * by_log_c).masked_fill(infinite, 0.0)
-
-
-def _second_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Second derivatives of log P: by utility twice, by utility and log c, by log c twice."""
-    y, c = _scaled(margin, mean, cv)
-    terms = _terms(y, c)
-    _, odds = _side(margin, terms.log_total - (c * y).log1p() / c)
-    share = terms.z / (1 + terms.z)
-    excess = _excess(terms.z)
-    e_y, e_l = -terms.k / (1 + terms.z), excess / c
-    q_y, q_l = terms.mean(e_y), terms.mean(e_l)
-    q_yy = terms.mean((1 + c) * e_y.square())
-    q_yl = terms.mean(e_y * (e_l - share))
-    q_ll = terms.mean((share.square() - excess) / c + e_l.square())
-    sign = torch.where(margin < 0, -1.0, 1.0)
-    squared = odds.square()
-    second = (
-        odds * q_yy - squared * q_y.square(),
-        sign * (odds * q_yl - squared * q_y * q_l),
-        odds * q_ll - squared * q_l.square(),
-    )
-    infinite = margin.isinf()
-    uu, ul, ll = (value.masked_fill(infinite, 0.0) for value in second)
-    return uu, ul, ll
-
-
-def _excess(z: Tensor) -> Tensor:
+def log1p_excess(z: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """`log1p(z) - z / (1 + z)`, z^2 / 2 near zero, by the series of atanh where it would cancel."""
     q = z / (2 + z)
     q2 = q.square()
     atanh_excess = q * q2 * (1 / 3 + q2 * (1 / 5 + q2 * (1 / 7 + q2 * (1 / 9 + q2 / 11))))
     return torch.where(z < 0.1, 2 * (q2 / (1 + q) + atanh_excess), z.log1p() - z / (1 + z))
-
-
-def _q_by_log_c_small(y: Tensor, c: Tensor) -> Tensor:
-    r"""The derivative of Q by log c at small utilities, from tilted moments of the strength.
-
-    With v the random utility, N terms are summed and the rest is expanded,
-
-    .. math:: Q = \sum_{k=1}^{N-1} (-1)^{k+1} \mathbb{E}[e^{-kv}]
-                + (-1)^{N+1} \, \mathbb{E}[e^{-Nv} (1/2 + \tau_0 v + \tau_1 v^3 + \dots)],
-              \qquad \mathbb{E}[e^{-Nv} v^j] = y^j (1 + Nx)^{-a-j} \prod_{i<j} (1 + ic),
-
-    which is Boole's summation. N = 0 (plain moments, up to a constant) serves the smallest
-    utilities. Relative error of the derivative about 5e-12, where the accelerated series loses
-    digits because its terms grow like k^2 and nearly cancel.
-    """
-    first = torch.where(y * (1 + c) < _SMALL_UTILITY / 3, 0.0, 6.0)
-    x = c * y
-    total = torch.zeros_like(y)
-    for k in range(1, 6):
-        term = torch.exp(-(k * x).log1p() / c) * _excess(k * x) / c
-        total = total - (-1) ** k * term.masked_fill(k >= first, 0.0)
-    z = first * x
-    share, log_slope = z / (1 + z), _excess(z) / c
-    moment = torch.exp(-z.log1p() / c)
-    rest = moment * log_slope / 2
-    shrink = y / (1 + z)
-    moment, log_slope = moment * shrink, log_slope - share
-    for n, coefficient in enumerate(_logistic_coefficients()):
-        rest = rest + coefficient * moment * log_slope
-        for i in (2 * n + 1, 2 * n + 2):
-            moment = moment * shrink * (1 + i * c)
-            log_slope = log_slope + i * c / (1 + i * c) - share
-    return total - rest  # N is even
-
-
-@lru_cache
-def _logistic_coefficients() -> tuple[float, ...]:
-    """Odd Taylor coefficients of the sigmoid at zero, from sigmoid' = 1/4 - (sigmoid - 1/2)^2."""
-    tau = [0.25]
-    for n in range(1, 15):
-        tau.append(-sum(tau[i] * tau[n - 1 - i] for i in range(n)) / (2 * n + 1))
-    return tuple(tau)
 
 
 @lru_cache

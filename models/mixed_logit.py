@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 
 from mixdpo_pyro.models.draws import draw_strengths, draws_log_prob, segment_sum
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
-from mixdpo_pyro.models.lerch import gamma_log_prob
+from mixdpo_pyro.models.gamma_logit import gamma_log_prob
 from mixdpo_pyro.models.quadrature import (
     Panel,
     choice_log_prob,
@@ -164,7 +164,9 @@ def _pair_quadrature(
     num_nodes = rule.num_nodes or default_num_nodes(cv, log_concave=family == "lognormal")
     if family == "normal":
         return quadrature_log_prob(Panel(margin, mean, cv), family, num_nodes).view(shape)
-    log_q = quadrature_log_prob(Panel(-margin.abs(), mean, cv), family, num_nodes)
+    # Not -abs: its derivative at 0 is 0, and training starts at margin 0.
+    lower = torch.where(margin < 0, margin, -margin)
+    log_q = quadrature_log_prob(Panel(lower, mean, cv), family, num_nodes)
     log_p = torch.log1p(-log_q.exp())
     return torch.where(margin < 0, log_q, log_p).view(shape)
 
