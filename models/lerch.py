@@ -61,18 +61,27 @@ def lerch_phi_minus_one(
 
 
 class SeriesTerms(NamedTuple):
-    """The series at utilities y >= 0, terms first: weights that sum to one over all terms."""
+    """The series of Q, terms on the first axis.
 
-    log_total: Tensor  # of the series over its first term
-    weight: Tensor
-    k: Tensor
-    z: Tensor  # k x
+    Attributes:
+        log_total: Log of the sum over its first term, :math:`(1 + x)^{-a}`.
+        weight: Signed share of each term in the sum; they add up to one.
+        k: Numbers of the terms, 1, 2, ...
+        z: The products kx.
+    """
 
-    def mean(self, value: Tensor) -> Tensor:
+    log_total: Float[Tensor, " pairs"]
+    weight: Float[Tensor, "terms pairs"]
+    k: Float[Tensor, "terms 1"]
+    z: Float[Tensor, "terms pairs"]
+
+    def mean(self, value: Float[Tensor, "terms pairs"]) -> Float[Tensor, " pairs"]:
+        """Mean of a quantity over the terms by their weights."""
         return (self.weight * value).sum(0)
 
 
 def series_terms(y: Float[Tensor, " pairs"], c: Float[Tensor, "*pairs"]) -> SeriesTerms:
+    """Terms of the series at scaled margins y >= 0 and squared coefficients of variation c > 0."""
     x = c * y
     weights = _series_weights(x.device).unsqueeze(-1)
     k = torch.arange(1, _NUM_TERMS + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
@@ -82,7 +91,7 @@ def series_terms(y: Float[Tensor, " pairs"], c: Float[Tensor, "*pairs"]) -> Seri
 
 
 def log1p_excess(z: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """`log1p(z) - z / (1 + z)`, z^2 / 2 near zero, by the series of atanh where it would cancel."""
+    """`log1p(z) - z / (1 + z)`, z^2 / 2 near zero, by the series of atanh for small z >= 0."""
     q = z / (2 + z)
     q2 = q.square()
     atanh_excess = q * q2 * (1 / 3 + q2 * (1 / 5 + q2 * (1 / 7 + q2 * (1 / 9 + q2 / 11))))

@@ -41,8 +41,9 @@ def mixed_logit_log_prob(
     .. math:: \log \mathbb{E}_{\beta \sim p(\beta \mid m, cv)} \, \sigma(\beta \Delta)
 
     per pair, or with annotator ids
-    :math:`\log \mathbb{E}_\beta \prod_t \sigma(\beta \Delta_t)` over the choices t of each. Label noise :math:`\epsilon` replaces every
-    :math:`\sigma(u)` by :math:`(1-\epsilon) \sigma(u) + \epsilon \sigma(-u)`.
+    :math:`\log \mathbb{E}_\beta \prod_t \sigma(\beta \Delta_t)` over the choices t of each.
+    Label noise :math:`\epsilon` replaces every :math:`\sigma(u)` by
+    :math:`(1-\epsilon) \sigma(u) + \epsilon \sigma(-u)`.
 
     As cv tends to zero at fixed mean every family tends to DPO, :math:`\log \sigma(m \Delta)`,
     which the family `"fixed"` is exactly. Differentiable twice in margin, mean and cv.

@@ -35,8 +35,8 @@ class PreferenceModel(PyroModule):
               \quad P = \prod_i \mathbb{E}_{\beta \mid m, cv} \, \sigma(\beta \Delta_i)
 
     Sites: `mean` and `cv` (shape `()`), and `choice` inside the plate `pairs`, or `annotators`
-    with ids. Latents may carry a leading particle axis, `(particles, 1)`. The family `"fixed"` has no
-    latent sites and is DPO.
+    with ids. Latents may carry a leading particle axis, `(particles, 1)`. The family `"fixed"` has
+    no latent sites and is DPO.
 
     Args:
         family: Law of the strength, see `mixed_logit_log_prob`.
@@ -149,7 +149,7 @@ class LatentStrengthModel(PreferenceModel):
     """The same joint law with the strength of every pair, or annotator, as a latent site.
 
     Sites: `mean`, `cv`, then `strength` inside the plate `pairs` (or `annotators`), then `choice`
-    per pair. Integrating `strength` gives `PreferenceModel`; leaving `choice` unobserved simulates.
+    per pair. Integrating `strength` gives `PreferenceModel`; an unobserved `choice` is simulated.
     The estimator is not used. The family `"fixed"` has no site `strength`.
 
     Example:

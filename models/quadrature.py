@@ -5,7 +5,7 @@ r"""Deterministic quadrature of the mixed logit over the strength, for single pa
 A trapezoid rule with equal steps converges geometrically for integrands that are analytic and
 decay fast at both ends (Trefethen and Weideman, The exponentially convergent trapezoidal rule,
 SIAM Review 56:3, 2014). Each family brings a coordinate in which its integrand is such, and the
-window of the coordinate that matters is found by repeated scanning, so that the sharp or two-humped
+window that matters of the coordinate is found by repeated scanning, so that sharp or two-humped
 posteriors of long panels are covered too. Nodes are constants when differentiating.
 """
 
