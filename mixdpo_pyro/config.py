@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -138,10 +139,15 @@ def _plan(values: dict[str, Any], source: str, arguments: list[str]) -> TrainPla
 
 
 def _given(values: dict[str, Any], arguments: list[str], parts: tuple) -> dict[str, Any]:
-    typed = {word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")}
-    keys = sorted({*values, *typed})
-    found = {key: part.__dict__[key] for key in keys for part in parts if key in part.__dict__}
-    return {**values, **{key: found[key] for key in typed if key in found}}
+    words = [word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")]
+    typed = [word.replace("-", "_") for word in words]
+    found = {key: part.__dict__[key] for key in typed for part in parts if key in part.__dict__}
+    return {**values, **{key: _plain(found[key]) for key in typed if key in found}}
+
+
+def _plain(value: Any) -> Any:
+    """The value as a YAML file holds it; transformers turns some options into enums."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def _require(value: object, message: str) -> None:

@@ -181,9 +181,10 @@ def _read_file(path: Path, builder: str) -> Dataset:
     except (DatasetGenerationError, OSError, EOFError, ValueError) as error:
         raise DataError(_why_unreadable(path, builder, error)) from error
 
-
 def _why_unreadable(path: Path, builder: str, error: Exception) -> str:
     cause = error.__cause__ or error
+    if "corresponds to no data" in str(cause):  # a header and no rows
+        return f"{path}: the dataset is empty"
     if builder == "json" and ".jsonl" in path.name:
         opener: Callable = gzip.open if path.suffix == ".gz" else open
         number = 0

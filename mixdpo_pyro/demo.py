@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from datasets import load_from_disk
+
 from mixdpo_pyro.config import plan_from_values
 from mixdpo_pyro.files import staged_folder
 from mixdpo_pyro.policy import ReferenceConfig, build_reference
@@ -58,10 +60,11 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
         )
         world.save(folder / "world")
         show_stage("Fitting a small Llama to the responses (the reference)")
-        build_reference(world.dataset, ReferenceConfig(seed=config.seed), folder / "reference")
+        build_reference(world.dataset, ReferenceConfig(sft_steps=200, seed=config.seed), folder / "reference")
         plan = plan_from_values(_training_values(config, folder))
         given = _training_values(config, output)  # what stays true once the folder has its name
         execute_run(replace(plan, given=given), folder, command, world.truth)
+        load_from_disk(str(folder / "world" / "dataset")).cleanup_cache_files()
     return output
 
 
@@ -73,7 +76,7 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "family": config.family,
         "beta": 1.0,
         "test_fraction": 0.2,
-        "num_train_epochs": 1.5,
+        "num_train_epochs": 1,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 128,
         "learning_rate": 5e-4,

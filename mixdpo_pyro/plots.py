@@ -163,7 +163,7 @@ def plot_annotators(
         xlim=(0, None), ylim=(-1, len(rows)),
     )  # fmt: skip
     axes.tick_params(axis="y", labelsize=7)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     return figure
 
 

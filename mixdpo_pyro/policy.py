@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer, extract_prompt
 
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.progress import use_tidy_progress
+from mixdpo_pyro.progress import train_with_progress
 
 __all__ = [
     "ReferenceConfig", "build_llama", "build_reference", "supervised_fine_tune", "train_tokenizer",
@@ -65,6 +65,7 @@ class ReferenceConfig:
             gradient_checkpointing=False,
             save_strategy="no",
             report_to="none",
+            disable_tqdm=False,
             logging_steps=10,
             seed=self.seed,
         )
@@ -170,8 +171,7 @@ def supervised_fine_tune(
         }
     )
     trainer = SFTTrainer(model, args, train_dataset=responses, processing_class=tokenizer)
-    use_tidy_progress(trainer)
-    return trainer.train().training_loss
+    return train_with_progress(trainer).training_loss
 
 
 def build_reference(pairs: Dataset, config: ReferenceConfig, folder: str | Path) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 from rich.console import Console
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
-__all__ = ["TidyProgress", "console", "show_stage", "use_tidy_progress"]
+__all__ = ["TidyProgress", "console", "show_stage", "train_with_progress"]
 
 console = Console(stderr=True, highlight=False)
 
@@ -38,8 +39,15 @@ class TidyProgress(ProgressCallback):
             self.training_bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items()})
 
 
-def use_tidy_progress(trainer: Trainer) -> None:
-    """Give `trainer` this bar in place of the Trainer's, unless bars are switched off."""
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(TidyProgress)
+def train_with_progress(trainer: Trainer, resume_from_checkpoint: str | None = None) -> TrainOutput:
+    """Train with this bar in place of the Trainer's, and close it whatever happens."""
+    if trainer.args.disable_tqdm:
+        return trainer.train(resume_from_checkpoint)
+    bar = TidyProgress()
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(bar)
+    try:
+        return trainer.train(resume_from_checkpoint)
+    finally:
+        if bar.training_bar is not None:
+            bar.training_bar.close()

@@ -18,8 +18,8 @@ from mixdpo_pyro.config import RunConfig, TrainPlan
 from mixdpo_pyro.data import ROW_COLUMN, PreferenceData, load_preferences, split_pairs
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.files import RUN_FILE, write_json, written_whole
-from mixdpo_pyro.inference import Fit, assess_heterogeneity, fit
-from mixdpo_pyro.progress import show_stage, use_tidy_progress
+from mixdpo_pyro.inference import Fit, assess_heterogeneity, fit, save_arviz
+from mixdpo_pyro.progress import show_stage, train_with_progress
 from mixdpo_pyro.report import (
     HISTORY_FILE,
     MARGINS_FILE,
@@ -66,6 +66,7 @@ def execute_run(
     started = time.monotonic()
     training = plan.training
     training.output_dir = str(folder)
+    training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
     (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
     show_stage("Reading the pairs")
     data = _load_pairs(plan.run, training.seed)
@@ -73,7 +74,7 @@ def execute_run(
     show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
     trainer = _build_trainer(training, plan.model, data)
     checkpoint = get_last_checkpoint(str(folder)) if plan.run.resume else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_with_progress(trainer, checkpoint)
     _save_policy(trainer, folder / "policy")
     write_json(trainer.state.log_history, folder / HISTORY_FILE)
 
@@ -82,7 +83,7 @@ def execute_run(
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
     result = _fit_margins(margins, data.annotator_column, training)
-    result.to_arviz().to_netcdf(folder / POSTERIOR_FILE, engine="h5netcdf")
+    save_arviz(result.to_arviz(), folder / POSTERIOR_FILE)
 
     draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
     write_json({"draws": draws, **trainer.strength.summary()}, folder / TRAINING_POSTERIOR_FILE)
@@ -94,7 +95,7 @@ def execute_run(
         "beta": training.beta,
         "seed": training.seed,
         "data": {
-            "source": data.source,
+            "source": plan.given["dataset_name"],
             "train": len(data.train),
             "test": len(margins),
             "dropped": data.dropped,
@@ -158,7 +159,6 @@ def _build_trainer(
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ConfigError(f"model_name_or_path: {first_line}") from error
-    use_tidy_progress(trainer)
     return trainer
 
 

@@ -159,13 +159,15 @@ class MixDPOTrainer(DPOTrainer):
         """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
         rows = inputs.pop(ROW_COLUMN, None)
         margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
+        if not torch.isfinite(margin).all():
+            raise NonFiniteLossError(self._blame(~torch.isfinite(margin), "margin", rows))
         if self.model.training:
             loss = self.strength.objective(margin, num_total=self._num_pairs())
         else:
             location = self.strength.objective.location()
             loss = -self.strength.objective.model.log_prob(margin, **location).mean()
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._why_non_finite(loss, margin, rows))
+            raise NonFiniteLossError(self._blame(torch.ones_like(margin).bool(), "loss", rows))
         return (loss, outputs) if return_outputs else loss
 
     def margins(self, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
@@ -225,14 +227,11 @@ class MixDPOTrainer(DPOTrainer):
         except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
             return self.args.max_steps * self.args.train_batch_size * self.args.world_size
 
-    def _why_non_finite(self, loss: Tensor, margin: Tensor, rows: Tensor | None) -> str:
-        bad = ~torch.isfinite(margin)
-        where = "no margin of the batch is to blame"
-        if bad.any() and rows is not None:
-            where = f"rows {rows[bad].tolist()} (counted from 0) have a non-finite margin"
-        elif bad.any():
-            where = f"{int(bad.sum())} margins of the batch are not finite"
-        return f"the loss is {loss.item()} at step {self.state.global_step + 1}; {where}"
+    def _blame(self, is_bad: Tensor, what: str, rows: Tensor | None) -> str:
+        message = f"step {self.state.global_step + 1}: the {what} is not finite"
+        if rows is None:
+            return f"{message} for {int(is_bad.sum())} pairs of the batch"
+        return f"{message} for rows {rows[is_bad].tolist()} of the data (counted from 0)"
 
     # Optimisation, logging, checkpoints
 

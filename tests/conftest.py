@@ -22,3 +22,13 @@ def _isolated_test():
         yield
     assert torch.get_default_dtype() == dtype, "the test changed the default dtype"
     assert not pyro.get_param_store(), "the test left parameters in Pyro's global store"
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory):
+    """Folder of a small random Llama that knows the words of the simulated world."""
+    from scenarios import build_policy_folder, small_world
+
+    folder = tmp_path_factory.mktemp("policy")
+    build_policy_folder(folder, small_world())
+    return str(folder)

@@ -1,0 +1,243 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scenarios import TRAINING_MARKS, small_world, take
+from trl import DPOConfig, DPOTrainer
+
+from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
+from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.strength import Strength
+from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+
+pytestmark = TRAINING_MARKS
+
+SETTINGS = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "max_length": 128,
+    "beta": 0.3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+
+
+def train(trainer_class, config_class, folder, policy, dataset=None, **settings):
+    settings = {**SETTINGS, "max_steps": 6, **settings}
+    trainer = trainer_class(
+        policy,
+        args=config_class(str(folder), **settings),
+        train_dataset=small_world() if dataset is None else dataset,
+        eval_dataset=take(small_world(), 10),
+    )
+    trainer.train()
+    return trainer
+
+
+def mixdpo(folder, policy, **settings):
+    return train(MixDPOTrainer, MixDPOConfig, folder, policy, **settings)
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_fixed_strength_is_trl_dpo(tmp_path, policy_folder):
+    """Same seed, same data, 20 steps: every loss and every metric of TRL's."""
+    trl = train(DPOTrainer, DPOConfig, tmp_path, policy_folder, max_steps=20)
+    ours = mixdpo(tmp_path, policy_folder, family="fixed", max_steps=20)
+    assert len(logged(trl, "loss")) == 20
+    shared = {name for entry in trl.state.log_history for name in entry}
+    for name in shared - {"train_runtime", "train_samples_per_second", "train_steps_per_second"}:
+        np.testing.assert_allclose(
+            logged(ours, name), logged(trl, name), atol=1e-5, rtol=0, err_msg=name
+        )
+    weights = zip(ours.model.parameters(), trl.model.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in weights)
+
+
+def test_loss_moves_with_the_margins_of_an_independent_computation(tmp_path, policy_folder):
+    """The margin that is tapped in TRL's loss, against log-softmax sums computed by hand."""
+    from transformers import AutoModelForCausalLM
+
+    trainer = mixdpo(tmp_path, policy_folder, family="gamma")
+    reference = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
+    policy = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
+    policy.load_state_dict(trainer.model.state_dict())
+
+    def log_prob(model, prompt, completion):
+        ids = torch.tensor([prompt + completion])
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].log_softmax(-1)
+        picked = logps.gather(1, ids[0, 1:, None])[:, 0]
+        return picked[-len(completion) :].sum().item()
+
+    margins = trainer.margins()
+    for row, margin, pair in zip(
+        margins["row"], margins["margin"], trainer.eval_dataset, strict=True
+    ):
+        expected = sum(
+            sign * (log_prob(policy, pair["prompt_ids"], pair[name])
+                    - log_prob(reference, pair["prompt_ids"], pair[name]))
+            for sign, name in ((1, "chosen_ids"), (-1, "rejected_ids"))
+        )  # fmt: skip
+        assert margin == pytest.approx(expected, abs=2e-4)
+        assert row == pair["row"]
+
+
+@pytest.mark.parametrize(
+    ("family", "estimator"),
+    [("lognormal", "quadrature"), ("lognormal", "draws"), ("gamma", "series"),
+     ("gamma", "draws"), ("gamma", "quadrature")],
+)  # fmt: skip
+def test_every_family_and_estimator_learns_policy_and_strength(
+    tmp_path, policy_folder, family, estimator
+):
+    """Without a prior the loss is the likelihood alone; at margin 0 every strength predicts 1/2."""
+    trainer = mixdpo(
+        tmp_path, policy_folder, family=family, estimator=estimator, max_steps=24, mean="free",
+        strength_learning_rate=0.05,
+    )  # fmt: skip
+    losses = logged(trainer, "loss")
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert np.mean(losses[-6:]) < math.log(2) - 0.02
+    cv = logged(trainer, "strength/cv")
+    assert abs(cv[-1] - 0.5) > 0.01
+    assert logged(trainer, "strength/q05")[-1] < logged(trainer, "strength/mean")[-1]
+
+
+@pytest.mark.parametrize("anchor", ["fixed", "prior", "free"])
+def test_mean_is_anchored_as_asked(tmp_path, policy_folder, anchor):
+    trainer = mixdpo(tmp_path, policy_folder, mean=anchor, strength_learning_rate=0.2)
+    means = logged(trainer, "strength/mean")
+    if anchor == "fixed":
+        assert means == pytest.approx([0.3] * len(means))
+    else:
+        assert abs(means[-1] - 0.3) > 1e-3
+    draws = trainer.strength.draw(100)["cv"]
+    assert bool((draws == draws[0]).all()) == (anchor == "free")
+
+
+def test_rewards_use_the_mean_strength(tmp_path, policy_folder):
+    trainer = mixdpo(
+        tmp_path, policy_folder, strength_learning_rate=0.1, per_device_eval_batch_size=10
+    )
+    metrics = trainer.evaluate()
+    margin = trainer.margins()["margin"].mean()
+    mean = trainer.strength.summary()["mean"]
+    assert metrics["eval_rewards/margins"] == pytest.approx(mean * margin, rel=1e-4)
+    assert mean != pytest.approx(0.3, rel=1e-3)
+
+
+def test_evaluation_loss_is_the_mixed_logit_at_the_learned_law(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, family="gamma", per_device_eval_batch_size=10)
+    location = trainer.strength.objective.location()
+    expected = -mixed_logit_log_prob(
+        torch.tensor(trainer.margins()["margin"]), location["mean"], location["cv"], "gamma"
+    ).mean()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, policy_folder):
+    """Plain SGD, no clipping: two half batches move everything as one whole batch does."""
+    settings = {
+        "optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "max_grad_norm": 0.0,
+        "mean": "free", "strength_learning_rate": 0.1,
+    }  # fmt: skip
+    whole = mixdpo(tmp_path, policy_folder, per_device_train_batch_size=4, **settings)
+    halves = mixdpo(
+        tmp_path, policy_folder, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        **settings,
+    )  # fmt: skip
+    for name, value in whole.strength.objective.state_dict().items():
+        torch.testing.assert_close(halves.strength.objective.state_dict()[name], value)
+    for ours, theirs in zip(halves.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_resumed_training_equals_uninterrupted_training(tmp_path, policy_folder):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "family": "gamma"}
+    whole = mixdpo(tmp_path / "whole", policy_folder, **settings)
+    resumed = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(str(tmp_path / "resumed"), **{**SETTINGS, **settings}),
+        train_dataset=small_world(),
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    for name, value in whole.strength.objective.state_dict().items():
+        assert torch.equal(resumed.strength.objective.state_dict()[name], value), name
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_checkpoint_holds_the_strength(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, save_strategy="steps", save_steps=6)
+    loaded = Strength.from_pretrained(tmp_path / "checkpoint-6")
+    assert loaded.summary() == trainer.strength.summary()
+    assert loaded.config == trainer.strength.config
+
+
+def test_precomputed_reference_gives_the_same_losses(tmp_path, policy_folder):
+    """A point guide: reading the data twice moves the generator that a guide draws from."""
+    plain = mixdpo(tmp_path, policy_folder, mean="free")
+    ahead = mixdpo(tmp_path, policy_folder, mean="free", precompute_ref_log_probs=True)
+    np.testing.assert_allclose(logged(plain, "loss"), logged(ahead, "loss"), atol=1e-5)
+    margins = [t.margins()["margin"] for t in (plain, ahead)]
+    np.testing.assert_allclose(*margins, atol=1e-3)
+
+
+def test_lora_trains_adapters_and_strength(tmp_path, policy_folder):
+    from peft import LoraConfig
+
+    trainer = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 4, "learning_rate": 0.05}),
+        train_dataset=small_world(),
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    assert trainer.margins(trainer.train_dataset)["margin"].std() > 1e-3
+    assert trainer.strength.summary()["cv"] != pytest.approx(0.5, rel=1e-3)
+
+
+def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
+    dataset = take(small_world(), 8)
+    trainer = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 2}),
+        train_dataset=dataset,
+    )
+    with torch.no_grad():
+        next(trainer.model.parameters())[5] = float("nan")
+    with pytest.raises(NonFiniteLossError, match=r"step 1: the margin is not finite for rows \[.*\] of"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"family": "normal"}, "family: expected one of lognormal, gamma, fixed, got 'normal'"),
+        ({"family": "lognormal", "estimator": "series"}, "'series' is for family 'gamma'"),
+        ({"mean": "prio"}, "mean: expected one of"),
+        ({"beta": 0.0}, "beta: expected a finite number > 0, got 0.0"),
+        ({"strength_learning_rate": -1.0}, "strength_learning_rate: expected"),
+        ({"loss_type": ["hinge"]}, "loss_type: .*got .*hinge"),
+        ({"label_smoothing": 0.1}, "label_smoothing: "),
+    ],
+)
+def test_wrong_settings_name_the_key(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        MixDPOConfig(str(tmp_path), **settings)
+
+
+def test_args_of_trl_are_refused_with_a_hint(tmp_path, policy_folder):
+    with pytest.raises(ConfigError, match="expected a MixDPOConfig, got DPOConfig"):
+        MixDPOTrainer(
+            policy_folder, args=DPOConfig(str(tmp_path), bf16=False), train_dataset=small_world()
+        )

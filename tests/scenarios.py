@@ -1,0 +1,41 @@
+"""Small worlds and small models, built on the spot."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+# `gradient_checkpointing` is the name that trl 1.x passes on; transformers 5 renames it.
+RENAMED = pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)
+# transformers asks for pinned memory wherever it runs; torch says so where no accelerator is.
+NO_PIN = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
+TRAINING_MARKS = [RENAMED, NO_PIN]
+
+
+@cache
+def small_world(num_annotators=6, pairs_per_annotator=8, cv=0.5):
+    """A simulated world with row numbers, as the readers number them."""
+    from mixdpo_pyro.simulate import simulate_preferences
+
+    world = simulate_preferences(num_annotators, pairs_per_annotator, cv=cv)
+    return world.dataset.add_column("row", np.arange(len(world.dataset)))
+
+
+def build_policy_folder(folder, dataset, **sizes):
+    """A random small Llama and its tokenizer, saved to `folder`."""
+    from mixdpo_pyro.policy import build_llama, train_tokenizer
+
+    texts = [text for name in ("prompt", "chosen", "rejected") for text in dataset[name]]
+    tokenizer = train_tokenizer(texts, vocab_size=400)
+    model = build_llama(
+        tokenizer, **({"hidden_size": 32, "num_layers": 1, "num_heads": 2} | sizes)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def take(dataset: Dataset, count: int) -> Dataset:
+    return dataset.select(range(count))
