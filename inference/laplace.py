@@ -32,9 +32,9 @@ _REACH = 8.0
 _WINDOW_NATS = 14.0
 """Points of the ridge further below its top are left out: exp(-14) = 1e-6."""
 
-_RIDGE_POINTS = 48
+_RIDGE_POINTS = 32
 
-_SCALED = np.linspace(-7, 7, 29)
+_SCALED = np.linspace(-7, 7, 21)
 """Lattice across the ridge, in standard deviations."""
 
 

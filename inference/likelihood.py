@@ -32,7 +32,7 @@ __all__ = [
 _ORDER = 8
 """Points of the local interpolation: degree 7."""
 
-_STEP = 0.04
+_STEP = 0.07
 """Node distance in asinh units; `error_bound` measures the error, of order eight in it."""
 
 _PAD = _ORDER // 2 - 1
@@ -40,6 +40,9 @@ _PAD = _ORDER // 2 - 1
 
 _MANY = 500
 """Distinct margins from which on interpolation is cheaper than the likelihood itself."""
+
+_NARROW = np.linspace(-10, 10, 81)
+"""Nodes of a law that is narrow beside the grid of a panel table, in its standard deviations."""
 
 _CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
@@ -56,7 +59,7 @@ class Likelihood(Protocol):
 
 
 def likelihood(choices: Choices, family: Family, flip_probability: float = 0.0) -> Likelihood:
-    """The marginal likelihood of a dataset: by pair, or by person where people chose repeatedly."""
+    """The marginal likelihood of a dataset: by pair, or by person where people repeat."""
     if choices.has_panels:
         return tabulate(choices, family, flip_probability)
     return compress(choices.margin, family, flip_probability)
@@ -164,18 +167,19 @@ def pair_log_prob(
 def _log_prob(
     margin: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family, flip_probability: float
 ) -> Float[np.ndarray, "points margins"]:
+    value = np.empty((len(mean), len(margin)))
     rows = max(1, _CHUNK // (64 * len(margin)))
-    parts = [
-        mixed_logit_log_prob(
-            torch.from_numpy(margin),
-            torch.from_numpy(mean[k : k + rows, None]),
-            torch.from_numpy(cv[k : k + rows, None]),
-            family if cv[k : k + rows].any() else "fixed",
-            flip_probability=flip_probability,
-        )
-        for k in range(0, len(mean), rows)
-    ]
-    return torch.cat(parts).numpy()
+    for law, points in ((family, np.flatnonzero(cv)), ("fixed", np.flatnonzero(cv == 0))):
+        for k in range(0, len(points), rows):
+            chunk = points[k : k + rows]
+            value[chunk] = mixed_logit_log_prob(
+                torch.from_numpy(margin),
+                torch.from_numpy(mean[chunk, None]),
+                torch.from_numpy(cv[chunk, None]),
+                law,
+                flip_probability=flip_probability,
+            ).numpy()
+    return value
 
 
 def _locate(
@@ -237,8 +241,7 @@ class PanelTable:
         value = np.empty((len(self.log_likelihood), len(mean)))
         if is_wide.any():
             value[:, is_wide] = self._wide(mean[is_wide], cv[is_wide])
-        for k in np.flatnonzero(~is_wide):
-            value[:, k] = self._narrow(mean[k], cv[k])
+        value[:, ~is_wide] = self._narrow(mean[~is_wide], cv[~is_wide])
         return value
 
     def draw_strengths(
@@ -256,7 +259,8 @@ class PanelTable:
                 log_mass = self.log_law(mean[k : k + 1], cv[k : k + 1])[:, 0]
                 log_likelihood = self.log_likelihood
             else:
-                beta, log_mass = self._narrow_rule(mean[k], cv[k])
+                rule = self._narrow_rule(mean[k : k + 1], cv[k : k + 1])
+                beta, log_mass = rule[0][0], rule[1][0]
                 log_likelihood = self._at(beta)
             value[k] = _draw_rows(beta, log_likelihood + log_mass, rng)
         return value
@@ -303,22 +307,28 @@ class PanelTable:
             value = np.log(self._relative_likelihood @ np.exp(self.log_law(mean, cv)))
         return value + self._peak[:, None]
 
-    def _narrow(self, mean: float, cv: float) -> np.ndarray:
+    def _narrow(self, mean: np.ndarray, cv: np.ndarray) -> np.ndarray:
         """The law is narrow beside the grid: interpolate the log-likelihood at its nodes."""
-        beta, log_mass = self._narrow_rule(mean, cv)
-        value = self._at(beta) + log_mass
-        peak = value.max(1)
-        return np.log(np.exp(value - peak[:, None]).sum(1)) + peak
+        value = np.empty((len(self.log_likelihood), len(mean)))
+        rows = max(1, _CHUNK // (len(_NARROW) * len(value)))
+        for k in range(0, len(mean), rows):
+            beta, log_mass = self._narrow_rule(mean[k : k + rows], cv[k : k + rows])
+            terms = self._at(beta.ravel()).reshape(-1, *beta.shape) + log_mass
+            peak = terms.max(2)
+            value[:, k : k + rows] = np.log(np.exp(terms - peak[..., None]).sum(2)) + peak
+        return value
 
-    def _narrow_rule(self, mean: float, cv: float) -> tuple[np.ndarray, np.ndarray]:
+    def _narrow_rule(
+        self, mean: np.ndarray, cv: np.ndarray
+    ) -> tuple[Float[np.ndarray, "points nodes"], Float[np.ndarray, "points nodes"]]:
         """Strengths within ten standard deviations of the law, and the log of its mass at each."""
-        if cv == 0:
-            return np.array([mean]), np.zeros(1)
-        x = np.linspace(-10, 10, 81)
-        beta = mean * (1 + cv * x) if self.family == "normal" else mean * np.exp(cv * x)
-        jacobian = 0.0 if self.family == "normal" else np.log(beta)
-        log_mass = _log_density(beta, np.array(mean), np.array(cv), self.family) + jacobian
-        return beta, log_mass - np.logaddexp.reduce(log_mass)
+        mean, cv = mean[:, None], np.maximum(cv, 1e-9)[:, None]
+        if self.family == "normal":
+            beta, log_jacobian = mean * (1 + cv * _NARROW), np.zeros(1)
+        else:
+            beta, log_jacobian = mean * np.exp(cv * _NARROW), cv * _NARROW
+        log_mass = _log_density(beta, mean, cv, self.family) + log_jacobian
+        return beta, log_mass - np.logaddexp.reduce(log_mass, axis=1, keepdims=True)
 
     def _at(self, beta: np.ndarray) -> Float[np.ndarray, "annotators strengths"]:
         """Log-likelihood at any strength inside the table, by interpolation of degree 7."""
@@ -358,7 +368,8 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
     if family == "normal":
         origin = math.log(1 / energy)
         reach = math.asinh(math.exp(high - 3 - origin))
-        z = np.arange(-reach, reach + step, step)
+        half = np.arange(step / 2, reach, step)
+        z = np.concatenate([-half[::-1], half])
     else:
         origin = math.log(0.3 / energy)
         z = np.arange(-6.5, high - origin, step)
@@ -375,20 +386,22 @@ def _strength_at(z: np.ndarray, origin: float, family: Family) -> np.ndarray:
 def _log_likelihood_at(
     beta: np.ndarray, choices: Choices, flip_probability: float
 ) -> Float[np.ndarray, "annotators strengths"]:
+    """Log-likelihood of every annotator at each strength; a negative one mirrors the margins."""
     margin, annotator = torch.from_numpy(choices.margin), torch.from_numpy(choices.annotator)
+    value = np.empty((len(beta), choices.num_annotators))
     rows = max(1, _CHUNK // choices.num_pairs)
-    parts = [
-        mixed_logit_log_prob(
-            margin,
-            torch.from_numpy(beta[k : k + rows, None]),
-            0.0,
-            "fixed",
-            annotator=annotator,
-            flip_probability=flip_probability,
-        )
-        for k in range(0, len(beta), rows)
-    ]
-    return torch.cat(parts).T.contiguous().numpy()
+    for sign, points in ((1, np.flatnonzero(beta > 0)), (-1, np.flatnonzero(beta < 0))):
+        for k in range(0, len(points), rows):
+            chunk = points[k : k + rows]
+            value[chunk] = mixed_logit_log_prob(
+                sign * margin,
+                torch.from_numpy(sign * beta[chunk, None]),
+                0.0,
+                "fixed",
+                annotator=annotator,
+                flip_probability=flip_probability,
+            ).numpy()
+    return np.ascontiguousarray(value.T)
 
 
 def _log_density(beta: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family) -> np.ndarray:
@@ -402,8 +415,6 @@ def _draw_rows(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " rows"]:
     """One draw per row from densities tabulated on equally spaced nodes."""
-    if len(value) == 1:
-        return np.full(len(log_density), value[0])
     density = np.exp(log_density - log_density.max(1, keepdims=True))
     cumulative = (density[:, 1:] + density[:, :-1]).cumsum(1)
     target = rng.random((len(density), 1)) * cumulative[:, -1:]

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.special import expit, log_expit
+
+from mixdpo_pyro.inference.choices import read_choices
+from mixdpo_pyro.inference.likelihood import compress, pair_log_prob, tabulate
+from mixdpo_pyro.models import mixed_logit_log_prob, strength_distribution
+
+POINTS = [(0.1, 0.6), (0.02, 2.0), (0.5, 0.01), (0.1, 0.2), (0.1, 0.0)]
+
+
+def _exact(margin, mean, cv, family, annotator=None, flip_probability=0.0):
+    return mixed_logit_log_prob(
+        torch.from_numpy(margin),
+        mean,
+        cv,
+        family if cv else "fixed",
+        annotator=None if annotator is None else torch.from_numpy(annotator),
+        flip_probability=flip_probability,
+    ).numpy()
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_compressed_margins_give_the_sum_over_pairs_within_their_bound(
+    simulate, family, flip_probability
+):
+    margin = simulate(20_000, 1, 0.6)[0]
+    margin[:3] = [1e4, -300.0, 0.0]  # outliers
+    compressed = compress(margin, family, flip_probability)
+    for mean, cv in POINTS:
+        exact = _exact(margin, mean, cv, family, flip_probability=flip_probability).sum()
+        value = compressed(np.array([mean]), np.array([cv]))[0]
+        bound = compressed.error_bound(mean, cv)
+        assert abs(value - exact) <= bound + 1e-13 * abs(exact)
+        assert bound < 1e-5, (mean, cv)
+
+
+def test_compression_costs_the_same_for_any_number_of_pairs(simulate):
+    few, many = (compress(simulate(n, 1, 0.6)[0], "gamma") for n in (2_000, 200_000))
+    assert len(many.weight) < 2 * len(few.weight) < 1000
+    assert many.weight.sum() == pytest.approx(200_000, rel=1e-12)
+    assert many.count.sum() == 200_000
+
+
+@pytest.mark.parametrize("family", ["gamma", "lognormal"])
+def test_many_pairs_are_interpolated_one_by_one(simulate, family):
+    margin = simulate(3_000, 1, 0.6)[0]
+    mean, cv = (np.array(x) for x in zip(*POINTS[:3], strict=True))
+    value = pair_log_prob(margin, mean, cv, family)
+    for k in range(len(mean)):
+        np.testing.assert_allclose(
+            value[k], _exact(margin, mean[k], cv[k], family), rtol=1e-9, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_table_gives_every_annotators_likelihood(simulate, family, flip_probability):
+    margin, annotator, _ = simulate(30, 40, 0.6)
+    extra = simulate(1, 700, 0.6, seed=1)[0]  # a ragged panel: one person with 740 choices
+    margin, annotator = np.append(margin, extra), np.append(annotator, np.zeros(700, int))
+    table = tabulate(read_choices(margin, annotator), family, flip_probability)
+    for mean, cv in [
+        *[(0.1, cv) for cv in (0.0, 1e-4, 0.01, 0.05, 0.13, 0.2, 0.6, 3.0)],
+        (0.02, 2.0),
+        (0.3, 0.3),
+    ]:
+        value = table.per_annotator(np.array([mean]), np.array([cv]))[:, 0]
+        exact = _exact(margin, mean, cv, family, annotator, flip_probability)
+        np.testing.assert_allclose(value, exact, rtol=1e-9, atol=1e-8, err_msg=f"{mean} {cv}")
+
+
+@pytest.mark.parametrize("cv", [0.02, 0.6])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, family, cv):
+    margin, annotator, _ = simulate(3, 12, 0.6, seed=2)
+    table = tabulate(read_choices(margin, annotator), family)
+    size = 4_000
+    draws = table.draw_strengths(np.full(size, 0.1), np.full(size, cv), np.random.default_rng(0))
+    law = strength_distribution(torch.tensor(0.1).double(), torch.tensor(cv).double(), family)
+    for g in range(3):
+        own = margin[annotator == g]
+        low = -1.0 if family == "normal" else 1e-6
+        beta = np.linspace(max(low, 0.1 - cv), 0.1 + cv, 20_001)
+        log_density = law.log_prob(torch.from_numpy(beta)).numpy()
+        log_density += log_expit(beta[:, None] * own).sum(1)
+        weight = np.exp(log_density - log_density.max())
+        mean = np.average(beta, weights=weight)
+        sd = np.sqrt(np.average((beta - mean) ** 2, weights=weight))
+        # Five standard errors; of the standard deviation's, about sd / sqrt(2 n).
+        assert draws[:, g].mean() == pytest.approx(mean, abs=5 * sd / np.sqrt(size))
+        assert draws[:, g].std() == pytest.approx(sd, rel=5 / np.sqrt(2 * size) + 0.01)
+
+
+def test_two_choices_in_a_panel_agree_with_hand_quadrature():
+    choices = read_choices([8.0, -5.0, 3.0], ["a", "a", "b"])
+    value = tabulate(choices, "gamma").per_annotator(np.array([0.2]), np.array([1.0]))[:, 0]
+    # cv = 1 is the exponential law of mean 0.2.
+    both = quad(lambda b: 5 * np.exp(-5 * b) * expit(8 * b) * expit(-5 * b), 0, 10)[0]
+    one = quad(lambda b: 5 * np.exp(-5 * b) * expit(3 * b), 0, 10)[0]
+    np.testing.assert_allclose(value, np.log([both, one]), atol=1e-9)
