@@ -38,7 +38,7 @@ def first_order_interpolated(
     """Log P and its derivatives by utility and by log c, as `gamma_logit` needs them.
 
     Args:
-        margin: Log-ratio margins in nats, float32, contiguous.
+        margin: Log-ratio margins in nats, float32, contiguous, finite.
         mean: Mean strength.
         cv: Coefficient of variation.
 
@@ -98,8 +98,7 @@ def _interpolate(
     odds = q.div_(1 - q)
     factor = odds.lerp_(torch.ones((), device=q.device).expand_as(q), negative)
     torch.mul(by_y.mul_(shrink.float()), factor, out=out[1])
-    # At an infinite margin the derivative is zero, but came out as infinity minus infinity.
-    torch.mul(by_log_c.nan_to_num_(0, 0, 0), factor.mul_(negative.mul_(2).sub_(1)), out=out[2])
+    torch.mul(by_log_c, factor.mul_(negative.mul_(2).sub_(1)), out=out[2])
 
 
 def _fill_powers(powers: Tensor, v: Tensor) -> Tensor:

@@ -159,7 +159,8 @@ def _chain(
 def _evaluate(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, ...]:
     """Log P and its derivatives by utility and by log c, of the broadcast shape."""
     shared = mean.numel() == 1 and cv.numel() == 1
-    if shared and margin.dtype == torch.float32 and margin.numel() >= _MANY_PAIRS:
+    many = margin.dtype == torch.float32 and margin.numel() >= _MANY_PAIRS
+    if shared and many and bool(margin.sum().isfinite()):  # a sum is the cheapest check of all
         shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
         results = first_order_interpolated(margin.reshape(-1), mean, cv)
         return tuple(value.view(shape) for value in results)
