@@ -155,7 +155,10 @@ def _parse_fields(
     for name, text in (extra or {}).items():
         parser.add_argument(f"--{name}", required=True, help=text)
     for field in fields(config):
-        options: dict[str, Any] = {"help": _argument_help(doc, field.name), "default": field.default}
+        options: dict[str, Any] = {
+            "help": _argument_help(doc, field.name),
+            "default": field.default,
+        }
         if isinstance(field.default, bool):
             parser.add_argument(f"--{field.name}", action="store_true", **options)
         else:

@@ -1,4 +1,4 @@
-"""Preference pairs in TRL's formats: readers, checks, and a split that keeps equal pairs together."""
+"""Preference pairs in TRL's formats: readers, checks, a split that keeps equal pairs together."""
 
 import gzip
 import hashlib
@@ -107,7 +107,9 @@ def check_preferences(
         where = f"column '{annotator_column}'"
         _check_values(dataset[annotator_column], rows, where, source, _ANNOTATOR)
 
-    reasons = [_why_useless(c, r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)]
+    reasons = [
+        _why_useless(c, r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)
+    ]
     dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
     if dropped:
         dataset = dataset.select([i for i, reason in enumerate(reasons) if reason is None])
@@ -153,7 +155,9 @@ def _read(name: str, split: str, config: str | None) -> Dataset:
     try:
         return load_dataset(name, config, split=split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise DataError(f"{name}: neither a local file nor a dataset that loads ({error})") from error
+        raise DataError(
+            f"{name}: neither a local file nor a dataset that loads ({error})"
+        ) from error
 
 
 def _builder_for(path: Path) -> str | None:
@@ -181,21 +185,22 @@ def _read_file(path: Path, builder: str) -> Dataset:
     except (DatasetGenerationError, OSError, EOFError, ValueError) as error:
         raise DataError(_why_unreadable(path, builder, error)) from error
 
+
 def _why_unreadable(path: Path, builder: str, error: Exception) -> str:
     cause = error.__cause__ or error
     if "corresponds to no data" in str(cause):  # a header and no rows
         return f"{path}: the dataset is empty"
     if builder == "json" and ".jsonl" in path.name:
         opener: Callable = gzip.open if path.suffix == ".gz" else open
-        number = 0
+        number = 1
         try:
             with opener(path, "rt", encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
+                for line in lines:
                     if line.strip():
                         json.loads(line)
+                    number += 1
         except (OSError, EOFError, ValueError) as bad_line:
-            line_number = number if isinstance(bad_line, json.JSONDecodeError) else number + 1
-            return f"{path}: line {line_number} cannot be read ({bad_line})"
+            return f"{path}: line {number} cannot be read ({bad_line})"
     return f"{path}: cannot be read as {builder} ({' '.join(str(cause).split())})"
 
 

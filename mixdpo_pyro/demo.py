@@ -1,4 +1,4 @@
-"""`mixdpo demo`: a world with known truth, a policy from nothing, and the question what was learned."""
+"""`mixdpo demo`: a world with known truth, a policy from nothing, and what was learned of it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,9 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
         )
         world.save(folder / "world")
         show_stage("Fitting a small Llama to the responses (the reference)")
-        build_reference(world.dataset, ReferenceConfig(sft_steps=200, seed=config.seed), folder / "reference")
+        build_reference(
+            world.dataset, ReferenceConfig(sft_steps=200, seed=config.seed), folder / "reference"
+        )
         plan = plan_from_values(_training_values(config, folder))
         given = _training_values(config, output)  # what stays true once the folder has its name
         execute_run(replace(plan, given=given), folder, command, world.truth)
@@ -80,7 +82,7 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 128,
         "learning_rate": 5e-4,
-                "max_length": 128,
+        "max_length": 128,
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": 128,
         "logging_steps": 10,

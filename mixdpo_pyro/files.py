@@ -34,7 +34,9 @@ def write_json(value: object, path: str | Path) -> None:
 
 
 @contextmanager
-def staged_folder(folder: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Path]:
+def staged_folder(
+    folder: str | Path, overwrite: bool = False, keep: bool = False
+) -> Iterator[Path]:
     """Give an empty folder `NAME.partial`; rename it to `folder` once the block has ended well.
 
     An earlier run in `folder` stays untouched until then, and stays for good where the block

@@ -61,15 +61,15 @@ def plot_cv(
         truth: True value of a simulated world.
     """
     upper = max(2.0, 1.1 * float(np.quantile(cv_draws, 0.995)))
-    grid = np.linspace(0, upper, 400)
+    grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 60).tolist()
     figure, axes = _figure()
     axes.hist(
-        cv_draws, bins=np.linspace(0, upper, 60), density=True, color=_HELD_OUT, alpha=0.45,
+        cv_draws, bins=bins, density=True, color=_HELD_OUT, alpha=0.45,
         label="held-out pairs",
     )  # fmt: skip
     if np.ptp(training_draws) > 0:
         axes.hist(
-            training_draws, bins=np.linspace(0, upper, 60), density=True, color=_TRAINING,
+            training_draws, bins=bins, density=True, color=_TRAINING,
             histtype="step", label="learned in training",
         )  # fmt: skip
     else:

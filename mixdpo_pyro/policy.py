@@ -164,12 +164,10 @@ def supervised_fine_tune(
     Returns:
         Mean training loss in nats per completion token.
     """
-    responses = Dataset.from_dict(
-        {
-            "prompt": [*pairs["prompt"], *pairs["prompt"]],
-            "completion": [*pairs["chosen"], *pairs["rejected"]],
-        }
-    )
+    both = [*zip(pairs["prompt"], pairs["chosen"], strict=True)]
+    both += zip(pairs["prompt"], pairs["rejected"], strict=True)
+    prompts, completions = zip(*dict.fromkeys(both), strict=True)  # many judge one response
+    responses = Dataset.from_dict({"prompt": prompts, "completion": completions})
     trainer = SFTTrainer(model, args, train_dataset=responses, processing_class=tokenizer)
     return train_with_progress(trainer).training_loss
 
@@ -190,7 +188,7 @@ def build_reference(pairs: Dataset, config: ReferenceConfig, folder: str | Path)
     if "prompt" not in pairs.column_names:
         pairs = pairs.map(extract_prompt, desc="Extracting prompts")
     texts = [text for name in ("prompt", "chosen", "rejected") for text in pairs[name]]
-    tokenizer = train_tokenizer(texts, config.vocab_size)
+    tokenizer = train_tokenizer(dict.fromkeys(texts), config.vocab_size)
     model = build_llama(
         tokenizer,
         hidden_size=config.hidden_size,

@@ -8,6 +8,13 @@ from transformers.trainer_utils import TrainOutput
 
 __all__ = ["TidyProgress", "console", "show_stage", "train_with_progress"]
 
+_SHOWN = {
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "strength/mean": "mean",
+    "strength/cv": "cv",
+}
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -18,10 +25,6 @@ def show_stage(title: str) -> None:
 
 class TidyProgress(ProgressCallback):
     """The Trainer's progress bar; the last metrics stand in the bar, not in lines below it."""
-
-    _SHOWN = {  # noqa: RUF012 - read only
-        "loss": "loss", "rewards/accuracies": "accuracy", "strength/mean": "mean", "strength/cv": "cv"
-    }  # fmt: skip
 
     def on_log(
         self,
@@ -34,12 +37,14 @@ class TidyProgress(ProgressCallback):
         """Show the last logged values in the bar."""
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        shown = {short: logs[name] for name, short in self._SHOWN.items() if name in logs}
+        shown = {short: logs[name] for name, short in _SHOWN.items() if name in logs}
         if shown:
             self.training_bar.set_postfix({k: f"{float(v):.3g}" for k, v in shown.items()})
 
 
-def train_with_progress(trainer: Trainer, resume_from_checkpoint: str | None = None) -> TrainOutput:
+def train_with_progress(
+    trainer: Trainer, resume_from_checkpoint: str | None = None
+) -> TrainOutput:
     """Train with this bar in place of the Trainer's, and close it whatever happens."""
     if trainer.args.disable_tqdm:
         return trainer.train(resume_from_checkpoint)

@@ -138,14 +138,19 @@ def summary_lines(folder: str | Path) -> list[str]:
     has_truth = run.reward_slope is not None
     lines.append(f"{'':22}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
     for row in learned_rows(run):
-        lines.append(f"{row['source']:22}{row['cv']:24}{row['reward_mean' if has_truth else 'mean']}")
+        lines.append(
+            f"{row['source']:22}{row['cv']:24}{row['reward_mean' if has_truth else 'mean']}"
+        )
     lines += ["", f"held-out accuracy     {run.accuracy:.3f}"]
-    return [*lines, "", f"policy  {run.folder / 'policy'}", f"report  {run.folder / 'report.html'}"]
+    return [
+        *lines,
+        "",
+        f"policy  {run.folder / 'policy'}",
+        f"report  {run.folder / 'report.html'}",
+    ]
 
 
-def _learned_row(
-    source: str, draws: dict[str, np.ndarray], slope: float | None
-) -> dict[str, str]:
+def _learned_row(source: str, draws: dict[str, np.ndarray], slope: float | None) -> dict[str, str]:
     reward_mean = "" if slope is None else _interval(draws["mean"] * slope)
     return {
         "source": source,
@@ -168,7 +173,7 @@ def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
     figures = {
         "strength_law": (
             "The strength of preference",
-            f"Density of the strength relative to its mean; cv {cv_text} given the held-out pairs.",
+            f"Density of strength over mean strength; cv {cv_text} given the held-out pairs.",
             plots.plot_strength_law(cv, family, float(run.training["cv"]), truth),
         ),
         "cv": (

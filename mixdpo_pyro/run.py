@@ -1,4 +1,4 @@
-"""One run from pairs to report: train policy and strength, ask the held-out pairs, write it down."""
+"""One run from pairs to report: train policy and strength, ask held-out pairs, write it down."""
 
 import importlib.metadata
 import platform
@@ -138,9 +138,7 @@ def _load_split(run: RunConfig, split: str, max_rows: int | None, seed: int) -> 
     )
 
 
-def _build_trainer(
-    training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
-) -> MixDPOTrainer:
+def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs) -> MixDPOTrainer:
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,11 +16,11 @@ from mixdpo_pyro.files import write_json, written_whole
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
 from mixdpo_pyro.models import Draws, PreferenceModel
 
-__all__ = ["ANCHORS", "ESTIMATORS", "FAMILIES", "Strength", "StrengthConfig", "law_quantile"]
+__all__ = ["Anchor", "EstimatorName", "Family", "Strength", "StrengthConfig", "law_quantile"]
 
-FAMILIES = ("lognormal", "gamma", "fixed")
-ESTIMATORS = ("auto", "draws", "quadrature", "series")
-ANCHORS = ("prior", "fixed", "free")
+Family = Literal["lognormal", "gamma", "fixed"]
+EstimatorName = Literal["auto", "draws", "quadrature", "series"]
+Anchor = Literal["prior", "fixed", "free"]
 
 STRENGTH_FILE = "strength.json"
 TENSORS_FILE = "strength.safetensors"
@@ -34,18 +34,16 @@ class StrengthConfig:
         ConfigError: If a value is outside its domain, or the estimator does not fit the family.
     """
 
-    family: str = "lognormal"
-    mean: str = "prior"
+    family: Family = "lognormal"
+    mean: Anchor = "prior"
     beta: float = 0.1
-    estimator: str = "auto"
+    estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, choices in {
-            "family": FAMILIES, "mean": ANCHORS, "estimator": ESTIMATORS
-        }.items():  # fmt: skip
-            value = getattr(self, name)
+        for name, kind in {"family": Family, "mean": Anchor, "estimator": EstimatorName}.items():
+            value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         for name in ("beta", "num_draws", "initial_cv"):
@@ -57,10 +55,10 @@ class StrengthConfig:
 
     def build(self) -> StrengthObjective:
         """Preference model, guide and their objective."""
-        estimator = self.estimator
+        estimator: str | Draws = self.estimator
         if self.family == "fixed":
             estimator = "auto"  # nothing is left to estimate
-        elif estimator == "draws":
+        elif self.estimator == "draws":
             estimator = Draws(num_draws=self.num_draws)
         model = PreferenceModel(self.family, mean=self.mean, beta=self.beta, estimator=estimator)
         return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
@@ -108,11 +106,14 @@ class Strength:
 
     def save(self, folder: str | Path) -> None:
         """Write `strength.safetensors` and `strength.json` into `folder`."""
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()}
+        tensors = {
+            k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()
+        }
         with written_whole(Path(folder) / TENSORS_FILE) as temporary:
             save_file(tensors, temporary)
         write_json(
-            {"config": asdict(self.config), "learned": self.summary()}, Path(folder) / STRENGTH_FILE
+            {"config": asdict(self.config), "learned": self.summary()},
+            Path(folder) / STRENGTH_FILE,
         )
 
     def summary(self) -> dict[str, float]:

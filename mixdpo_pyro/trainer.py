@@ -18,9 +18,10 @@ from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.data import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
-from mixdpo_pyro.strength import ANCHORS, ESTIMATORS, FAMILIES, Strength, StrengthConfig
+from mixdpo_pyro.strength import Anchor, EstimatorName, Family, Strength, StrengthConfig
 
 __all__ = ["MixDPOConfig", "MixDPOTrainer"]
+
 
 @dataclass
 class MixDPOConfig(DPOConfig):
@@ -41,24 +42,21 @@ class MixDPOConfig(DPOConfig):
         strength_initial_cv: Coefficient of variation that training starts from.
     """
 
-    family: str = field(
-        default="lognormal",
-        metadata={"help": "Law of the preference strength.", "choices": list(FAMILIES)},
+    family: Family = field(
+        default="lognormal", metadata={"help": "Law of the preference strength."}
     )
-    estimator: str = field(
+    estimator: EstimatorName = field(
         default="auto",
         metadata={
             "help": "Estimator of the expectation over the strength; 'series' is Gamma's, and "
-            "'auto' takes the exact one.",
-            "choices": list(ESTIMATORS),
+            "'auto' takes the exact one."
         },
     )
-    mean: str = field(
+    mean: Anchor = field(
         default="prior",
         metadata={
             "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
-            "free (learned without a prior).",
-            "choices": list(ANCHORS),
+            "free (learned without a prior)."
         },
     )
     num_draws: int = field(
@@ -70,9 +68,17 @@ class MixDPOConfig(DPOConfig):
     strength_initial_cv: float = field(
         default=0.5, metadata={"help": "Coefficient of variation that training starts from."}
     )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision. Default: on with an accelerator, off without."
+        },
+    )
     gradient_checkpointing: bool | None = field(
         default=None,
-        metadata={"help": "Trade compute for memory. Default: on with an accelerator, off without."},
+        metadata={
+            "help": "Trade compute for memory. Default: on with an accelerator, off without."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -128,6 +134,7 @@ class MixDPOTrainer(DPOTrainer):
         strength: The :class:`~mixdpo_pyro.strength.Strength` that is learned.
     """
 
+    data_collator: Any
     _tag_names = ["trl", "dpo", "mixdpo"]  # noqa: RUF012 - the name and form are TRL's
     _name = "MixDPO"
 
@@ -298,7 +305,7 @@ class _KeepRows:
 
 
 class _StrengthGradients(TrainerCallback):
-    """Average, clip and zero the strength's gradients; the Trainer does so for the policy alone."""
+    """Average, clip and zero the strength's gradients, as the Trainer does for the policy."""
 
     def __init__(self, trainer: MixDPOTrainer) -> None:
         self._objective = trainer.strength.objective

@@ -1,4 +1,4 @@
-"""Fixtures every test shares: no network, fixed seeds, Pyro's checks on, global defaults unchanged."""
+"""What every test shares: no network, fixed seeds, Pyro's checks on, defaults unchanged."""
 
 import os
 
@@ -14,7 +14,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _isolated_test():
-    """Seed, clear Pyro's store, switch its validation on, and fail a test that leaves a default changed."""
+    """Seed, switch Pyro's validation on, and fail a test that leaves global state changed."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     dtype = torch.get_default_dtype()

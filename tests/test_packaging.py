@@ -100,7 +100,9 @@ def test_import_is_light():
         "import sys, mixdpo_pyro, mixdpo_pyro.cli;"
         "print([m for m in ('torch', 'pyro', 'trl', 'transformers', 'numpy') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

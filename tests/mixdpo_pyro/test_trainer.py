@@ -99,7 +99,7 @@ def test_loss_moves_with_the_margins_of_an_independent_computation(tmp_path, pol
 def test_every_family_and_estimator_learns_policy_and_strength(
     tmp_path, policy_folder, family, estimator
 ):
-    """Without a prior the loss is the likelihood alone; at margin 0 every strength predicts 1/2."""
+    """Without a prior the loss is the likelihood alone, and at margin 0 that is 1/2."""
     trainer = mixdpo(
         tmp_path, policy_folder, family=family, estimator=estimator, max_steps=24, mean="free",
         strength_learning_rate=0.05,
@@ -215,7 +215,9 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
     )
     with torch.no_grad():
         next(trainer.model.parameters())[5] = float("nan")
-    with pytest.raises(NonFiniteLossError, match=r"step 1: the margin is not finite for rows \[.*\] of"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 1: the margin is not finite for rows \[.*\] of"
+    ):
         trainer.train()
 
 
