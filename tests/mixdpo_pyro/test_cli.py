@@ -136,6 +136,56 @@ def test_bad_input_is_one_line_and_leaves_the_earlier_run(capsys, tmp_path, conf
     assert [p.name for p in earlier.iterdir()] == ["run.json"]
 
 
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def as_turns(pair, explicit):
+    """The pair as messages, the prompt in a column of its own or at the start of both."""
+    prompt = [{"role": "user", "content": pair["prompt"]}]
+    chosen, rejected = (
+        [{"role": "assistant", "content": pair[name]}] for name in ("chosen", "rejected")
+    )
+    if explicit:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"chosen": prompt + chosen, "rejected": prompt + rejected}
+
+
+def as_text(pair):
+    return {name: pair["prompt"] + pair[name] for name in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize("form", ["implicit text", "explicit messages", "implicit messages"])
+def test_every_preference_format_trains(capsys, tmp_path, config, policy_folder, form):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    model = tmp_path / "model"
+    shutil.copytree(policy_folder, model)
+    tokenizer.save_pretrained(model)
+    convert = as_text if form == "implicit text" else lambda p: as_turns(p, form[0] == "e")
+    data = tmp_path / "form.jsonl"
+    data.write_text("".join(json.dumps(convert(pair)) + "\n" for pair in small_world()))
+    path = config(dataset_name=str(data), model_name_or_path=str(model))
+    status, out, _ = run_cli(capsys, "train", "--config", path)
+    assert status == 0
+    assert "report" in out
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["verdict"]["value"] != "heterogeneous"  # no ids: cannot tell
+    assert facts["data"]["annotator_column"] is None
+
+
+def test_messages_without_a_chat_template_say_so(capsys, tmp_path, config):
+    data = tmp_path / "form.jsonl"
+    data.write_text("".join(json.dumps(as_turns(p, True)) + "\n" for p in small_world()))
+    status, _, line = run_cli(capsys, "train", "--config", config(dataset_name=str(data)))
+    assert status != 0
+    assert "chat_template" in line or "chat template" in line
+
+
 def test_empty_dataset_and_bad_row_name_file_and_row(capsys, tmp_path, config):
     data = tmp_path / "data.jsonl"
     data.write_text("")
@@ -201,7 +251,8 @@ def test_init_and_simulate_feed_train(capsys, tmp_path):
     assert status == 0
     status, _, _ = run_cli(
         capsys, "init", "--dataset_name", world / "dataset", "--output_dir", model,
-        "--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320, "--sft_steps", 2,
+        "--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320,
+        "--sft_steps", 2,
     )  # fmt: skip
     assert status == 0
     status, out, _ = run_cli(
