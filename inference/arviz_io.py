@@ -163,7 +163,8 @@ def _log_likelihood(result: Fit, pair: np.ndarray, person: np.ndarray) -> dict[s
         value = pair_log_prob(margin, mean, cv, result.family, result.flip_probability)
         return {"choice": value}
     table = tabulate(_of_people(result.choices, person), result.family, result.flip_probability)
-    return {"choices": table.per_annotator(mean, cv).T}
+    per_person = table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv))
+    return {"choices": per_person.T.numpy()}
 
 
 def _of_people(choices: Choices, person: np.ndarray) -> Choices:

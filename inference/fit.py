@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.laplace import LogJoint, Maximum, explore, maximise
@@ -170,7 +171,8 @@ def _draw_strengths(
         return {}
     if len(posterior["cv"]) * len(likelihood.log_likelihood) > _MAX_STRENGTH_CELLS:
         return {}
-    return {"strength": likelihood.draw_strengths(posterior["mean"], posterior["cv"], rng)}
+    mean, cv = (torch.from_numpy(posterior[name]) for name in ("mean", "cv"))
+    return {"strength": likelihood.draw_strengths(mean, cv, rng).numpy()}
 
 
 def _check_arguments(

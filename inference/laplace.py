@@ -8,7 +8,7 @@ exact log joint. The idea is that of nested Laplace approximations (Rue, Martino
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -66,7 +66,9 @@ class LogJoint:
         self, log_mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
     ) -> Float[np.ndarray, " points"]:
         """Log-likelihood plus the prior log density of the log mean, if any; cv may be zero."""
-        value = self.likelihood(np.exp(log_mean), cv)
+        with torch.no_grad():
+            point = torch.from_numpy(np.exp(log_mean)), torch.from_numpy(np.atleast_1d(cv))
+            value = self.likelihood(*point).numpy()
         if self.anchor != "prior":
             return value
         log_mean_prior = mean_prior(self.beta).base_dist
@@ -182,8 +184,8 @@ def _maximum_at(log_joint: LogJoint, cv: float, start: float) -> Maximum:
     """The best mean at this cv."""
     at = np.array([cv])
     log_mean, _ = _ridge(partial(log_joint.penalised, cv=at), np.array([start]), log_joint.anchor)
-    value = log_joint.likelihood(np.exp(log_mean), at)[0]
     penalised = log_joint.penalised(log_mean, at)[0]
+    value = replace(log_joint, anchor="free").penalised(log_mean, at)[0]
     return Maximum(float(np.exp(log_mean[0])), cv, float(value), float(penalised))
 
 

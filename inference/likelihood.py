@@ -4,17 +4,20 @@ Pairs: :math:`\log P(\Delta; m, cv)` is a smooth function of one margin, so the 
 weighted sum over a few hundred nodes (the transpose of local polynomial interpolation).
 Panels: an annotator's likelihood is a smooth function of one strength, so it is tabulated over the
 strength once, and its expectation under any law is a matrix product.
+Both are differentiable in mean and cv, and none of their costs grows with the number of pairs.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import wrightomega
+from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
@@ -41,20 +44,23 @@ _PAD = _ORDER // 2 - 1
 _MANY = 500
 """Distinct margins from which on interpolation is cheaper than the likelihood itself."""
 
-_NARROW = np.linspace(-10, 10, 81)
+_NARROW = torch.linspace(-10, 10, 81, dtype=torch.float64)
 """Nodes of a law that is narrow beside the grid of a panel table, in its standard deviations."""
+
+_TINY = 1e-6
+"""Stands for a cv of zero, from which log-likelihoods differ in its square, by 1e-12 a choice."""
 
 _CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
 
 
 class Likelihood(Protocol):
-    """Total log-likelihood in nats at many parameters."""
+    """Total log-likelihood in nats, at many parameters at once."""
 
     def __call__(
-        self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
-    ) -> Float[np.ndarray, " points"]:
-        """Log-likelihood of the whole dataset, one value per parameter point."""
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of the whole dataset at each point, in nats; float64, differentiable."""
         ...
 
 
@@ -88,25 +94,25 @@ class CompressedMargins:
     flip_probability: float
     scale: float
     low: float
-    weight: Float[np.ndarray, " nodes"]
-    count: Float[np.ndarray, " cells"]
+    weight: Float[Tensor, " nodes"]
+    count: Float[Tensor, " cells"]
 
     def __call__(
-        self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
-    ) -> Float[np.ndarray, " points"]:
-        """Log-likelihood of all pairs at each parameter point, in nats."""
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of all pairs at each point, in nats."""
         return self._at_nodes(mean, cv) @ self.weight
 
     def per_pair(
         self,
-        margin: Float[np.ndarray, " pairs"],
-        mean: Float[np.ndarray, " points"],
-        cv: Float[np.ndarray, " points"],
-    ) -> Float[np.ndarray, "points pairs"]:
+        margin: Float[Tensor, " pairs"],
+        mean: Float[Tensor, "*points"],
+        cv: Float[Tensor, "*points"],
+    ) -> Float[Tensor, "*points pairs"]:
         """Log-probability of single pairs, whose margins lie within those that were compressed."""
         at_nodes = self._at_nodes(mean, cv)
         cell, basis = _locate(margin, self.scale, self.low, len(self.count))
-        return sum(at_nodes[:, cell + k] * basis[k] for k in range(_ORDER))
+        return _total(at_nodes[..., cell + k] * basis[k] for k in range(_ORDER))
 
     def error_bound(self, mean: float, cv: float) -> float:
         r"""What compression changes in the log-likelihood at most, in nats.
@@ -115,15 +121,16 @@ class CompressedMargins:
         product is largest at the centre of the cell; it is measured there and summed with the
         number of margins in each cell (exact where :math:`f^{(8)}` is constant over eight nodes).
         """
-        point = np.array([mean]), np.array([cv])
-        centre = self.scale * np.sinh(self.low + _STEP * (np.arange(len(self.count)) + 0.5))
-        exact = _log_prob(centre, *point, self.family, self.flip_probability)
-        error = self.per_pair(centre, *point) - exact
-        return float(np.abs(error[0]) @ self.count)
+        point = torch.tensor([mean, cv], dtype=torch.float64)
+        steps = torch.arange(len(self.count), dtype=torch.float64) + 0.5
+        centre = self.scale * torch.sinh(self.low + _STEP * steps)
+        exact = _log_prob(centre, point[0], point[1], self.family, self.flip_probability)
+        error = self.per_pair(centre, point[0], point[1]) - exact
+        return float(error.abs() @ self.count)
 
-    def _at_nodes(self, mean: np.ndarray, cv: np.ndarray) -> Float[np.ndarray, "points nodes"]:
-        t = self.low + _STEP * (np.arange(len(self.weight)) - _PAD)
-        node = self.scale * np.sinh(t)
+    def _at_nodes(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "*points nodes"]:
+        steps = torch.arange(len(self.weight), dtype=torch.float64) - _PAD
+        node = self.scale * torch.sinh(self.low + _STEP * steps)
         return _log_prob(node, mean, cv, self.family, self.flip_probability)
 
 
@@ -141,12 +148,13 @@ def compress(
     scale = float(np.median(np.abs(margin)) or np.abs(margin).mean()) / 30
     low, high = np.arcsinh(np.array([margin.min(), margin.max()]) / scale).tolist()
     num_cells = int((high - low) / _STEP) + 1
-    weight, count = np.zeros(num_cells + _ORDER - 1), np.zeros(num_cells)
-    for k in range(0, len(margin), _CHUNK):
-        cell, basis = _locate(margin[k : k + _CHUNK], scale, low, num_cells)
-        count += np.bincount(cell, minlength=num_cells)
-        for j in range(_ORDER):
-            weight += np.bincount(cell + j, basis[j], minlength=len(weight))
+    weight = torch.zeros(num_cells + _ORDER - 1, dtype=torch.float64)
+    count = torch.zeros(num_cells, dtype=torch.float64)
+    for part in torch.from_numpy(margin).split(_CHUNK):
+        cell, basis = _locate(part, scale, low, num_cells)
+        count += torch.bincount(cell, minlength=num_cells)
+        for k in range(_ORDER):
+            weight += torch.bincount(cell + k, basis[k], minlength=len(weight))
     return CompressedMargins(family, flip_probability, scale, low, weight, count)
 
 
@@ -157,50 +165,62 @@ def pair_log_prob(
     family: Family,
     flip_probability: float = 0.0,
 ) -> Float[np.ndarray, "points pairs"]:
-    """Log-probability of each pair at each parameter point, interpolated where pairs are many."""
+    """Log-probability of each pair at each point, interpolated where pairs are many."""
+    point = torch.from_numpy(mean), torch.from_numpy(cv)
     distinct, index = np.unique(margin, return_inverse=True)
-    if len(distinct) <= _MANY:
-        return _log_prob(distinct, mean, cv, family, flip_probability)[:, index]
-    return compress(distinct, family, flip_probability).per_pair(margin, mean, cv)
+    if len(distinct) > _MANY:
+        compressed = compress(distinct, family, flip_probability)
+        return compressed.per_pair(torch.from_numpy(margin), *point).numpy()
+    value = _log_prob(torch.from_numpy(distinct), *point, family, flip_probability)
+    return value.numpy()[:, index]
 
 
 def _log_prob(
-    margin: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family, flip_probability: float
-) -> Float[np.ndarray, "points margins"]:
-    value = np.empty((len(mean), len(margin)))
+    margin: Float[Tensor, " margins"],
+    mean: Float[Tensor, "*points"],
+    cv: Float[Tensor, "*points"],
+    family: Family,
+    flip_probability: float,
+) -> Float[Tensor, "*points margins"]:
+    """Log-probability of each margin at each point, in slices; cv may be 0."""
+    points = torch.broadcast_tensors(mean, cv)
     rows = max(1, _CHUNK // (64 * len(margin)))
-    for law, points in ((family, np.flatnonzero(cv)), ("fixed", np.flatnonzero(cv == 0))):
-        for k in range(0, len(points), rows):
-            chunk = points[k : k + rows]
-            value[chunk] = mixed_logit_log_prob(
-                torch.from_numpy(margin),
-                torch.from_numpy(mean[chunk, None]),
-                torch.from_numpy(cv[chunk, None]),
-                law,
-                flip_probability=flip_probability,
-            ).numpy()
-    return value
+    chunks = zip(*(x.reshape(-1, 1).split(rows) for x in points), strict=True)
+    parts = [
+        mixed_logit_log_prob(
+            margin,
+            mean_part,
+            cv_part.clamp(min=_TINY),
+            family,
+            flip_probability=flip_probability,
+        )
+        for mean_part, cv_part in chunks
+    ]
+    return torch.cat(parts).reshape(*points[0].shape, len(margin))
 
 
 def _locate(
-    margin: np.ndarray, scale: float, low: float, num_cells: int
-) -> tuple[np.ndarray, np.ndarray]:
+    margin: Float[Tensor, " pairs"], scale: float, low: float, num_cells: int
+) -> tuple[Int[Tensor, " pairs"], list[Float[Tensor, " pairs"]]]:
     """Cell of each margin, which is also its first node, and the basis through its eight nodes."""
-    position = (np.arcsinh(margin / scale) - low) / _STEP
-    cell = np.clip(position.astype(np.int64), 0, num_cells - 1)
+    position = (torch.asinh(margin / scale) - low) / _STEP
+    cell = position.detach().long().clamp(0, num_cells - 1)
     return cell, _lagrange(position - cell + _PAD)
 
 
-def _lagrange(x: Float[np.ndarray, " points"]) -> Float[np.ndarray, "order points"]:
+def _lagrange(x: Float[Tensor, "*points"]) -> list[Float[Tensor, "*points"]]:
     """Lagrange basis through the nodes 0, 1, ..., 7, at `x`."""
     nodes = range(_ORDER)
-    return np.stack(
-        [
-            np.prod([x - m for m in nodes if m != k], axis=0)
-            / math.prod(k - m for m in nodes if m != k)
-            for k in nodes
-        ]
-    )
+    difference = [x - m for m in nodes]
+    return [
+        reduce(torch.mul, (difference[m] for m in nodes if m != k))
+        / math.prod(k - m for m in nodes if m != k)
+        for k in nodes
+    ]
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 # Panels
@@ -223,124 +243,133 @@ class PanelTable:
     """
 
     family: Family
-    z: Float[np.ndarray, " grid"]
+    z: Float[Tensor, " grid"]
     origin: float
-    log_likelihood: Float[np.ndarray, "annotators grid"]
+    log_likelihood: Float[Tensor, "annotators grid"]
 
     def __call__(
-        self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
-    ) -> Float[np.ndarray, " points"]:
-        """Log-likelihood of all annotators at each parameter point, in nats."""
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of all annotators at each point, in nats."""
         return self.per_annotator(mean, cv).sum(0)
 
     def per_annotator(
-        self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
-    ) -> Float[np.ndarray, "annotators points"]:
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood of each annotator's choices, their strength integrated out."""
-        is_wide = self._is_wide(cv)
-        value = np.empty((len(self.log_likelihood), len(mean)))
-        if is_wide.any():
-            value[:, is_wide] = self._wide(mean[is_wide], cv[is_wide])
-        value[:, ~is_wide] = self._narrow(mean[~is_wide], cv[~is_wide])
-        return value
+        mean, cv = torch.broadcast_tensors(mean, cv)
+        flat_mean, flat_cv = mean.reshape(-1), cv.reshape(-1)
+        wide = self._is_wide(flat_cv).nonzero()[:, 0]
+        narrow = (~self._is_wide(flat_cv)).nonzero()[:, 0]
+        parts = [
+            self._wide(flat_mean[wide], flat_cv[wide]),
+            *(
+                self._narrow(flat_mean[part], flat_cv[part])
+                for part in narrow.split(max(1, _CHUNK // (81 * len(self.log_likelihood))))
+            ),
+        ]
+        order = torch.cat([wide, narrow]).argsort()
+        return torch.cat(parts, dim=1)[:, order].reshape(-1, *mean.shape)
 
+    @torch.no_grad()
     def draw_strengths(
         self,
-        mean: Float[np.ndarray, " samples"],
-        cv: Float[np.ndarray, " samples"],
+        mean: Float[Tensor, " samples"],
+        cv: Float[Tensor, " samples"],
         rng: np.random.Generator,
-    ) -> Float[np.ndarray, "samples annotators"]:
+    ) -> Float[Tensor, "samples annotators"]:
         """One strength per annotator given their choices, for each draw of (mean, cv)."""
-        value = np.empty((len(mean), len(self.log_likelihood)))
+        value = torch.empty(len(mean), len(self.log_likelihood), dtype=torch.float64)
         wide = self._is_wide(cv)
         for k in range(len(mean)):
+            point = mean[k : k + 1], cv[k : k + 1]
             if wide[k]:
-                beta = self.strength
-                log_mass = self.log_law(mean[k : k + 1], cv[k : k + 1])[:, 0]
-                log_likelihood = self.log_likelihood
+                beta, log_likelihood = self._strength, self.log_likelihood
+                log_mass = self._log_law(*point)[:, 0]
             else:
-                rule = self._narrow_rule(mean[k : k + 1], cv[k : k + 1])
-                beta, log_mass = rule[0][0], rule[1][0]
+                beta, log_mass = (x[0] for x in self._narrow_rule(*point))
                 log_likelihood = self._at(beta)
             value[k] = _draw_rows(beta, log_likelihood + log_mass, rng)
         return value
-
-    def _is_wide(self, cv: np.ndarray) -> np.ndarray:
-        """Whether the law's standard deviation, on the log scale, exceeds 1.5 grid steps."""
-        return np.log1p(cv**2) > (1.5 * self.step) ** 2
 
     @property
     def step(self) -> float:
         """Distance of grid points."""
         return float(self.z[1] - self.z[0])
 
-    @cached_property
-    def strength(self) -> Float[np.ndarray, " grid"]:
-        """Strengths at the grid points."""
-        return _strength_at(self.z, self.origin, self.family)
+    def _is_wide(self, cv: Tensor) -> Tensor:
+        """Whether the law's standard deviation, on the log scale, exceeds 1.5 grid steps."""
+        return cv.square().log1p() > (1.5 * self.step) ** 2
 
-    def log_law(
-        self, mean: Float[np.ndarray, " points"], cv: Float[np.ndarray, " points"]
-    ) -> Float[np.ndarray, "grid points"]:
+    def _wide(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
+        """The law is wide beside the grid: the grid is the rule."""
+        expected = self._relative_likelihood @ self._log_law(mean, cv).exp()
+        return expected.log() + self._peak[:, None]
+
+    def _log_law(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "grid points"]:
         """Log of the law's mass per grid step."""
-        density = _log_density(self.strength[:, None], mean, cv, self.family)
+        density = _log_density(self._strength[:, None], mean, cv, self.family)
         return density + self._log_jacobian[:, None] + math.log(self.step)
 
     @cached_property
-    def _log_jacobian(self) -> np.ndarray:
+    def _strength(self) -> Tensor:
+        return _strength_at(self.z, self.origin, self.family)
+
+    @cached_property
+    def _log_jacobian(self) -> Tensor:
         """Log of d strength / d z."""
         if self.family == "normal":
-            return self.origin + np.log(np.cosh(self.z))
-        return self.origin + self.z - np.exp(-self.z) + np.log1p(np.exp(-self.z))
+            return self.origin + self.z.cosh().log()
+        decay = torch.exp(-self.z)
+        return self.origin + self.z - decay + decay.log1p()
 
     @cached_property
-    def _peak(self) -> np.ndarray:
-        return self.log_likelihood.max(1)
+    def _peak(self) -> Tensor:
+        return self.log_likelihood.amax(1)
 
     @cached_property
-    def _relative_likelihood(self) -> np.ndarray:
-        return np.exp(self.log_likelihood - self._peak[:, None])
+    def _relative_likelihood(self) -> Tensor:
+        return torch.exp(self.log_likelihood - self._peak[:, None])
 
-    def _wide(self, mean: np.ndarray, cv: np.ndarray) -> np.ndarray:
-        """The law is wide beside the grid: the grid is the rule."""
-        with np.errstate(divide="ignore"):  # beyond 700 nats below the peak the value is -inf
-            value = np.log(self._relative_likelihood @ np.exp(self.log_law(mean, cv)))
-        return value + self._peak[:, None]
-
-    def _narrow(self, mean: np.ndarray, cv: np.ndarray) -> np.ndarray:
+    def _narrow(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
         """The law is narrow beside the grid: interpolate the log-likelihood at its nodes."""
-        value = np.empty((len(self.log_likelihood), len(mean)))
-        rows = max(1, _CHUNK // (len(_NARROW) * len(value)))
-        for k in range(0, len(mean), rows):
-            beta, log_mass = self._narrow_rule(mean[k : k + rows], cv[k : k + rows])
-            terms = self._at(beta.ravel()).reshape(-1, *beta.shape) + log_mass
-            peak = terms.max(2)
-            value[:, k : k + rows] = np.log(np.exp(terms - peak[..., None]).sum(2)) + peak
-        return value
+        beta, log_mass = self._narrow_rule(mean, cv)
+        return (self._at(beta) + log_mass).logsumexp(-1)
 
-    def _narrow_rule(
-        self, mean: np.ndarray, cv: np.ndarray
-    ) -> tuple[Float[np.ndarray, "points nodes"], Float[np.ndarray, "points nodes"]]:
-        """Strengths within ten standard deviations of the law, and the log of its mass at each."""
-        mean, cv = mean[:, None], np.maximum(cv, 1e-9)[:, None]
+    def _narrow_rule(self, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
+        """Strengths at the nodes of the law and the log of its mass there, `(points, nodes)`."""
+        mean, cv = mean[:, None], cv.clamp(min=_TINY)[:, None]
+        offset = cv * _NARROW
         if self.family == "normal":
-            beta, log_jacobian = mean * (1 + cv * _NARROW), np.zeros(1)
+            beta, log_mass = mean * (1 + offset), -_NARROW.square().expand_as(offset) / 2
         else:
-            beta, log_jacobian = mean * np.exp(cv * _NARROW), cv * _NARROW
-        log_mass = _log_density(beta, mean, cv, self.family) + log_jacobian
-        return beta, log_mass - np.logaddexp.reduce(log_mass, axis=1, keepdims=True)
+            beta = mean * offset.exp()
+            log_mass = _log_density(beta, mean, cv, self.family) + offset
+        return beta, log_mass - log_mass.logsumexp(1, keepdim=True)
 
-    def _at(self, beta: np.ndarray) -> Float[np.ndarray, "annotators strengths"]:
+    def _at(self, beta: Float[Tensor, "*points"]) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood at any strength inside the table, by interpolation of degree 7."""
-        if self.family == "normal":
-            z = np.arcsinh(beta / math.exp(self.origin))
-        else:
-            t = np.log(beta) - self.origin
-            z = t + wrightomega(-t)
-        position = (z - self.z[0]) / self.step
-        first = np.clip(position.astype(int) - _ORDER // 2 + 1, 0, len(self.z) - _ORDER)
+        position = (self._coordinate(beta) - self.z[0]) / self.step
+        first = (position.detach().long() - _PAD).clamp(0, len(self.z) - _ORDER)
         basis = _lagrange(position - first)
-        return sum(self.log_likelihood[:, first + k] * basis[k] for k in range(_ORDER))
+        terms = (self._by_strength[first + k] * basis[k][..., None] for k in range(_ORDER))
+        return _total(terms).movedim(-1, 0)
+
+    @cached_property
+    def _by_strength(self) -> Float[Tensor, "grid annotators"]:
+        """The table with a row per strength, which makes gathering fast."""
+        return self.log_likelihood.T.contiguous()
+
+    def _coordinate(self, beta: Tensor) -> Tensor:
+        """The coordinate z of a strength."""
+        if self.family == "normal":
+            return torch.asinh(beta / math.exp(self.origin))
+        t = beta.log() - self.origin
+        z = (t + torch.from_numpy(wrightomega(-t.detach().numpy()))).detach()
+        decay = torch.exp(-z)
+        return z + (t - (z - decay)) / (
+            1 + decay
+        )  # a Newton step of size zero, for the derivative
 
 
 def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) -> PanelTable:
@@ -367,59 +396,56 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
     high = math.log(typical) + 13
     if family == "normal":
         origin = math.log(1 / energy)
-        reach = math.asinh(math.exp(high - 3 - origin))
-        half = np.arange(step / 2, reach, step)
-        z = np.concatenate([-half[::-1], half])
+        half = np.arange(step / 2, math.asinh(math.exp(high - 3 - origin)), step)
+        grid = np.concatenate([-half[::-1], half])
     else:
         origin = math.log(0.3 / energy)
-        z = np.arange(-6.5, high - origin, step)
+        grid = np.arange(-6.5, high - origin, step)
+    z = torch.from_numpy(grid)
     beta = _strength_at(z, origin, family)
     return PanelTable(family, z, origin, _log_likelihood_at(beta, choices, flip_probability))
 
 
-def _strength_at(z: np.ndarray, origin: float, family: Family) -> np.ndarray:
+def _strength_at(z: Tensor, origin: float, family: Family) -> Tensor:
     if family == "normal":
-        return math.exp(origin) * np.sinh(z)
-    return np.exp(origin + z - np.exp(-z))
+        return math.exp(origin) * z.sinh()
+    return torch.exp(origin + z - torch.exp(-z))
 
 
 def _log_likelihood_at(
-    beta: np.ndarray, choices: Choices, flip_probability: float
-) -> Float[np.ndarray, "annotators strengths"]:
+    beta: Float[Tensor, " strengths"], choices: Choices, flip_probability: float
+) -> Float[Tensor, "annotators strengths"]:
     """Log-likelihood of every annotator at each strength; a negative one mirrors the margins."""
     margin, annotator = torch.from_numpy(choices.margin), torch.from_numpy(choices.annotator)
-    value = np.empty((len(beta), choices.num_annotators))
+    value = torch.empty(len(beta), choices.num_annotators, dtype=torch.float64)
     rows = max(1, _CHUNK // choices.num_pairs)
-    for sign, points in ((1, np.flatnonzero(beta > 0)), (-1, np.flatnonzero(beta < 0))):
-        for k in range(0, len(points), rows):
-            chunk = points[k : k + rows]
+    for sign in (1, -1):
+        for chunk in (sign * beta > 0).nonzero()[:, 0].split(rows):
             value[chunk] = mixed_logit_log_prob(
                 sign * margin,
-                torch.from_numpy(sign * beta[chunk, None]),
+                sign * beta[chunk, None],
                 0.0,
                 "fixed",
                 annotator=annotator,
                 flip_probability=flip_probability,
-            ).numpy()
-    return np.ascontiguousarray(value.T)
+            )
+    return value.T.contiguous()
 
 
-def _log_density(beta: np.ndarray, mean: np.ndarray, cv: np.ndarray, family: Family) -> np.ndarray:
-    law = strength_distribution(torch.as_tensor(mean), torch.as_tensor(cv), family)
-    return law.log_prob(torch.from_numpy(beta)).numpy()
+def _log_density(beta: Tensor, mean: Tensor, cv: Tensor, family: Family) -> Tensor:
+    return strength_distribution(mean, cv, family).log_prob(beta)
 
 
 def _draw_rows(
-    value: Float[np.ndarray, " nodes"],
-    log_density: Float[np.ndarray, "rows nodes"],
+    value: Float[Tensor, " nodes"],
+    log_density: Float[Tensor, "rows nodes"],
     rng: np.random.Generator,
-) -> Float[np.ndarray, " rows"]:
+) -> Float[Tensor, " rows"]:
     """One draw per row from densities tabulated on equally spaced nodes."""
-    density = np.exp(log_density - log_density.max(1, keepdims=True))
+    density = torch.exp(log_density - log_density.amax(1, keepdim=True))
     cumulative = (density[:, 1:] + density[:, :-1]).cumsum(1)
-    target = rng.random((len(density), 1)) * cumulative[:, -1:]
-    cell = (cumulative < target).sum(1)
-    rows = np.arange(len(density))
-    below = np.where(cell > 0, cumulative[rows, cell - 1], 0.0)
-    fraction = (target[:, 0] - below) / (cumulative[rows, cell] - below)
-    return value[cell] + fraction * (value[cell + 1] - value[cell])
+    target = torch.from_numpy(rng.random((len(density), 1))) * cumulative[:, -1:]
+    cell = (cumulative < target).sum(1, keepdim=True)
+    below = torch.where(cell > 0, cumulative.gather(1, (cell - 1).clamp(min=0)), 0.0)
+    fraction = (target - below) / (cumulative.gather(1, cell) - below)
+    return (value[cell] + fraction * (value[cell + 1] - value[cell]))[:, 0]

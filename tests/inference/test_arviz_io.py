@@ -2,6 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from mixdpo_pyro.inference import fit, save_arviz, to_arviz, to_inference_data
@@ -54,7 +55,7 @@ def test_pointwise_log_likelihood_sums_to_that_of_the_fit(pairs, panel):
     for result, name in ((pairs, "choice"), (panel, "choices")):
         pointwise = result.to_arviz().log_likelihood[name].values[0]
         total = likelihood(result.choices, "gamma")(
-            result.posterior["mean"], result.posterior["cv"]
+            *(torch.from_numpy(result.posterior[name]) for name in ("mean", "cv"))
         )
         np.testing.assert_allclose(pointwise.sum(1), total, rtol=1e-8)
 

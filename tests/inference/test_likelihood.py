@@ -32,7 +32,9 @@ def test_compressed_margins_give_the_sum_over_pairs_within_their_bound(
     compressed = compress(margin, family, flip_probability)
     for mean, cv in POINTS:
         exact = _exact(margin, mean, cv, family, flip_probability=flip_probability).sum()
-        value = compressed(np.array([mean]), np.array([cv]))[0]
+        value = compressed(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64)
+        ).item()
         bound = compressed.error_bound(mean, cv)
         assert abs(value - exact) <= bound + 1e-13 * abs(exact)
         assert bound < 1e-5, (mean, cv)
@@ -68,7 +70,9 @@ def test_table_gives_every_annotators_likelihood(simulate, family, flip_probabil
         (0.02, 2.0),
         (0.3, 0.3),
     ]:
-        value = table.per_annotator(np.array([mean]), np.array([cv]))[:, 0]
+        value = table.per_annotator(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64)
+        )
         exact = _exact(margin, mean, cv, family, annotator, flip_probability)
         np.testing.assert_allclose(value, exact, rtol=1e-9, atol=1e-8, err_msg=f"{mean} {cv}")
 
@@ -79,8 +83,14 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
     margin, annotator, _ = simulate(3, 12, 0.6, seed=2)
     table = tabulate(read_choices(margin, annotator), family)
     size = 4_000
-    draws = table.draw_strengths(np.full(size, 0.1), np.full(size, cv), np.random.default_rng(0))
-    law = strength_distribution(torch.tensor(0.1).double(), torch.tensor(cv).double(), family)
+    mean, spread = (
+        torch.full((size,), 0.1, dtype=torch.float64),
+        torch.full((size,), cv, dtype=torch.float64),
+    )
+    draws = table.draw_strengths(mean, spread, np.random.default_rng(0)).numpy()
+    law = strength_distribution(
+        torch.tensor(0.1, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64), family
+    )
     for g in range(3):
         own = margin[annotator == g]
         low = -1.0 if family == "normal" else 1e-6
@@ -97,8 +107,30 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
 
 def test_two_choices_in_a_panel_agree_with_hand_quadrature():
     choices = read_choices([8.0, -5.0, 3.0], ["a", "a", "b"])
-    value = tabulate(choices, "gamma").per_annotator(np.array([0.2]), np.array([1.0]))[:, 0]
+    point = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    value = tabulate(choices, "gamma").per_annotator(*point)
     # cv = 1 is the exponential law of mean 0.2.
     both = quad(lambda b: 5 * np.exp(-5 * b) * expit(8 * b) * expit(-5 * b), 0, 10)[0]
     one = quad(lambda b: 5 * np.exp(-5 * b) * expit(3 * b), 0, 10)[0]
     np.testing.assert_allclose(value, np.log([both, one]), atol=1e-9)
+
+
+@pytest.mark.parametrize("panels", [False, True])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_derivatives_are_those_of_the_exact_likelihood(simulate, family, panels):
+    margin, annotator, _ = simulate(60, 10, 0.6)
+    if panels:
+        cheap = tabulate(read_choices(margin, annotator), family)
+    else:
+        cheap, annotator = compress(margin, family), None
+    for mean, cv in [(0.1, 0.6), (0.07, 0.05), (0.2, 1.5)]:
+        point = torch.tensor([mean, cv], dtype=torch.float64, requires_grad=True)
+        gradient = torch.autograd.grad(cheap(point[0], point[1]), point)[0]
+        step = 1e-4
+        for k in range(2):
+            up, down = (
+                np.array([mean, cv]) * (1 + sign * step * np.eye(2)[k]) for sign in (1, -1)
+            )
+            values = [_exact(margin, *p, family, annotator).sum() for p in (up, down)]
+            slope = (values[0] - values[1]) / (2 * step * point[k].item())
+            assert gradient[k].item() == pytest.approx(slope, rel=1e-5, abs=1e-3)
