@@ -19,7 +19,7 @@ __all__ = ["ROW_COLUMN", "PreferenceData", "check_preferences", "load_preference
 
 logger = logging.getLogger(__name__)
 
-ROW_COLUMN = "row"
+ROW_COLUMN = "source_row"
 """Column that carries the row number in the source, counted from 0."""
 
 _BUILDERS = {
@@ -33,7 +33,7 @@ class PreferenceData:
     """Checked preference pairs.
 
     Attributes:
-        pairs: `chosen`, `rejected`, `prompt` where the source has it, `row`, and every other
+        pairs: `chosen`, `rejected`, `prompt` where the source has it, `source_row`, and every other
             column of the source.
         source: Name of the file or hub dataset, for messages.
         dropped: Reason -> number of rows left out.
@@ -72,8 +72,9 @@ def load_preferences(
         DataError: If the source cannot be read, or a row cannot be used.
     """
     dataset = _read(name, split, config)
-    if ROW_COLUMN not in dataset.column_names:
-        dataset = dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
+    if ROW_COLUMN in dataset.column_names:
+        raise DataError(f"{name}: column '{ROW_COLUMN}' is kept for row numbers; rename it")
+    dataset = dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
     if max_rows is not None and max_rows < len(dataset):
         keep = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
         dataset = dataset.select(np.sort(keep))

@@ -184,7 +184,7 @@ class MixDPOTrainer(DPOTrainer):
             dataset: Prepared dataset; default, the trainer's `eval_dataset`.
 
         Returns:
-            `margin`, chosen minus rejected, float32, and `row`, the row numbers where the dataset
+            `margin`, chosen minus rejected, float32, and `source_row` where the dataset
             has a column of that name; in the order of the dataset.
         """
         loader = self.get_eval_dataloader(dataset)

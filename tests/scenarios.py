@@ -21,7 +21,7 @@ def small_world(num_annotators=6, pairs_per_annotator=8, cv=0.5):
     from mixdpo_pyro.simulate import simulate_preferences
 
     world = simulate_preferences(num_annotators, pairs_per_annotator, cv=cv)
-    return world.dataset.add_column("row", np.arange(len(world.dataset)))
+    return world.dataset.add_column("source_row", np.arange(len(world.dataset)))
 
 
 def build_policy_folder(folder, dataset, **sizes):

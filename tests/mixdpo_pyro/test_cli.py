@@ -26,7 +26,7 @@ def run_cli(capsys, *arguments):
 @pytest.fixture
 def config(tmp_path, policy_folder):
     """A run on 48 pairs of 6 annotators, as a file, a dictionary, and a way to change it."""
-    small_world().remove_columns(["row", "reward_margin"]).to_json(tmp_path / "pairs.jsonl")
+    small_world().remove_columns(["source_row", "reward_margin"]).to_json(tmp_path / "pairs.jsonl")
     values = {
         "model_name_or_path": policy_folder,
         "dataset_name": str(tmp_path / "pairs.jsonl"),

@@ -37,7 +37,7 @@ def write(folder, name, rows):
 )
 def test_every_format_gives_the_same_pairs(tmp_path, name):
     data = load_preferences(write(tmp_path, name, PAIRS))
-    assert data.pairs.to_list() == [{**pair, "row": i} for i, pair in enumerate(PAIRS)]
+    assert data.pairs.to_list() == [{**pair, "source_row": i} for i, pair in enumerate(PAIRS)]
     assert data.dropped == {}
 
 
@@ -64,14 +64,14 @@ def test_useless_rows_are_counted_and_left_out_and_rows_keep_their_numbers(tmp_p
     ]
     data = load_preferences(write(tmp_path, "d.jsonl", rows))
     assert data.dropped == {"empty response": 1, "identical responses": 1}
-    assert data.pairs["row"][:] == [1]
+    assert data.pairs["source_row"][:] == [1]
 
 
 def test_subset_is_random_and_reproducible(tmp_path):
     rows = [{"chosen": f"a{i}", "rejected": f"b{i}"} for i in range(50)]
     path = write(tmp_path, "d.jsonl", rows)
     first, again, other = (
-        load_preferences(path, max_rows=10, seed=s).pairs["row"][:] for s in (0, 0, 1)
+        load_preferences(path, max_rows=10, seed=s).pairs["source_row"][:] for s in (0, 0, 1)
     )
     assert first == again
     assert len(set(first)) == 10

@@ -80,7 +80,7 @@ def test_loss_moves_with_the_margins_of_an_independent_computation(tmp_path, pol
 
     margins = trainer.margins()
     for row, margin, pair in zip(
-        margins["row"], margins["margin"], trainer.eval_dataset, strict=True
+        margins["source_row"], margins["margin"], trainer.eval_dataset, strict=True
     ):
         expected = sum(
             sign * (log_prob(policy, pair["prompt_ids"], pair[name])
@@ -88,7 +88,7 @@ def test_loss_moves_with_the_margins_of_an_independent_computation(tmp_path, pol
             for sign, name in ((1, "chosen_ids"), (-1, "rejected_ids"))
         )  # fmt: skip
         assert margin == pytest.approx(expected, abs=2e-4)
-        assert row == pair["row"]
+        assert row == pair["source_row"]
 
 
 @pytest.mark.parametrize(
