@@ -70,7 +70,8 @@ class MixedLogit(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MixedLogit":
         """The same distribution with its parameters expanded to `batch_shape`."""
-        new = self._get_checked_instance(MixedLogit, _instance)
+        # Subclasses share this method though their constructors differ: make the instance bare.
+        new = self.__new__(type(self)) if _instance is None else _instance
         new.family, new.estimator = self.family, self.estimator
         new.flip_probability = self.flip_probability
         for name in self.arg_constraints:

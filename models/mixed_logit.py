@@ -162,7 +162,7 @@ def _pair_quadrature(
     # Beyond 1e100 products with the strength could overflow; the derivative there is zero.
     margin = margin.clamp(-1e100, 1e100)
     margin, mean, cv = (value.expand(shape).reshape(-1) for value in (margin, mean, cv))
-    num_nodes = rule.num_nodes or default_num_nodes(cv, log_concave=family == "lognormal")
+    num_nodes = rule.num_nodes or default_num_nodes(family, cv, pair=True)
     if family == "normal":
         return quadrature_log_prob(Panel(margin, mean, cv), family, num_nodes).view(shape)
     # Not -abs: its derivative at 0 is 0, and training starts at margin 0.
@@ -197,7 +197,7 @@ def _panel(
         return draws_log_prob(beta, margin, group, len(ids), flip_probability)
     assert isinstance(estimator, Quadrature)
     panel, shape = flat_panel(margin, mean, cv, group, len(ids), flip_probability)
-    num_nodes = estimator.num_nodes or default_num_nodes(panel.cv)
+    num_nodes = estimator.num_nodes or default_num_nodes(family, panel.cv)
     return quadrature_log_prob(panel, family, num_nodes).view(shape)
 
 

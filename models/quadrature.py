@@ -29,8 +29,11 @@ __all__ = [
     "quadrature_log_prob",
 ]
 
-# The integrand is cut where it is exp(-24) = 4e-11 of its peak.
-_WINDOW_NATS = 24.0
+# The integrand is cut where it is exp(-21) = 8e-10 of its peak, that of the derivative by a margin
+# at exp(-19) = 6e-9 of its own: the wider the window, the coarser the steps.
+_WINDOW_NATS = 21.0
+_SLOPE_NATS = 19.0
+_BISECTIONS = 3
 _SCAN_STEPS = 16
 _MAX_SCANS = 60
 # Pairs times nodes handled at once; bounds the memory of the intermediate results.
@@ -111,24 +114,26 @@ def choice_log_prob(
     return torch.logaddexp(kept, math.log(flip_probability) + logsigmoid(-utility))
 
 
-def default_num_nodes(cv: Tensor, log_concave: bool = False) -> int:
+def default_num_nodes(family: str, cv: Tensor, pair: bool = False) -> int:
     """Number of nodes for errors below 1e-8 nats.
 
     Wider laws need more: the steps are at a log scale sqrt(log(1 + cv^2)) of 1.5 (cv 2.9) and of 3
-    (cv 90). A single rejected choice under a LogNormal strength, whose integrand is log-concave,
-    needs fewest.
+    (cv 90). A single disagreeing choice under a LogNormal strength, whose integrand is
+    log-concave, needs fewest; Normal strengths, for the kink at zero, most.
 
     Args:
+        family: Family of the strength.
         cv: Coefficients of variation; the largest one counts.
-        log_concave: Whether the integrand is a LogNormal density times one sigmoid of a negative
-            utility.
+        pair: Whether every group is one choice against its margin.
 
     Returns:
-        32, 64 or 96 nodes when log-concave, otherwise 64, 96 or 128.
+        32, 64 or 96 nodes for a LogNormal pair, 128 for the Normal law, otherwise 64, 96 or 128.
     """
+    if family == "normal":
+        return 128
     scale = math.sqrt(math.log1p(cv.max().item() ** 2))
     level = 0 if scale <= 1.5 else 1 if scale <= 3 else 2
-    return 32 * (level + (1 if log_concave else 2))
+    return 32 * (level + (1 if pair and family == "lognormal" else 2))
 
 
 def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
@@ -212,25 +217,48 @@ def _grid(low: Tensor, high: Tensor, num_points: int) -> Float[Tensor, "nodes gr
 
 
 def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
-    """The part of the coordinate within `_WINDOW_NATS` of the integrand's peak, per group.
+    """The part of the coordinate where the integrand matters, per group.
 
     Starts from bounds that hold for certain and shrinks to the points that matter and one step
-    around them, until most of them do. A peak between two points is next to the best of them.
+    around them, until most of them do; a peak between two points is next to the best of them. The
+    ends are then bisected. What happens to one group does not depend on the others.
     """
     low, high = coordinate.bracket(panel)
     index = torch.arange(_SCAN_STEPS + 1, device=low.device).unsqueeze(-1)
     for _ in range(_MAX_SCANS):
-        beta, log_density = coordinate.nodes(_grid(low, high, _SCAN_STEPS + 1), panel)
-        value = panel.log_likelihood(beta) + log_density
-        inside = value >= value.amax(0) - _WINDOW_NATS
-        first = torch.where(inside, index, _SCAN_STEPS).amin(0) - 1
-        last = torch.where(inside, index, 0).amax(0) + 1
+        heights = _heights(_grid(low, high, _SCAN_STEPS + 1), panel, coordinate)
+        peaks = heights.amax(1, keepdim=True)
+        inside = _matters(heights, peaks)
+        first = (torch.where(inside, index, _SCAN_STEPS).amin(0) - 1).clamp(min=0)
+        last = (torch.where(inside, index, 0).amax(0) + 1).clamp(max=_SCAN_STEPS)
         step = (high - low) / _SCAN_STEPS
-        low = low + step * first.clamp(min=0)
-        high = high - step * (_SCAN_STEPS - last).clamp(min=0)
-        if bool((last - first >= 0.7 * _SCAN_STEPS).all()):
+        resolved = last - first >= 0.7 * _SCAN_STEPS
+        if bool(resolved.all()):
             break
-    return low, high
+        low, high = (
+            torch.where(resolved, low, low + step * first),
+            torch.where(resolved, high, low + step * last),
+        )
+    outer = torch.stack([low + step * first, low + step * last])
+    inner = torch.stack([low + step * (first + 1), low + step * (last - 1)])
+    for _ in range(_BISECTIONS):
+        middle = (outer + inner) / 2
+        inside = _matters(_heights(middle, panel, coordinate), peaks)
+        outer, inner = torch.where(inside, outer, middle), torch.where(inside, middle, inner)
+    return outer[0], outer[1]
+
+
+def _heights(t: Tensor, panel: Panel, coordinate: "_Coordinate") -> Float[Tensor, "2 nodes ..."]:
+    """Log integrands of the likelihood and of its derivative by a margin, which has a factor beta."""
+    beta, log_density = coordinate.nodes(t, panel)
+    value = panel.log_likelihood(beta) + log_density
+    return torch.stack([value, value + beta.abs().log()])
+
+
+def _matters(heights: Tensor, peaks: Tensor) -> Tensor:
+    """Whether either integrand is within its depth of its peak."""
+    value, slope = heights - peaks
+    return (value >= -_WINDOW_NATS) | (slope >= -_SLOPE_NATS)
 
 
 class _Coordinate(NamedTuple):
@@ -247,10 +275,13 @@ def _lognormal_nodes(z: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
 
 
 def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
-    """The prior costs z^2 / 2 and the likelihood gains at most what it lacks at z = 0."""
+    """The prior costs z^2 / 2 and the likelihood gains at most what it lacks at z = 0.
+
+    A factor beta moves the peak by sigma.
+    """
     beta, _ = _lognormal_nodes(torch.zeros_like(panel.mean).unsqueeze(0), panel)
     reach = (2 * (_WINDOW_NATS - panel.log_likelihood(beta).squeeze(0))).sqrt()
-    return -reach, reach
+    return -reach, reach + lognormal_parameters(panel.mean, panel.cv)[1]
 
 
 def _normal_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
@@ -279,7 +310,7 @@ def _normal_reach(panel: Panel) -> Tensor:
     at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
     at_zero = panel.log_likelihood(torch.zeros_like(panel.mean).unsqueeze(0)).squeeze(0)
     gain = torch.minimum(-at_mean, panel.cv.square().reciprocal() / 2 - at_zero)
-    return (2 * (_WINDOW_NATS + gain)).sqrt()
+    return (2 * (_WINDOW_NATS + 5.0 + gain)).sqrt()  # 5 nats for a factor beta
 
 
 def _normal_sharpness(panel: Panel) -> Tensor:
@@ -306,8 +337,8 @@ def _gamma_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
 def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
     """From e^s - 1 - s <= gain / a: s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r))."""
     at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
-    # 15 nats more: the slope of the coordinate may add as many where the law is heavy-tailed.
-    excess = (_WINDOW_NATS + 15.0 - at_mean) * panel.cv.square()
+    # 30 nats more, for the slope of the coordinate and a factor beta where the law is heavy-tailed.
+    excess = (_WINDOW_NATS + 30.0 - at_mean) * panel.cv.square()
     reach = excess + (2 * excess).sqrt()
     low = torch.minimum(reach, torch.log1p(reach / _gamma_onset(panel)))
     scale = panel.cv.clamp(max=1.0)

@@ -55,4 +55,4 @@ def test_log1p_excess_keeps_its_digits_at_both_ends(z):
 def test_the_oracle_agrees_with_hurwitz_zeta(y, c):
     """The series at 40 digits, on which the other tests rest, against an unrelated formula."""
     series = oracle.gamma_log_q(mpmath.mpf(y), mpmath.mpf(c))
-    assert abs(series - oracle.gamma_log_q_by_zeta(y, c)) < mpmath.mpf(10) ** -30
+    assert abs(series - oracle.gamma_log_q_by_zeta(y, c)) < mpmath.mpf(10) ** -25
