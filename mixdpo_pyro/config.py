@@ -26,7 +26,6 @@ class RunConfig:
         dataset_train_split: Split that is trained on.
         dataset_test_split: Split the verdict is drawn from; default, a part of the train split.
         test_fraction: Size of that part, as a fraction of the different pairs.
-        annotator_column: Column with annotator ids; default, `annotator` where there is one.
         max_pairs: Random subset of at most this many rows.
         overwrite: Replace an earlier run in `output_dir`.
         resume: Go on from the last checkpoint of an interrupted run in `output_dir`.
@@ -43,10 +42,6 @@ class RunConfig:
     )
     test_fraction: float = field(
         default=0.1, metadata={"help": "Held-out part, as a fraction of the different pairs."}
-    )
-    annotator_column: str | None = field(
-        default=None,
-        metadata={"help": "Column with annotator ids. Default: 'annotator' where it exists."},
     )
     max_pairs: int | None = field(
         default=None, metadata={"help": "Random subset of at most this many rows."}

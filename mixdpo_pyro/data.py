@@ -33,8 +33,8 @@ class PreferenceData:
     """Checked preference pairs.
 
     Attributes:
-        pairs: `chosen`, `rejected`, `prompt` where the source has it, `source_row`, and every other
-            column of the source.
+        pairs: `chosen`, `rejected`, `prompt` where the source has it, `source_row`, and all other
+            columns of the source.
         source: Name of the file or hub dataset, for messages.
         dropped: Reason -> number of rows left out.
     """

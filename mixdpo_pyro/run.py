@@ -44,8 +44,6 @@ class _SplitPairs:
 
     train: Dataset
     test: Dataset
-    annotator_column: str | None
-    source: str
     dropped: dict[str, int]
 
 
@@ -69,7 +67,7 @@ def execute_run(
     training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
     (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
     show_stage("Reading the pairs")
-    data = _load_pairs(plan.run, training.seed)
+    data = _load_pairs(plan.run, training)
 
     show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
     trainer = _build_trainer(training, plan.model, data)
@@ -82,7 +80,7 @@ def execute_run(
     margins = _held_out_margins(trainer, data)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
-    result = _fit_margins(margins, data.annotator_column, training)
+    result = _fit_margins(margins, training)
     save_arviz(result.to_arviz(), folder / POSTERIOR_FILE)
 
     draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
@@ -99,7 +97,7 @@ def execute_run(
             "train": len(data.train),
             "test": len(margins),
             "dropped": data.dropped,
-            "annotator_column": data.annotator_column,
+            "annotator_column": training.annotator_column,
         },
         "verdict": asdict(assess_heterogeneity(result)),
         "versions": _versions(),
@@ -111,30 +109,32 @@ def execute_run(
     write_report(folder)
 
 
-def _load_pairs(run: RunConfig, seed: int) -> _SplitPairs:
-    train = _load_split(run, run.dataset_train_split, run.max_pairs, seed)
-    column = run.annotator_column
-    if column is None and DEFAULT_ANNOTATOR_COLUMN in train.pairs.column_names:
-        column = DEFAULT_ANNOTATOR_COLUMN
+def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
+    """Training and held-out pairs; without a named column, `annotator` is taken where it is."""
+    train = _load_split(run, run.dataset_train_split, run.max_pairs, training)
+    if training.annotator_column is None and DEFAULT_ANNOTATOR_COLUMN in train.pairs.column_names:
+        training.annotator_column = DEFAULT_ANNOTATOR_COLUMN
     if run.dataset_test_split is None:
-        train_pairs, test_pairs = split_pairs(train.pairs, run.test_fraction, seed)
-        return _SplitPairs(train_pairs, test_pairs, column, train.source, train.dropped)
-    test = _load_split(run, run.dataset_test_split, None, seed)
+        train_pairs, test_pairs = split_pairs(train.pairs, run.test_fraction, training.seed)
+        return _SplitPairs(train_pairs, test_pairs, train.dropped)
+    test = _load_split(run, run.dataset_test_split, None, training)
     dropped = {
         reason: train.dropped.get(reason, 0) + test.dropped.get(reason, 0)
         for reason in {**train.dropped, **test.dropped}
     }
-    return _SplitPairs(train.pairs, test.pairs, column, train.source, dropped)
+    return _SplitPairs(train.pairs, test.pairs, dropped)
 
 
-def _load_split(run: RunConfig, split: str, max_rows: int | None, seed: int) -> PreferenceData:
+def _load_split(
+    run: RunConfig, split: str, max_rows: int | None, training: MixDPOConfig
+) -> PreferenceData:
     return load_preferences(
         run.dataset_name,
         split=split,
         config=run.dataset_config,
-        annotator_column=run.annotator_column,
+        annotator_column=training.annotator_column,
         max_rows=max_rows,
-        seed=seed,
+        seed=training.seed,
     )
 
 
@@ -174,13 +174,12 @@ def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame
     return margins.merge(data.test.select_columns(columns).to_pandas(), on=ROW_COLUMN)
 
 
-def _fit_margins(
-    margins: pd.DataFrame, annotator_column: str | None, training: MixDPOConfig
-) -> Fit:
+def _fit_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Fit:
     """Posterior of the strength given the margins; plain DPO is diagnosed as lognormal."""
+    column = training.annotator_column
     return fit(
         margins["margin"].to_numpy(np.float64),
-        annotator=None if annotator_column is None else margins[annotator_column].to_numpy(),
+        annotator=None if column is None else margins[column].to_numpy(),
         family="lognormal" if training.family == "fixed" else training.family,
         mean=training.mean,
         beta=training.beta,

@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from mixdpo_pyro.annotators import ANNOTATOR_INDEX, AnnotatorBlockSampler, number_annotators
 from mixdpo_pyro.data import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.strength import Anchor, EstimatorName, Family, Strength, StrengthConfig
 
 __all__ = ["MixDPOConfig", "MixDPOTrainer"]
+
+_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX)
 
 
 @dataclass
@@ -40,6 +44,10 @@ class MixDPOConfig(DPOConfig):
         num_draws: Number of Monte Carlo draws a pair, for `estimator="draws"`.
         strength_learning_rate: Learning rate of the strength's parameters (log scale).
         strength_initial_cv: Coefficient of variation that training starts from.
+        annotator_column: Column with annotator ids. Pairs of one annotator then stand together in
+            blocks, and the pairs of a block share their strength; without ids every pair has its
+            own. Not for `family="fixed"`, where there is nothing to share.
+        annotator_block_size: Pairs of one annotator that stand together in a batch.
     """
 
     family: Family = field(
@@ -67,6 +75,12 @@ class MixDPOConfig(DPOConfig):
     )
     strength_initial_cv: float = field(
         default=0.5, metadata={"help": "Coefficient of variation that training starts from."}
+    )
+    annotator_column: str | None = field(
+        default=None, metadata={"help": "Column with annotator ids."}
+    )
+    annotator_block_size: int = field(
+        default=8, metadata={"help": "Pairs of one annotator that stand together in a batch."}
     )
     bf16: bool | None = field(
         default=None,
@@ -107,6 +121,10 @@ class MixDPOConfig(DPOConfig):
             raise ConfigError(
                 "strength_learning_rate: expected a finite number > 0, "
                 f"got {self.strength_learning_rate}"
+            )
+        if self.annotator_block_size < 1:
+            raise ConfigError(
+                f"annotator_block_size: expected at least 1, got {self.annotator_block_size}"
             )
         unsupported = {
             "loss_type": self.loss_type != ["sigmoid"],
@@ -149,7 +167,10 @@ class MixDPOTrainer(DPOTrainer):
                 "model: the load-balancing loss of a mixture of experts is not supported; "
                 "set router_aux_loss_coef to 0"
             )
-        self.data_collator = _KeepRows(self.data_collator)
+        self._shares_strengths = args.annotator_column is not None and args.family != "fixed"
+        if self._shares_strengths:
+            self.train_dataset = number_annotators(self.train_dataset, args.annotator_column)
+        self.data_collator = _KeepColumns(self.data_collator)
         self.strength = Strength(args.strength_config())
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
@@ -164,12 +185,12 @@ class MixDPOTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
-        rows = inputs.pop(ROW_COLUMN, None)
+        rows, annotator = inputs.pop(ROW_COLUMN, None), inputs.pop(ANNOTATOR_INDEX, None)
         margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
         if not torch.isfinite(margin).all():
             raise NonFiniteLossError(self._blame(~torch.isfinite(margin), "margin", rows))
         if self.model.training:
-            loss = self.strength.objective(margin, num_total=self._num_pairs())
+            loss = self._objective(margin, annotator)
         else:
             location = self.strength.objective.location()
             loss = -self.strength.objective.model.log_prob(margin, **location).mean()
@@ -193,6 +214,7 @@ class MixDPOTrainer(DPOTrainer):
         margins, rows = [], []
         for batch in loader:
             batch = self._prepare_inputs(batch)
+            batch.pop(ANNOTATOR_INDEX, None)
             row = batch.pop(ROW_COLUMN, None)
             with torch.no_grad(), self.compute_loss_context_manager():
                 margin, _ = self._forward(self.model, batch)
@@ -223,9 +245,18 @@ class MixDPOTrainer(DPOTrainer):
             raise RuntimeError("this version of trl does not compute beta * margin in its loss")
         return tap.margin.float(), outputs[1] if return_outputs else None
 
+    def _objective(self, margin: Tensor, annotator: Tensor | None) -> Tensor:
+        """Objective per pair, in the units of DPO's loss."""
+        num_pairs = self._num_pairs()
+        if annotator is None:
+            return self.strength.objective(margin, num_total=num_pairs)
+        blocks_per_pair = len(annotator.unique()) / len(annotator)
+        num_blocks = max(round(num_pairs * blocks_per_pair), 1)
+        return blocks_per_pair * self.strength.objective(margin, annotator, num_total=num_blocks)
+
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """Reference log-probabilities of a batch; the model does not see the row numbers."""
-        inputs = {name: value for name, value in inputs.items() if name != ROW_COLUMN}
+        """Reference log-probabilities of a batch; the model does not see the columns kept."""
+        inputs = {name: value for name, value in inputs.items() if name not in _KEPT_COLUMNS}
         return super().compute_ref_log_probs(model, inputs)
 
     def _num_pairs(self) -> int:
@@ -266,8 +297,16 @@ class MixDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if ROW_COLUMN not in self._signature_columns:
-            self._signature_columns.append(ROW_COLUMN)
+        self._signature_columns += [c for c in _KEPT_COLUMNS if c not in self._signature_columns]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if not self._shares_strengths:
+            return super()._get_train_sampler(train_dataset)
+        return AnnotatorBlockSampler(
+            np.asarray((train_dataset or self.train_dataset)[ANNOTATOR_INDEX]),
+            min(self.args.annotator_block_size, self.args.train_batch_size),
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -292,15 +331,16 @@ class _MarginTap(float):
 
 
 @dataclass
-class _KeepRows:
-    """A collator that hands on the row numbers beside what TRL's collator makes."""
+class _KeepColumns:
+    """A collator that hands on numbers of rows and annotators beside what TRL's makes."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
-        if ROW_COLUMN in examples[0]:
-            batch[ROW_COLUMN] = torch.tensor([example[ROW_COLUMN] for example in examples])
+        for name in _KEPT_COLUMNS:
+            if name in examples[0]:
+                batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 
 

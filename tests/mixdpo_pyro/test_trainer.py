@@ -161,6 +161,54 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, policy_fol
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
+def annotated(folder, policy, **settings):
+    settings = {"annotator_column": "annotator", "mean": "free", **settings}
+    return mixdpo(folder, policy, **settings)
+
+
+def test_annotators_share_their_strength_as_in_the_exact_panel_likelihood(tmp_path, policy_folder):
+    """All pairs of all annotators in one batch: the loss is the panel's, per pair."""
+    trainer = annotated(tmp_path, policy_folder, max_steps=1)
+    number = len(trainer.train_dataset)
+    margin = torch.linspace(-9, 9, number)
+    annotator = torch.tensor(trainer.train_dataset["annotator_index"][:])
+    panel = mixed_logit_log_prob(
+        margin, **trainer.strength.objective.location(), family="lognormal", annotator=annotator
+    )
+    assert panel.shape == (6,)
+    loss = trainer._objective(margin, annotator).item()
+    assert loss == pytest.approx(-panel.sum().item() / number, rel=1e-5)
+
+
+def test_blocks_of_one_pair_are_pairs_without_ids(tmp_path, policy_folder):
+    trainer = annotated(tmp_path, policy_folder, max_steps=1)
+    margin = torch.linspace(-9, 9, 8)
+    alone = trainer._objective(margin, torch.arange(8)).item()
+    assert alone == pytest.approx(trainer._objective(margin, None).item(), rel=1e-5)
+
+
+def test_batches_hold_blocks_of_annotators(tmp_path, policy_folder):
+    trainer = annotated(tmp_path, policy_folder, max_steps=1, annotator_block_size=4)
+    for batch in trainer.get_train_dataloader():
+        assert len(batch["annotator_index"].unique()) == 1
+
+
+def test_training_with_annotators_resumes_where_it_stopped(tmp_path, policy_folder):
+    settings = {"max_steps": 20, "save_strategy": "steps", "save_steps": 14}  # 12 steps an epoch
+    whole = annotated(tmp_path / "whole", policy_folder, **settings)
+    resumed = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(
+            str(tmp_path / "resumed"),
+            **{**SETTINGS, **settings, "annotator_column": "annotator", "mean": "free"},
+        ),
+        train_dataset=small_world(),
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_resumed_training_equals_uninterrupted_training(tmp_path, policy_folder):
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "family": "gamma"}
     whole = mixdpo(tmp_path / "whole", policy_folder, **settings)
@@ -229,6 +277,7 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
         ({"mean": "prio"}, "mean: expected one of"),
         ({"beta": 0.0}, "beta: expected a finite number > 0, got 0.0"),
         ({"strength_learning_rate": -1.0}, "strength_learning_rate: expected"),
+        ({"annotator_block_size": 0}, "annotator_block_size: expected at least 1, got 0"),
         ({"loss_type": ["hinge"]}, "loss_type: .*got .*hinge"),
         ({"label_smoothing": 0.1}, "label_smoothing: "),
     ],

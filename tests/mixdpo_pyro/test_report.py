@@ -1,0 +1,109 @@
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mixdpo_pyro.errors import OutputError
+from mixdpo_pyro.inference import assess_heterogeneity, fit, save_arviz
+from mixdpo_pyro.report import FinishedRun, learned_rows, summary_lines, write_report
+
+TRUTH = {"family": "gamma", "mean": 2.0, "cv": 0.5, "strengths": {"a": 1.0, "b": 2.0, "c": 3.0}}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run folder written by hand: margins are 4 times the reward, strengths 0.5 per nat."""
+    rng = np.random.default_rng(0)
+    reward = rng.normal(0, 1, 300)
+    annotator = np.repeat(["a", "b", "c"], 100)
+    strength = np.array([TRUTH["strengths"][name] for name in annotator])
+    is_right = rng.random(300) < 1 / (1 + np.exp(-strength * np.abs(reward)))
+    reward = np.where(is_right, 1, -1) * np.abs(reward)
+    margins = pd.DataFrame(
+        {"margin": 4 * reward, "source_row": np.arange(300), "annotator": annotator,
+         "reward_margin": reward}
+    )  # fmt: skip
+    result = fit(margins["margin"], annotator, family="gamma", beta=0.5, num_samples=400)
+    margins.to_parquet(tmp_path / "margins.parquet")
+    save_arviz(result.to_arviz(), tmp_path / "posterior.nc")
+    write = {
+        "log_history.json": [
+            {"step": s, "loss": 0.7 / s, "rewards/accuracies": 0.5, "strength/mean": 0.5,
+             "strength/cv": 0.4} for s in (1, 2)
+        ],
+        "training_posterior.json": {
+            "draws": {"mean": [0.5] * 9, "cv": list(np.linspace(0.3, 0.7, 9))},
+            "mean": 0.5, "cv": 0.5, "q05": 0.1, "q95": 1.0,
+        },
+        "run.json": {
+            "command": "mixdpo train <b>", "family": "gamma", "diagnosed_family": "gamma",
+            "anchor": "prior", "beta": 0.5, "seed": 0, "seconds": 1.0, "truth": TRUTH,
+            "verdict": asdict(assess_heterogeneity(result)), "versions": {"python": "3"},
+            "data": {"source": "d", "train": 10, "test": 300, "dropped": {"empty response": 2},
+                     "annotator_column": "annotator"},
+        },
+    }  # fmt: skip
+    for name, value in write.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    return tmp_path
+
+
+def test_table_holds_both_posteriors_and_the_truth_on_the_scale_of_the_reward(run_folder):
+    run = FinishedRun.load(run_folder)
+    assert run.reward_slope == pytest.approx(4.0)
+    held_out, training, truth = learned_rows(run)
+    assert training["cv"] == "0.5 [0.32, 0.68]"
+    assert training["mean"] == "0.5"
+    assert training["reward_mean"] == "2"
+    assert (truth["cv"], truth["reward_mean"]) == ("0.50", "2.00")
+    low, middle, high = np.quantile(run.posterior["cv"], [0.05, 0.5, 0.95])
+    assert held_out["cv"] == f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def test_annotators_come_with_their_labels(run_folder):
+    run = FinishedRun.load(run_folder)
+    assert run.annotators == ["a", "b", "c"]
+    means = run.posterior["strength"].mean(0)
+    assert means[0] < means[1] < means[2]
+
+
+def test_accuracy_counts_ties_one_half(run_folder):
+    run = FinishedRun.load(run_folder)
+    run.margins["margin"] = np.resize([1.0, -1.0, 0.0], 300)
+    assert run.accuracy == pytest.approx(0.5)
+
+
+def test_page_has_every_figure_with_alt_text_and_escapes_what_it_is_given(run_folder):
+    page = write_report(run_folder).read_text()
+    names = sorted(p.stem for p in (run_folder / "figures").iterdir())
+    assert names == ["annotators", "cv", "reliability", "strength_law", "training"]
+    assert page.count('src="data:image/png;base64,') == page.count('alt="') == 5
+    assert "mixdpo train &lt;b&gt;" in page
+    assert "2 with empty response" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_summary_says_verdict_and_table(run_folder):
+    lines = summary_lines(run_folder)
+    verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
+    assert lines[0] == f"{verdict['value']}: {verdict['reason']}"
+    assert any(line.startswith("truth") and "2.00" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "log_history.json", "training_posterior.json", "margins.parquet", "posterior.nc"],
+)
+def test_missing_and_cut_files_are_named(run_folder, name):
+    path = run_folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OutputError, match=f"{name}: cannot be read"):
+        FinishedRun.load(run_folder)
+    path.unlink()
+    with pytest.raises(
+        OutputError, match=f"{name}: missing; is '.*' the folder of a finished run"
+    ):
+        FinishedRun.load(run_folder)
