@@ -249,7 +249,7 @@ def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
 
 
 def _heights(t: Tensor, panel: Panel, coordinate: "_Coordinate") -> Float[Tensor, "2 nodes ..."]:
-    """Log integrands of the likelihood and of its derivative by a margin, which has a factor beta."""
+    """Log integrands of the likelihood and of its slope by a margin, which has a factor beta."""
     beta, log_density = coordinate.nodes(t, panel)
     value = panel.log_likelihood(beta) + log_density
     return torch.stack([value, value + beta.abs().log()])
@@ -337,7 +337,7 @@ def _gamma_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
 def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
     """From e^s - 1 - s <= gain / a: s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r))."""
     at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
-    # 30 nats more, for the slope of the coordinate and a factor beta where the law is heavy-tailed.
+    # 30 nats more, for the coordinate's slope and a factor beta where the law is heavy-tailed.
     excess = (_WINDOW_NATS + 30.0 - at_mean) * panel.cv.square()
     reach = excess + (2 * excess).sqrt()
     low = torch.minimum(reach, torch.log1p(reach / _gamma_onset(panel)))

@@ -1,4 +1,4 @@
-"""Reference values of the mixed-logit likelihood by mpmath, computed when asked, with 20 digits or more.
+"""Reference values of the mixed-logit likelihood by mpmath, with 20 digits or more.
 
 Used by the tests of this folder and by `benchmarks/likelihood.py`. Slow on purpose: nothing here
 shares code with the package.
@@ -12,7 +12,7 @@ Number = float | mp.mpf
 
 
 def gamma_log_q(y: mp.mpf, c: mp.mpf, num_terms: int = 100) -> mp.mpf:
-    """log E[sigmoid(-v)] for a Gamma utility v of mean y and squared cv c, by the accelerated series."""
+    """log E[sigmoid(-v)] for a Gamma utility v of mean y and squared cv c, by the series."""
     a, x = 1 / c, c * y
     w = x / (1 + x)
     d = (3 + mp.sqrt(8)) ** num_terms
@@ -26,7 +26,7 @@ def gamma_log_q(y: mp.mpf, c: mp.mpf, num_terms: int = 100) -> mp.mpf:
 
 
 def gamma_log_q_by_zeta(y: Number, c: Number) -> mp.mpf:
-    """The same by the Hurwitz zeta function: Lerch(-1, a, v) = 2^-a [zeta(a, v/2) - zeta(a, (v+1)/2)]."""
+    """The same by Lerch(-1, a, v) = 2^-a [zeta(a, v/2) - zeta(a, (v+1)/2)], Hurwitz's zeta."""
     a, x = 1 / mp.mpf(c), mp.mpf(c) * mp.mpf(y)
     v = 1 + 1 / x
     lerch = mp.mpf(2) ** -a * (mp.zeta(a, v / 2) - mp.zeta(a, (v + 1) / 2))
@@ -48,14 +48,17 @@ def log_logistic(u: mp.mpf) -> mp.mpf:
 def panel_log_prob(
     margins: Sequence[Number], mean: Number, cv: Number, family: str, flip: Number = 0
 ) -> mp.mpf:
-    """log P of the choices of one annotator, by a fine trapezoid rule around the integrand's peak."""
+    """log P of the choices of one annotator, by adaptive tanh-sinh quadrature."""
     mean, cv = mp.mpf(mean), mp.mpf(cv)
     margins = [mp.mpf(value) for value in margins]
 
     def log_likelihood(beta: mp.mpf) -> mp.mpf:
         if flip:
             return sum(
-                mp.log((1 - mp.mpf(flip)) * mp.exp(log_logistic(beta * d)) + flip * mp.exp(log_logistic(-beta * d)))
+                mp.log(
+                    (1 - mp.mpf(flip)) * mp.exp(log_logistic(beta * d))
+                    + flip * mp.exp(log_logistic(-beta * d))
+                )
                 for d in margins
             )
         return sum(log_logistic(beta * d) for d in margins)
@@ -108,7 +111,7 @@ def _log_densities(mean: mp.mpf, cv: mp.mpf) -> dict[str, Callable]:
 
 
 def _log_integral(log_integrand: Callable[[mp.mpf], mp.mpf], digits: int = 20) -> mp.mpf:
-    """Tanh-sinh quadrature between the points where a unimodal integrand has lost `digits` digits."""
+    """Tanh-sinh quadrature over the part where a unimodal integrand keeps `digits` digits."""
     peak = _argmax(log_integrand)
     height = log_integrand(peak)
     cut = digits * mp.log(10)

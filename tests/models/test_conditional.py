@@ -2,8 +2,13 @@ import math
 
 import pytest
 import torch
-from mixdpo_pyro.models import conditional_strength, strength_distribution
-from scipy import integrate, optimize
+from scipy import integrate, optimize, stats
+
+from mixdpo_pyro.models import (
+    conditional_strength,
+    mixed_logit_log_prob,
+    strength_distribution,
+)
 
 float64 = torch.float64
 RANDOM = ("gamma", "lognormal", "normal")
@@ -11,17 +16,32 @@ RANDOM = ("gamma", "lognormal", "normal")
 
 def brute_force(family, margins, mean, cv, probabilities):
     """Mean, variance and quantiles of the posterior by scipy's adaptive quadrature."""
-    law = strength_distribution(torch.tensor(mean, dtype=float64), torch.tensor(cv, dtype=float64), family)
+    law = strength_distribution(
+        torch.tensor(mean, dtype=float64), torch.tensor(cv, dtype=float64), family
+    )
     low = mean * (1 - 12 * cv) if family == "normal" else 1e-12
 
     def density(beta):
         utilities = beta * torch.tensor(margins, dtype=float64)
-        return (law.log_prob(torch.tensor(beta, dtype=float64)) + torch.nn.functional.logsigmoid(utilities).sum()).exp().item()
+        return (
+            (
+                law.log_prob(torch.tensor(beta, dtype=float64))
+                + torch.nn.functional.logsigmoid(utilities).sum()
+            )
+            .exp()
+            .item()
+        )
 
     def moment(function, high=mean * 60):
         points = [mean * v for v in (0.01, 0.1, 0.5, 1, 2, 5, 20) if low < mean * v < high]
         return integrate.quad(
-            lambda b: function(b) * density(b), low, high, points=points, epsabs=0, epsrel=1e-10, limit=400
+            lambda b: function(b) * density(b),
+            low,
+            high,
+            points=points,
+            epsabs=0,
+            epsrel=1e-10,
+            limit=400,
         )[0]
 
     total = moment(lambda b: 1.0)
@@ -41,11 +61,16 @@ def test_moments_and_quantiles_equal_brute_force(family, margins):
     first, second, quantiles = brute_force(family, margins, 0.2, 0.6, probabilities)
     annotator = torch.zeros(3, dtype=torch.long) if len(margins) == 3 else None
     posterior = conditional_strength(
-        torch.tensor(margins, dtype=float64), 0.2, 0.6, family, annotator, probabilities=probabilities
+        torch.tensor(margins, dtype=float64),
+        0.2,
+        0.6,
+        family,
+        annotator,
+        probabilities=probabilities,
     )
     assert posterior.mean.item() == pytest.approx(first, rel=1e-7)
     assert posterior.variance.item() == pytest.approx(second, rel=1e-6)
-    assert posterior.quantiles[0].tolist() == pytest.approx(quantiles, rel=2e-5)
+    assert posterior.quantiles[0].tolist() == pytest.approx(quantiles, rel=1e-5)
 
 
 @pytest.mark.parametrize("cv", [1e-6, 0.05, 0.6, 5.0])
@@ -60,8 +85,6 @@ def test_closed_gamma_moments_equal_quadrature(cv):
 @pytest.mark.parametrize("family", RANDOM)
 def test_prior_is_the_mixture_of_both_answers(family):
     """E[beta] = P E[beta | chosen] + (1 - P) E[beta | rejected]."""
-    from mixdpo_pyro.models import mixed_logit_log_prob
-
     margin = torch.tensor([7.0, -7.0], dtype=float64)
     probability = mixed_logit_log_prob(margin, 0.2, 0.7, family).exp()
     posterior = conditional_strength(margin, 0.2, 0.7, family)
@@ -70,18 +93,18 @@ def test_prior_is_the_mixture_of_both_answers(family):
 
 @pytest.mark.parametrize("family", RANDOM)
 def test_an_uninformative_choice_leaves_the_prior(family):
-    law = strength_distribution(torch.tensor(0.2, dtype=float64), torch.tensor(0.7, dtype=float64), family)
+    law = strength_distribution(
+        torch.tensor(0.2, dtype=float64), torch.tensor(0.7, dtype=float64), family
+    )
     posterior = conditional_strength(torch.zeros(1, dtype=float64), 0.2, 0.7, family)
     assert posterior.mean.item() == pytest.approx(0.2, rel=1e-8)
     assert posterior.variance.item() == pytest.approx(0.14**2, rel=1e-6)
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=float64)
     if family == "gamma":
-        from scipy import stats
-
         expected = torch.tensor(stats.gamma(1 / 0.49, scale=0.2 * 0.49).ppf(levels))
     else:
         expected = law.icdf(levels)
-    torch.testing.assert_close(posterior.quantiles[0], expected, rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(posterior.quantiles[0], expected, rtol=0, atol=2e-5 * 0.14)
 
 
 def test_agreeing_annotators_are_stronger_and_many_choices_narrow_the_posterior():

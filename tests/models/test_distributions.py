@@ -1,6 +1,8 @@
 import pyro
 import pytest
 import torch
+from pyro.distributions import constraints
+
 from mixdpo_pyro.models import (
     Draws,
     GammaLogit,
@@ -9,7 +11,6 @@ from mixdpo_pyro.models import (
     NormalLogit,
     mixed_logit_log_prob,
 )
-from pyro.distributions import constraints
 
 LAWS = [GammaLogit, LogNormalLogit, NormalLogit]
 
@@ -43,7 +44,9 @@ def test_moments_are_those_of_the_probability(law):
     torch.testing.assert_close(choice.variance, choice.mean * (1 - choice.mean))
     draws = choice.sample((20_000,))
     # Five standard errors of a frequency.
-    assert ((draws.mean(0) - choice.mean).abs() < 5 * (choice.variance / 20_000).sqrt() + 1e-6).all()
+    assert (
+        (draws.mean(0) - choice.mean).abs() < 5 * (choice.variance / 20_000).sqrt() + 1e-6
+    ).all()
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -51,7 +54,9 @@ def test_expand_keeps_the_law(law):
     choice = law(torch.tensor(3.0), 0.4, 0.7)
     wide = choice.expand((4, 2))
     assert wide.batch_shape == (4, 2)
-    torch.testing.assert_close(wide.log_prob(torch.ones(4, 2)), choice.log_prob(torch.tensor(1.0)).expand(4, 2))
+    torch.testing.assert_close(
+        wide.log_prob(torch.ones(4, 2)), choice.log_prob(torch.tensor(1.0)).expand(4, 2)
+    )
     assert wide.expand((3, 4, 2)).sample().shape == (3, 4, 2)
     assert (wide.family, wide.flip_probability) == (choice.family, choice.flip_probability)
 
@@ -71,7 +76,9 @@ def test_constraints_are_declared_and_checked(law):
 def test_log_prob_is_that_of_the_entry_point():
     margin = torch.tensor([-3.0, 5.0])
     choice = MixedLogit(margin, 0.1, 0.7, "lognormal", Draws(8, seed=0), flip_probability=0.1)
-    expected = mixed_logit_log_prob(margin, 0.1, 0.7, "lognormal", Draws(8, seed=0), flip_probability=0.1)
+    expected = mixed_logit_log_prob(
+        margin, 0.1, 0.7, "lognormal", Draws(8, seed=0), flip_probability=0.1
+    )
     torch.testing.assert_close(choice.log_prob(torch.ones(2)), expected)
 
 
@@ -82,7 +89,9 @@ def test_a_model_of_someone_else_can_observe_it():
             return pyro.sample("choice", GammaLogit(margin, 0.1, cv), obs=choice)
 
     margin, choice = torch.tensor([3.0, -8.0]), torch.tensor([1.0, 0.0])
-    trace = pyro.poutine.trace(pyro.condition(model, {"cv": torch.tensor(0.5)})).get_trace(margin, choice)
+    trace = pyro.poutine.trace(pyro.condition(model, {"cv": torch.tensor(0.5)})).get_trace(
+        margin, choice
+    )
     trace.compute_log_prob()
     expected = mixed_logit_log_prob(torch.tensor([3.0, 8.0]), 0.1, 0.5)
     torch.testing.assert_close(trace.nodes["choice"]["log_prob"], expected)

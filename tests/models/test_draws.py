@@ -2,12 +2,15 @@ import math
 
 import pytest
 import torch
+
 from mixdpo_pyro.models import Draws, mixed_logit_log_prob
 from mixdpo_pyro.models.draws import draw_strengths, draws_log_prob
 
 float64 = torch.float64
 KINDS = [("gamma", "plain")] + [
-    (family, kind) for family in ("lognormal", "normal") for kind in ("plain", "antithetic", "sobol")
+    (family, kind)
+    for family in ("lognormal", "normal")
+    for kind in ("plain", "antithetic", "sobol")
 ]
 
 
@@ -40,7 +43,8 @@ def test_better_draws_have_smaller_errors():
     for kind in ("plain", "antithetic", "sobol"):
         estimate = mixed_logit_log_prob(margin, 0.5, 0.8, "lognormal", Draws(16, kind, seed=0))
         variance[kind] = (estimate - exact).square().mean().item()
-    assert variance["sobol"] < variance["antithetic"] < variance["plain"]
+    assert variance["antithetic"] < variance["plain"] / 10
+    assert variance["sobol"] < variance["plain"] / 10
 
 
 def test_antithetic_draws_mirror_each_other():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mixdpo_pyro.models.gamma_interpolation import first_order_interpolated
 from mixdpo_pyro.models.gamma_logit import gamma_log_prob
 
@@ -76,9 +77,7 @@ def test_cv_derivative_is_smooth_across_the_small_utility_branches(utility, cv, 
     assert float(abs(inputs[2].grad.item() / exact - 1)) <= 1e-11
 
 
-@given(
-    margin=st.floats(-1e4, 1e4), mean=st.floats(1e-3, 10.0), cv=st.floats(1e-3, 30.0)
-)
+@given(margin=st.floats(-1e4, 1e4), mean=st.floats(1e-3, 10.0), cv=st.floats(1e-3, 30.0))
 def test_probabilities_of_both_sides_add_up_to_one(margin, mean, cv):
     margin, mean, cv = tensors(margin, mean, cv)
     total = gamma_log_prob(margin, mean, cv).exp() + gamma_log_prob(-margin, mean, cv).exp()
@@ -90,7 +89,10 @@ def test_only_the_product_of_mean_and_margin_matters(margin, scale, cv):
     margin, scale, cv = tensors(margin, scale, cv)
     one = torch.ones_like(scale)
     torch.testing.assert_close(
-        gamma_log_prob(margin, scale, cv), gamma_log_prob(margin * scale, one, cv), rtol=1e-12, atol=0
+        gamma_log_prob(margin, scale, cv),
+        gamma_log_prob(margin * scale, one, cv),
+        rtol=1e-12,
+        atol=0,
     )
 
 
@@ -137,7 +139,9 @@ def test_hessian_of_mean_and_cv_equals_finite_differences_of_mpmath():
             shifted = [mpmath.mpf(v) for v in point], [mpmath.mpf(v) for v in point]
             shifted[0][i] += step
             shifted[1][i] -= step
-            exact = [(u - d) / (2 * step) for u, d in zip(*(slopes(*s) for s in shifted), strict=True)]
+            exact = [
+                (u - d) / (2 * step) for u, d in zip(*(slopes(*s) for s in shifted), strict=True)
+            ]
             assert hessian[i].tolist() == pytest.approx([float(e) for e in exact], rel=1e-9)
 
 
@@ -212,6 +216,8 @@ def test_only_vectors_are_kept_for_backward():
     number, kept = 20_000, []
     margin = torch.randn(number, requires_grad=True)
     mean, cv = torch.tensor(0.1, requires_grad=True), torch.tensor(0.5, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v.numel()) or v, lambda v: v):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda v: kept.append(v.numel()) or v, lambda v: v
+    ):
         gamma_log_prob(margin, mean, cv)
     assert sum(kept) <= 3 * number + 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mixdpo_pyro.models.lerch import lerch_phi_minus_one, log1p_excess
 
 float64 = torch.float64
@@ -19,7 +20,9 @@ def test_lerch_satisfies_its_recurrence(s, a):
     torch.testing.assert_close(both, a.pow(-s), rtol=1e-13, atol=0)
 
 
-@pytest.mark.parametrize(("s", "a"), [(0.0, 2.0), (0.3, 0.7), (1.0, 1.0), (2.0, 0.5), (17.5, 30.0)])
+@pytest.mark.parametrize(
+    ("s", "a"), [(0.0, 2.0), (0.3, 0.7), (1.0, 1.0), (2.0, 0.5), (17.5, 30.0)]
+)
 def test_lerch_equals_mpmath(s, a):
     value = lerch_phi_minus_one(torch.tensor(s, dtype=float64), torch.tensor(a, dtype=float64))
     assert float(abs(value.item() / mpmath.lerchphi(-1, s, a) - 1)) < 1e-14
@@ -38,7 +41,9 @@ def test_lerch_is_differentiable_in_both():
     assert torch.autograd.gradcheck(lerch_phi_minus_one, (s, a))
 
 
-@pytest.mark.parametrize(("s", "a", "match"), [(-0.5, 1.0, "0 <= s, got -0.5"), (1.0, 0.0, "0 < a, got 0.0")])
+@pytest.mark.parametrize(
+    ("s", "a", "match"), [(-0.5, 1.0, "0 <= s, got -0.5"), (1.0, 0.0, "0 < a, got 0.0")]
+)
 def test_lerch_refuses_values_outside_its_domain(s, a, match):
     with pytest.raises(ValueError, match=match):
         lerch_phi_minus_one(torch.tensor(s), torch.tensor(a))

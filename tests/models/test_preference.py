@@ -4,6 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.poutine import condition, trace
+from pyro.poutine.util import site_is_subsample
+
 from mixdpo_pyro.models import (
     FAMILIES,
     Draws,
@@ -11,10 +16,6 @@ from mixdpo_pyro.models import (
     PreferenceModel,
     mixed_logit_log_prob,
 )
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
-from pyro.poutine import condition, trace
-from pyro.poutine.util import site_is_subsample
 
 float64 = torch.float64
 RANDOM = ("gamma", "lognormal", "normal")
@@ -55,7 +56,9 @@ def test_the_anchor_decides_the_latent_sites(mean, sites):
 def test_the_free_anchor_has_no_prior():
     margin = torch.randn(8, dtype=float64)
     likelihood = mixed_logit_log_prob(margin, 0.2, 0.7).sum()
-    torch.testing.assert_close(scored(PreferenceModel("gamma", "free"), margin).log_prob_sum(), likelihood)
+    torch.testing.assert_close(
+        scored(PreferenceModel("gamma", "free"), margin).log_prob_sum(), likelihood
+    )
 
 
 def test_the_fixed_family_is_dpo_without_latents():
@@ -77,7 +80,9 @@ def test_minibatches_add_up_to_the_whole(model, panel):
 
     def likelihood(part):
         values = {**VALUES, "strength": strength[annotator[part].unique()]}
-        result = scored(model, margin[part], annotator[part] if panel else None, num_total, values=values)
+        result = scored(
+            model, margin[part], annotator[part] if panel else None, num_total, values=values
+        )
         names = [name for name in ("strength", "choice") if name in result.nodes]
         return sum(result.nodes[name]["log_prob_sum"] for name in names)
 
@@ -130,9 +135,11 @@ def test_integrating_the_latent_strength_gives_the_marginal_model(family, flip, 
     grid = torch.linspace(-20.0, 4.0, 6001, dtype=float64).unsqueeze(-1)
     strength, log_slope = grid.exp(), grid
     if family == "normal":
-        strength, log_slope = 0.2 + grid / 12, torch.full_like(grid, -math.log(12))
+        strength, log_slope = 0.2 + (grid + 8) / 8, torch.full_like(grid, -math.log(8))
     values = {**VALUES, "strength": strength.expand(-1, 1 if panel else 3)}
-    nodes = scored(LatentStrengthModel(family, flip_probability=flip), margin, annotator, values=values).nodes
+    nodes = scored(
+        LatentStrengthModel(family, flip_probability=flip), margin, annotator, values=values
+    ).nodes
     choices = nodes["choice"]["log_prob"]
     choices = choices.sum(-1, keepdim=True) if panel else choices
     log_joint = nodes["strength"]["log_prob"] + choices + log_slope
@@ -146,7 +153,9 @@ def test_integrating_the_latent_strength_gives_the_marginal_model(family, flip, 
 def test_simulated_choices_have_the_marginal_probability(family):
     """40,000 choices; five standard errors of a frequency."""
     margin = torch.tensor(8.0).expand(40_000)
-    model = condition(LatentStrengthModel(family, beta=0.2), {k: v.float() for k, v in VALUES.items()})
+    model = condition(
+        LatentStrengthModel(family, beta=0.2), {k: v.float() for k, v in VALUES.items()}
+    )
     frequency = model(margin, choice=None).mean().item()
     probability = mixed_logit_log_prob(margin[:1], 0.2, 0.7, family).exp().item()
     assert abs(frequency - probability) < 5 * math.sqrt(probability * (1 - probability) / 40_000)
@@ -155,9 +164,14 @@ def test_simulated_choices_have_the_marginal_probability(family):
 def test_choices_of_one_annotator_are_simulated_with_one_strength():
     """Pairs of choices agree as often as E[p^2 + (1 - p)^2], not as often as independent ones."""
     margin, annotator = torch.full((40_000,), 8.0), torch.arange(40_000) // 2
-    model = condition(LatentStrengthModel("gamma"), {"mean": torch.tensor(0.2), "cv": torch.tensor(2.0)})
+    model = condition(
+        LatentStrengthModel("gamma"), {"mean": torch.tensor(0.2), "cv": torch.tensor(2.0)}
+    )
     agree = (model(margin, annotator, choice=None).view(-1, 2).diff() == 0).double().mean().item()
-    two = [mixed_logit_log_prob(torch.tensor([s, s]) * 8, 0.2, 2.0, annotator=torch.zeros(2).long()) for s in (1.0, -1.0)]
+    two = [
+        mixed_logit_log_prob(torch.tensor([s, s]) * 8, 0.2, 2.0, annotator=torch.zeros(2).long())
+        for s in (1.0, -1.0)
+    ]
     expected = sum(v.exp().item() for v in two)
     assert abs(agree - expected) < 5 * math.sqrt(expected * (1 - expected) / 20_000)
 
@@ -166,7 +180,9 @@ def test_other_estimators_are_used():
     margin = torch.randn(6)
     model = PreferenceModel("gamma", "fixed", estimator=Draws(4, seed=1))
     value = condition(model, {"cv": torch.tensor(0.5)})(margin)
-    torch.testing.assert_close(value, mixed_logit_log_prob(margin, 0.1, 0.5, estimator=Draws(4, seed=1)))
+    torch.testing.assert_close(
+        value, mixed_logit_log_prob(margin, 0.1, 0.5, estimator=Draws(4, seed=1))
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mixdpo_pyro.models.strength import (
     FAMILIES,
     cv_prior,
@@ -46,7 +47,9 @@ def test_priors_are_centred_on_dpo():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="family to be one of gamma, lognormal, normal, fixed, got 'beta'"):
+    with pytest.raises(
+        ValueError, match="family to be one of gamma, lognormal, normal, fixed, got 'beta'"
+    ):
         strength_distribution(torch.tensor(1.0), torch.tensor(1.0), "beta")
     with pytest.raises(ValueError, match="0 < beta, got 0"):
         mean_prior(0)
