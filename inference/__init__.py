@@ -6,6 +6,8 @@ from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
 from mixdpo_pyro.inference.fit import Fit, fit
 from mixdpo_pyro.inference.guides import build_strength_guide
 from mixdpo_pyro.inference.laplace import Maximum
+from mixdpo_pyro.inference.local import BoundedModel, LocalGuide
+from mixdpo_pyro.inference.mcmc import NUTSRun, run_nuts
 from mixdpo_pyro.inference.objectives import StrengthObjective
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
@@ -13,11 +15,17 @@ from mixdpo_pyro.inference.predictive import (
     replicate_choices,
     sample_new_strengths,
 )
+from mixdpo_pyro.inference.svi import SVIProgress, SVIState, run_svi
 
 __all__ = [
+    "BoundedModel",
     "Choices",
     "Fit",
+    "LocalGuide",
     "Maximum",
+    "NUTSRun",
+    "SVIProgress",
+    "SVIState",
     "StrengthObjective",
     "Verdict",
     "assess_heterogeneity",
@@ -27,6 +35,8 @@ __all__ = [
     "mean_choice_probability",
     "read_choices",
     "replicate_choices",
+    "run_nuts",
+    "run_svi",
     "sample_new_strengths",
     "save_arviz",
     "to_arviz",

@@ -35,6 +35,11 @@ class Choices:
         return len(self.labels)
 
     @property
+    def num_units(self) -> int:
+        """Independent units: people where they chose repeatedly, otherwise pairs."""
+        return self.num_annotators if self.has_panels else self.num_pairs
+
+    @property
     def has_panels(self) -> bool:
         """Whether ids are given and somebody chose more than once."""
         return 0 < self.num_annotators < self.num_pairs

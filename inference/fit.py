@@ -6,20 +6,26 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
+from mixdpo_pyro.inference.dataset_model import DatasetModel
+from mixdpo_pyro.inference.guides import build_strength_guide
 from mixdpo_pyro.inference.laplace import LogJoint, Maximum, explore, maximise
 from mixdpo_pyro.inference.likelihood import Likelihood, PanelTable, likelihood
-from mixdpo_pyro.models import Family
+from mixdpo_pyro.inference.mcmc import run_nuts
+from mixdpo_pyro.inference.objectives import StrengthObjective
+from mixdpo_pyro.inference.svi import run_svi
+from mixdpo_pyro.models import Family, PreferenceModel
+from mixdpo_pyro.models.preference import MeanAnchor
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["Anchor", "Fit", "Method", "fit"]
+__all__ = ["Fit", "Method", "fit"]
 
-Anchor = Literal["prior", "free", "fixed"]
-Method = Literal["laplace"]
+Method = Literal["laplace", "svi", "nuts"]
 
 _MAX_STRENGTH_CELLS = 50_000_000
 """Draws times annotators that are kept: 400 MB."""
@@ -34,14 +40,15 @@ class Fit:
             repeatedly, `strength` of shape `(samples, annotators)`, columns as in `annotators`.
         choices: The checked data.
         family: Law of the strength.
-        mean: Anchoring of the mean.
+        mean: MeanAnchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
         method: How the posterior was computed.
         flip_probability: Probability that a label was flipped, as assumed.
         seed: Seed of the draws.
         maximum: Where likelihood times the mean's prior is largest over cv >= 0.
         null: The same for cv = 0, with its own best mean.
-        sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats.
+        sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats; for NUTS,
+            `diverging`.
         attributes: Diagnostics of the method.
         num_chains: Chains that the draws come from, in order; 1 where draws are independent.
     """
@@ -49,7 +56,7 @@ class Fit:
     posterior: dict[str, np.ndarray]
     choices: Choices
     family: Family
-    mean: Anchor
+    mean: MeanAnchor
     beta: float
     method: Method
     flip_probability: float
@@ -103,11 +110,12 @@ def fit(
     annotator: Sequence[Any] | np.ndarray | None = None,
     family: Family = "gamma",
     method: Method = "laplace",
-    mean: Anchor = "prior",
+    mean: MeanAnchor = "prior",
     beta: float = 0.1,
     seed: int = 0,
     num_samples: int = 1000,
     flip_probability: float = 0.0,
+    **options: Any,
 ) -> Fit:
     r"""Posterior of the strength's mean and cv given margins, the strengths integrated out.
 
@@ -121,13 +129,15 @@ def fit(
         margins: Margins in nats, chosen minus rejected, shape `(pairs,)`.
         annotator: Annotator ids of any type, one per margin.
         family: Law of the strength: `"gamma"`, `"lognormal"`, or `"normal"` (may be negative).
-        method: `"laplace"`, which carries a quadrature over (log mean, log cv).
-        mean: Anchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
+        method: `"laplace"`, corrected by quadrature over (log mean, log cv), the default; `"svi"`,
+            a normal guide over both; `"nuts"`, the yardstick.
+        mean: MeanAnchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
             `"fixed"` (mean = beta), `"free"` (flat in mean and in cv below 10).
         beta: Median of the mean's prior, or its fixed value; > 0.
         seed: Seed of the draws; equal seeds give equal draws.
         num_samples: Number of posterior draws.
         flip_probability: Probability that a label was flipped, in [0, 0.5).
+        options: Further arguments of :func:`run_svi` or :func:`run_nuts`.
 
     Returns:
         The posterior, with the maximum of the likelihood and that of the null hypothesis cv = 0.
@@ -143,10 +153,17 @@ def fit(
     _check_arguments(family, method, mean, beta, num_samples, flip_probability)
     choices = read_choices(margins, annotator)
     _check_identified(choices, mean)
+    if method == "svi" and mean == "free":
+        raise ValueError(
+            "Expected mean='prior' or 'fixed' for method='svi': without a prior its guide is a "
+            "point; method='laplace' and method='nuts' take mean='free'"
+        )
     log_joint = LogJoint(likelihood(choices, family, flip_probability), mean, beta)
-    rng = np.random.default_rng(seed)
-    posterior = explore(log_joint).draw(num_samples, rng)
+    problem = _Problem(choices, family, flip_probability, log_joint, num_samples, seed)
+    draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](problem, **options)
+    posterior = {"mean": np.full(len(draws.posterior["cv"]), beta)} | draws.posterior
     log_density = log_joint(np.log(posterior["mean"]), np.log(posterior["cv"]))
+    rng = np.random.default_rng((seed, 1))
     posterior |= _draw_strengths(log_joint.likelihood, posterior, rng)
     maximum, null = maximise(log_joint)
     return Fit(
@@ -160,8 +177,93 @@ def fit(
         seed=seed,
         maximum=maximum,
         null=null,
-        sample_stats={"lp": log_density},
+        sample_stats={"lp": log_density} | draws.sample_stats,
+        attributes=draws.attributes,
+        num_chains=draws.num_chains,
     )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What a method is given."""
+
+    choices: Choices
+    family: Family
+    flip_probability: float
+    log_joint: LogJoint
+    num_samples: int
+    seed: int
+
+    def dataset_model(self) -> DatasetModel:
+        """The Pyro model of the whole dataset."""
+        log_joint = self.log_joint
+        return DatasetModel(log_joint.likelihood, self.family, log_joint.anchor, log_joint.beta)
+
+    def minibatch_model(self) -> PreferenceModel:
+        """The Pyro model of a batch."""
+        return PreferenceModel(
+            self.family,
+            self.log_joint.anchor,
+            self.log_joint.beta,
+            flip_probability=self.flip_probability,
+        )
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What a method hands back."""
+
+    posterior: dict[str, np.ndarray]
+    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    num_chains: int = 1
+
+
+def _laplace(problem: _Problem) -> _Draws:
+    rng = np.random.default_rng(problem.seed)
+    return _Draws(explore(problem.log_joint).draw(problem.num_samples, rng))
+
+
+def _svi(
+    problem: _Problem,
+    *,
+    batch_size: int | None = None,
+    num_particles: int = 8,
+    **options: Any,
+) -> _Draws:
+    """Two runs from different starts; the draws are the first's, the difference is reported."""
+    objectives, states = [], []
+    for run, initial_cv in enumerate((0.5, 1.0)):
+        model = problem.dataset_model() if batch_size is None else problem.minibatch_model()
+        guide = build_strength_guide(model, initial_cv).double()
+        objectives.append(StrengthObjective(model, guide, num_particles))
+        seed = int(np.random.SeedSequence((problem.seed, run)).generate_state(1)[0])
+        options |= {"batch_size": batch_size, "seed": seed}
+        states.append(run_svi(objectives[-1], problem.choices, **options))
+    first, second = (each.draw(problem.num_samples, problem.seed) for each in objectives)
+    num_units = problem.choices.num_units
+    attributes = {
+        "elbo": -states[0].progress.best * num_units,
+        "elbo_trace": -num_units * np.array(states[0].progress.losses),
+        "num_steps": states[0].progress.step,
+        "converged": int(all(state.progress.is_converged for state in states)),
+        "seed_disagreement_in_sd": max(
+            _distance_in_sd(first[k], second[k]) for k in objectives[0].guide.names
+        ),
+    }
+    return _Draws({k: v.numpy() for k, v in first.items()}, attributes=attributes)
+
+
+def _distance_in_sd(first: Tensor, second: Tensor) -> float:
+    """Difference of the means of the logarithms, in standard deviations of the first."""
+    return ((first.log().mean() - second.log().mean()).abs() / first.log().std()).item()
+
+
+def _nuts(problem: _Problem, **options: Any) -> _Draws:
+    run = run_nuts(problem.dataset_model(), problem.num_samples, seed=problem.seed, **options)
+    attributes = {f"r_hat_{name}": value for name, value in run.r_hat.items()}
+    attributes |= {f"ess_{name}": value for name, value in run.ess.items()}
+    return _Draws(run.draws, {"diverging": run.diverging}, attributes, run.num_chains)
 
 
 def _draw_strengths(
@@ -181,7 +283,7 @@ def _check_arguments(
     allowed = {
         "family": (family, ("gamma", "lognormal", "normal")),
         "method": (method, get_args(Method)),
-        "mean": (mean, get_args(Anchor)),
+        "mean": (mean, get_args(MeanAnchor)),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:

@@ -20,6 +20,7 @@ from scipy.special import logsumexp
 
 from mixdpo_pyro.inference.likelihood import Likelihood
 from mixdpo_pyro.models import cv_prior, mean_prior
+from mixdpo_pyro.models.preference import MeanAnchor
 
 __all__ = ["LogJoint", "Maximum", "RidgeLattice", "explore", "maximise"]
 
@@ -49,7 +50,7 @@ class LogJoint:
     """
 
     likelihood: Likelihood
-    anchor: str
+    anchor: MeanAnchor
     beta: float
 
     def __call__(

@@ -50,6 +50,9 @@ _NARROW = torch.linspace(-10, 10, 81, dtype=torch.float64)
 _TINY = 1e-6
 """Stands for a cv of zero, from which log-likelihoods differ in its square, by 1e-12 a choice."""
 
+_EXTREME = (1e-30, 1e30)
+"""Means beyond are taken for these: leapfrog steps may overshoot that far."""
+
 _CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
 
@@ -183,14 +186,14 @@ def _log_prob(
     flip_probability: float,
 ) -> Float[Tensor, "*points margins"]:
     """Log-probability of each margin at each point, in slices; cv may be 0."""
-    points = torch.broadcast_tensors(mean, cv)
+    points = torch.broadcast_tensors(mean.clamp(*_EXTREME), cv.clamp(_TINY, 1 / _TINY))
     rows = max(1, _CHUNK // (64 * len(margin)))
     chunks = zip(*(x.reshape(-1, 1).split(rows) for x in points), strict=True)
     parts = [
         mixed_logit_log_prob(
             margin,
             mean_part,
-            cv_part.clamp(min=_TINY),
+            cv_part,
             family,
             flip_probability=flip_probability,
         )
@@ -257,7 +260,7 @@ class PanelTable:
         self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
     ) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood of each annotator's choices, their strength integrated out."""
-        mean, cv = torch.broadcast_tensors(mean, cv)
+        mean, cv = torch.broadcast_tensors(mean.clamp(*_EXTREME), cv.clamp(_TINY, 1 / _TINY))
         flat_mean, flat_cv = mean.reshape(-1), cv.reshape(-1)
         wide = self._is_wide(flat_cv).nonzero()[:, 0]
         narrow = (~self._is_wide(flat_cv)).nonzero()[:, 0]
@@ -338,7 +341,7 @@ class PanelTable:
 
     def _narrow_rule(self, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths at the nodes of the law and the log of its mass there, `(points, nodes)`."""
-        mean, cv = mean[:, None], cv.clamp(min=_TINY)[:, None]
+        mean, cv = mean[:, None], cv[:, None]
         offset = cv * _NARROW
         if self.family == "normal":
             beta, log_mass = mean * (1 + offset), -_NARROW.square().expand_as(offset) / 2
