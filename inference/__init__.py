@@ -5,6 +5,7 @@ from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
 from mixdpo_pyro.inference.fit import Fit, fit
 from mixdpo_pyro.inference.guides import build_strength_guide
+from mixdpo_pyro.inference.joint import JointFit, fit_joint
 from mixdpo_pyro.inference.laplace import Maximum
 from mixdpo_pyro.inference.local import BoundedModel, LocalGuide
 from mixdpo_pyro.inference.mcmc import NUTSRun, run_nuts
@@ -21,6 +22,7 @@ __all__ = [
     "BoundedModel",
     "Choices",
     "Fit",
+    "JointFit",
     "LocalGuide",
     "Maximum",
     "NUTSRun",
@@ -32,6 +34,7 @@ __all__ = [
     "build_strength_guide",
     "choice_probabilities",
     "fit",
+    "fit_joint",
     "mean_choice_probability",
     "read_choices",
     "replicate_choices",
