@@ -19,12 +19,12 @@ __all__ = ["first_order_interpolated"]
 
 _NUM_NODES = 16
 _ALPHA = 0.3
-# Pairs handled at once: the powers of t for them stay in cache.
-_CHUNK = 1 << 16
+# Pairs handled at once: few calls of many threads, and a few vectors of them stay in cache.
+_CHUNK = 1 << 17
 
 
 class _Table(NamedTuple):
-    """Coefficients by powers of the variable v = slope t + offset in [-1, 1]."""
+    """Coefficients of the polynomials in v = slope t + offset, in [-1, 1], highest power first."""
 
     alpha: float
     slope: float
@@ -48,11 +48,10 @@ def first_order_interpolated(
     c = min(max(float(cv), 1e-50), 1e50) ** 2
     table = _table(c, margin.device)
     value, by_utility, by_log_c = (torch.empty_like(margin) for _ in range(3))
-    powers = margin.new_ones(_NUM_NODES, min(_CHUNK, len(margin)))
     for start in range(0, len(margin), _CHUNK):
         part = slice(start, start + _CHUNK)
         out = value[part], by_utility[part], by_log_c[part]
-        _interpolate(margin[part], float(mean), c, table, powers[:, : len(out[0])], out)
+        _interpolate(margin[part], float(mean), c, table, out)
     return value, by_utility, by_log_c
 
 
@@ -68,7 +67,7 @@ def _table(c: float, device: torch.device) -> _Table:
     smooth = torch.stack(
         [terms.log_total, terms.mean(terms.k * share), terms.mean(excess - excess[0]) / c**2]
     )
-    powers = v.unsqueeze(-1) ** torch.arange(_NUM_NODES)
+    powers = v.unsqueeze(-1) ** torch.arange(_NUM_NODES - 1, -1, -1)
     coefficients = torch.linalg.solve(powers, smooth.T).T.to(device, torch.float32).contiguous()
     return _Table(alpha, 2 / (1 - low), -(1 + low) / (1 - low), coefficients)
 
@@ -80,33 +79,32 @@ def _last_utility(c: float) -> float:
 
 
 def _interpolate(
-    margin: Tensor, mean: float, c: float, table: _Table, powers: Tensor, out: tuple[Tensor, ...]
+    margin: Tensor, mean: float, c: float, table: _Table, out: tuple[Tensor, ...]
 ) -> None:
     """One chunk, written into `out`. In place throughout: every pass over memory counts here."""
     y = margin.double().abs_().mul_(mean)
-    v = y.float().mul_(table.alpha).add_(1).reciprocal_().mul_(table.slope).add_(table.offset)
-    log_total, by_y, curvature = table.coefficients @ _fill_powers(powers, v.clamp_(min=-1))
+    v = y.float().mul_(table.alpha / table.slope).add_(1 / table.slope).reciprocal_()
+    v.add_(table.offset).clamp_(min=-1)
+    log_total, by_y, curvature = (_horner(row, v) for row in table.coefficients)
     x = y * c
-    lead = x.log1p().div_(c)
+    lead = x.log1p().mul_(1 / c)
     shrink = x.add_(1).reciprocal_()
-    by_log_c = y.mul_(shrink).neg_().add_(lead).float().add_(curvature, alpha=c)
+    minus_by_log_c = y.mul_(shrink).sub_(lead).float().sub_(curvature, alpha=c)
     log_q = log_total.double().sub_(lead)
     q = log_q.exp().float()
-    # 0, 1/2, 1 for margins above, at and below zero, where both sides agree.
-    negative = margin.sign().mul_(-0.5).add_(0.5)
-    torch.lerp(torch.log1p(-q), log_q.float(), negative, out=out[0])
-    odds = q.div_(1 - q)
-    factor = odds.lerp_(torch.ones((), device=q.device).expand_as(q), negative)
+    # Weights of the disagreeing side: 0, 1/2, 1 for margins above, at and below zero.
+    sign = margin.sign()
+    weight = sign.mul(-0.5).add_(0.5)
+    torch.lerp(torch.log1p(-q), log_q.float(), weight, out=out[0])
+    factor = q.div_(1 - q).lerp_(weight.new_ones(()).expand_as(weight), weight)
     torch.mul(by_y.mul_(shrink.float()), factor, out=out[1])
-    torch.mul(by_log_c, factor.mul_(negative.mul_(2).sub_(1)), out=out[2])
+    torch.mul(minus_by_log_c, factor.mul_(sign), out=out[2])
 
 
-def _fill_powers(powers: Tensor, v: Tensor) -> Tensor:
-    """Rows 1, v, ..., v^15, by doubling; row 0 holds ones already."""
-    powers[1] = v
-    done = 1
-    while done < _NUM_NODES - 1:
-        more = min(done, _NUM_NODES - 1 - done)
-        torch.mul(powers[1 : more + 1], powers[done], out=powers[done + 1 : done + more + 1])
-        done += more
-    return powers
+def _horner(coefficients: Float[Tensor, " powers"], v: Tensor) -> Tensor:
+    """The polynomial with these coefficients, highest power first."""
+    first, second, *others = coefficients.unbind()
+    value = torch.addcmul(second, first, v)
+    for coefficient in others:
+        torch.addcmul(coefficient, value, v, out=value)
+    return value
