@@ -27,16 +27,16 @@ _NUM_NODES = 2049
 class ConditionalStrength(NamedTuple):
     """Posterior mean, variance and quantiles (on the last axis) of the strength, one per unit."""
 
-    mean: Float[Tensor, "*units"]
-    variance: Float[Tensor, "*units"]
-    quantiles: Float[Tensor, "*units probabilities"]
+    mean: Float[Tensor, "..."]
+    variance: Float[Tensor, "..."]
+    quantiles: Float[Tensor, "... probabilities"]
 
 
 @torch.no_grad()
 def conditional_strength(
-    margin: Float[Tensor, "*#batch"],
-    mean: Float[Tensor, "*#batch"] | float,
-    cv: Float[Tensor, "*#batch"] | float,
+    margin: Float[Tensor, "..."],
+    mean: Float[Tensor, "..."] | float,
+    cv: Float[Tensor, "..."] | float,
     family: Family = "gamma",
     annotator: Int[Tensor, " pairs"] | None = None,
     *,

@@ -76,7 +76,7 @@ class MixedLogit(TorchDistribution):
         new.flip_probability = self.flip_probability
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))
-        super(MixedLogit, new).__init__(torch.Size(batch_shape), validate_args=False)
+        TorchDistribution.__init__(new, torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 

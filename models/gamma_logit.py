@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mixdpo_pyro.models.gamma_interpolation import first_order_interpolated
-from mixdpo_pyro.models.lerch import log1p_excess, series_terms
+from mixdpo_pyro.models.lerch import SeriesTerms, log1p_excess, series_terms
 
 __all__ = ["gamma_conditional_moments", "gamma_log_prob"]
 
@@ -85,23 +85,23 @@ def gamma_conditional_moments(
         >>> gamma_conditional_moments(-30 * ones, 0.1 * ones, 0.5 * ones)[0]
         tensor([0.0604], dtype=torch.float64)
     """
-    y, c = _scaled(*torch.broadcast_tensors(margin.double(), mean.double(), cv.double()))
-    shape = y.shape
-    terms = series_terms(y.reshape(-1), c.reshape(-1))
-    s = 1 / (1 + terms.z)
-    s_mean = terms.mean(s)
-    lost = terms.mean(terms.z * s)
-    # m = 1 from here on; against: the strength disagreed with the margin, along: it agreed.
-    c = c.reshape(-1)
-    against = c * terms.mean(s.square()) + terms.mean((s - s_mean).square())
-    q = torch.exp(terms.log_total - (c * y.reshape(-1)).log1p() / c)
+    margin, mean, cv = torch.broadcast_tensors(margin.double(), mean.double(), cv.double())
+    shape = margin.shape
+    y, c = (value.reshape(-1) for value in _scaled(margin, mean, cv))
+    terms = series_terms(y, c)
+    share = 1 / (1 + terms.z)
+    # In units of the mean; `against`: the strength disagreed with the margin, `along`: it agreed.
+    against = terms.mean(share)
+    against_variance = c * terms.mean(share.square()) + terms.mean((share - against).square())
+    q, _ = _probability(terms, y, c)
     p = 1 - q
-    along_mean = 1 + q / p * lost
-    along = (c - q * against - p * q * (along_mean - s_mean).square()) / p
-    negative = (margin < 0).expand(shape)
-    first = torch.where(negative, s_mean.view(shape), along_mean.view(shape))
-    second = torch.where(negative, against.view(shape), along.view(shape))
-    return mean * first, mean.square() * second
+    along = 1 + q / p * terms.mean(terms.z * share)
+    between = p * q * (along - against).square()
+    along_variance = (c - q * against_variance - between) / p
+    negative = margin.reshape(-1) < 0
+    first = torch.where(negative, against, along).view(shape)
+    variance = torch.where(negative, against_variance, along_variance).view(shape)
+    return mean * first, mean.square() * variance
 
 
 class _GammaLogProb(torch.autograd.Function):
@@ -196,25 +196,35 @@ def _scaled(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
     return (margin.abs() * mean).clamp(max=1e150), cv.clamp(1e-50, 1e50).square()
 
 
-def _side(margin: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def _side(margin: Tensor, q: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """Log P of the observed side, and the factor from a derivative of log Q to one of log P."""
     positive = margin >= 0
-    log_p = torch.log1p(-log_q.exp())
-    value = torch.where(positive, log_p, log_q)
-    odds = torch.where(positive, -(log_q - log_p).exp(), 1.0)
-    return value, odds
+    value = torch.where(positive, torch.log1p(-q), log_q)
+    return value, torch.where(positive, -q / (1 - q), 1.0)
+
+
+def _probability(terms: SeriesTerms, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and log Q from the series.
+
+    The first term is exp(-lead) with lead up to 745, so each rounding of `lead` costs Q as many
+    units: for small x it is y less a correction, which avoids the roundings of c and x.
+    """
+    x = c * y
+    correction = (x.square() / (1 + x) - log1p_excess(x)) / c  # (x - log1p(x)) / c
+    lead = torch.where(x < 0.1, y - correction, x.log1p() / c)
+    return terms.log_total.exp() * torch.exp(-lead), terms.log_total - lead
 
 
 def _first_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log P and its derivatives by utility and by log c."""
     y, c = _scaled(margin, mean, cv)
     terms = series_terms(y, c)
-    log_q = terms.log_total - (c * y).log1p() / c
-    value, odds = _side(margin, log_q)
+    q, log_q = _probability(terms, y, c)
+    value, odds = _side(margin, q, log_q)
     by_y = terms.mean(-terms.k / (1 + terms.z))
     by_log_c = terms.mean(log1p_excess(terms.z)) / c
     small = y * (1 + c) < _SMALL_UTILITY
-    by_log_c = torch.where(small, _q_by_log_c_small(y, c) / log_q.exp(), by_log_c)
+    by_log_c = torch.where(small, _q_by_log_c_small(y, c) / q, by_log_c)
     infinite = margin.isinf()
     value = torch.where(infinite & (margin < 0), -math.inf, value)
     by_utility = (odds.abs() * -by_y).masked_fill(infinite, 0.0)
@@ -225,7 +235,7 @@ def _second_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Ten
     """Second derivatives of log P: by utility twice, by utility and log c, by log c twice."""
     y, c = _scaled(margin, mean, cv)
     terms = series_terms(y, c)
-    _, odds = _side(margin, terms.log_total - (c * y).log1p() / c)
+    _, odds = _side(margin, *_probability(terms, y, c))
     share = terms.z / (1 + terms.z)
     excess = log1p_excess(terms.z)
     e_y, e_l = -terms.k / (1 + terms.z), excess / c

@@ -27,15 +27,15 @@ __all__ = ["check_parameters", "flat_panel", "mixed_logit_log_prob"]
 
 
 def mixed_logit_log_prob(
-    margin: Float[Tensor, "*#batch"],
-    mean: Float[Tensor, "*#batch"] | float,
-    cv: Float[Tensor, "*#batch"] | float,
+    margin: Float[Tensor, "..."],
+    mean: Float[Tensor, "..."] | float,
+    cv: Float[Tensor, "..."] | float,
     family: Family = "gamma",
     estimator: str | Estimator = "auto",
     annotator: Int[Tensor, " pairs"] | None = None,
     *,
     flip_probability: float = 0.0,
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "..."]:
     r"""Log-probability in nats of the observed choices, the strength integrated out.
 
     .. math:: \log \mathbb{E}_{\beta \sim p(\beta \mid m, cv)} \, \sigma(\beta \Delta)

@@ -89,7 +89,7 @@ class PreferenceModel(PyroModule):
         margin: Float[Tensor, " pairs"],
         annotator: Int[Tensor, " pairs"] | None = None,
         num_total: int | None = None,
-    ) -> Float[Tensor, "*particles units"]:
+    ) -> Float[Tensor, "..."]:
         """Score the choices of a batch.
 
         Args:
@@ -126,7 +126,7 @@ class PreferenceModel(PyroModule):
         mean: Tensor,
         cv: Tensor,
         annotator: Int[Tensor, " pairs"] | None = None,
-    ) -> Float[Tensor, "*particles units"]:
+    ) -> Float[Tensor, "..."]:
         """Log-probability in nats per pair (per annotator with ids) at given parameters."""
         return mixed_logit_log_prob(
             margin,
@@ -164,7 +164,7 @@ class LatentStrengthModel(PreferenceModel):
         annotator: Int[Tensor, " pairs"] | None = None,
         num_total: int | None = None,
         choice: Float[Tensor, " pairs"] | Literal["observed"] | None = "observed",
-    ) -> Float[Tensor, "*particles pairs"]:
+    ) -> Float[Tensor, "..."]:
         """Score or simulate choices.
 
         Args:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 __all__ = [
@@ -31,8 +32,8 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 def gamma_parameters(
-    mean: Float[Tensor, "*batch"], cv: Float[Tensor, "*batch"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     r"""Concentration and rate of the Gamma law with this mean and cv.
 
     .. math:: a = cv^{-2}, \qquad r = a / m
@@ -53,8 +54,8 @@ def gamma_parameters(
 
 
 def lognormal_parameters(
-    mean: Float[Tensor, "*batch"], cv: Float[Tensor, "*batch"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     r"""Location and scale of the log strength for the LogNormal law with this mean and cv.
 
     .. math:: \sigma^2 = \log(1 + cv^2), \qquad \mu = \log m - \sigma^2 / 2
@@ -78,8 +79,8 @@ def lognormal_parameters(
 
 
 def normal_parameters(
-    mean: Float[Tensor, "*batch"], cv: Float[Tensor, "*batch"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
     r"""Location and scale of the Normal law with this mean and cv: :math:`(m, m \cdot cv)`.
 
     Args:
@@ -97,8 +98,8 @@ def normal_parameters(
 
 
 def strength_distribution(
-    mean: Float[Tensor, "*batch"], cv: Float[Tensor, "*batch"], family: Family = "gamma"
-) -> dist.TorchDistribution:
+    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"], family: Family = "gamma"
+) -> TorchDistributionMixin:
     """The law of the strength, as a Pyro distribution.
 
     Args:
@@ -121,7 +122,7 @@ def strength_distribution(
     if family == "fixed":
         return dist.Delta(mean)
     laws: dict[
-        str, tuple[Callable[..., dist.TorchDistribution], Callable[..., tuple[Tensor, Tensor]]]
+        str, tuple[Callable[..., TorchDistributionMixin], Callable[..., tuple[Tensor, Tensor]]]
     ] = {
         "gamma": (dist.Gamma, gamma_parameters),
         "lognormal": (dist.LogNormal, lognormal_parameters),

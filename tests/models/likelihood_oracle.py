@@ -64,7 +64,8 @@ def panel_log_prob(
         return sum(log_logistic(beta * d) for d in margins)
 
     log_density = _log_densities(mean, cv)[family]
-    return _log_integral(lambda t: log_density(t, log_likelihood))
+    kinks = [-1 / cv] if family == "normal" else []
+    return _log_integral(lambda t: log_density(t, log_likelihood), kinks)
 
 
 def pair_log_prob(margin: Number, mean: Number, cv: Number, family: str) -> mp.mpf:
@@ -110,8 +111,13 @@ def _log_densities(mean: mp.mpf, cv: mp.mpf) -> dict[str, Callable]:
     }
 
 
-def _log_integral(log_integrand: Callable[[mp.mpf], mp.mpf], digits: int = 20) -> mp.mpf:
-    """Tanh-sinh quadrature over the part where a unimodal integrand keeps `digits` digits."""
+def _log_integral(
+    log_integrand: Callable[[mp.mpf], mp.mpf], kinks: Sequence[mp.mpf], digits: int = 20
+) -> mp.mpf:
+    """Tanh-sinh quadrature over the part where a unimodal integrand keeps `digits` digits.
+
+    The rule resolves sharp features at the ends of its intervals: `kinks` become ends.
+    """
     peak = _argmax(log_integrand)
     height = log_integrand(peak)
     cut = digits * mp.log(10)
@@ -130,6 +136,7 @@ def _log_integral(log_integrand: Callable[[mp.mpf], mp.mpf], digits: int = 20) -
 
     low, high = end(-1), end(1)
     points = [low + (high - low) * mp.mpf(i) / 6 for i in range(7)]
+    points = sorted(points + [kink for kink in kinks if low < kink < high])
     return height + mp.log(mp.quad(lambda t: mp.exp(log_integrand(t) - height), points))
 
 

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.models import FAMILIES, Draws, Quadrature, Series, mixed_logit_log_prob
-from mixdpo_pyro.models.estimators import resolve_estimator
+from mixdpo_pyro.models import FAMILIES, Draws, mixed_logit_log_prob
 
 float64 = torch.float64
 RANDOM = ("gamma", "lognormal", "normal")
@@ -127,13 +126,6 @@ def test_label_noise_bounds_the_loss():
     assert value.exp().item() == pytest.approx(0.1, abs=1e-3)
 
 
-def test_auto_is_the_exact_method_of_each_family():
-    assert resolve_estimator("auto", "gamma", panel=False) == Series()
-    assert resolve_estimator("auto", "gamma", panel=True) == Quadrature()
-    assert resolve_estimator("auto", "lognormal", panel=False) == Quadrature()
-    assert repr(Draws(8, "sobol")) == "Draws(num_draws=8, kind='sobol', shared=False, seed=None)"
-
-
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -164,16 +156,3 @@ def test_auto_is_the_exact_method_of_each_family():
 def test_wrong_arguments_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         mixed_logit_log_prob(torch.ones(3), **{"mean": 0.1, "cv": 0.5, **options})
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: Quadrature(1), "2 <= num_nodes, got 1"),
-        (lambda: Draws(0), "1 <= num_draws, got 0"),
-        (lambda: Draws(4, "latin"), "kind to be one of plain, antithetic, sobol, got 'latin'"),
-    ],
-)
-def test_wrong_options_are_refused(make, match):
-    with pytest.raises(ValueError, match=match):
-        make()
