@@ -1,6 +1,13 @@
 """How we learn it: from margins to a posterior (Pyro and ArviZ)."""
 
 from mixdpo_pyro.inference.arviz_io import save_arviz, to_arviz, to_inference_data
+from mixdpo_pyro.inference.calibration import (
+    Calibration,
+    Design,
+    calibrate,
+    plot_calibration,
+    simulate_choices,
+)
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
 from mixdpo_pyro.inference.fit import Fit, fit
@@ -20,7 +27,9 @@ from mixdpo_pyro.inference.svi import SVIProgress, SVIState, run_svi
 
 __all__ = [
     "BoundedModel",
+    "Calibration",
     "Choices",
+    "Design",
     "Fit",
     "JointFit",
     "LocalGuide",
@@ -32,16 +41,19 @@ __all__ = [
     "Verdict",
     "assess_heterogeneity",
     "build_strength_guide",
+    "calibrate",
     "choice_probabilities",
     "fit",
     "fit_joint",
     "mean_choice_probability",
+    "plot_calibration",
     "read_choices",
     "replicate_choices",
     "run_nuts",
     "run_svi",
     "sample_new_strengths",
     "save_arviz",
+    "simulate_choices",
     "to_arviz",
     "to_inference_data",
 ]
