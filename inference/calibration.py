@@ -80,14 +80,16 @@ class Calibration:
 
 def simulate_choices(
     mean: float, cv: float, family: Family, design: Design, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
-    """Margins of the chosen over the rejected response, and annotators, of known mean and cv."""
+) -> tuple[
+    Float[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, " annotators"]
+]:
+    """Margins of the chosen over the rejected response, annotators, and their true strengths."""
     people = np.full(design.num_annotators, 1.0)
     strength = sample_strengths(family, mean * people, max(cv, 1e-6) * people, rng)
     annotator = np.repeat(np.arange(design.num_annotators), design.choices_each)
     difference = rng.normal(0, design.spread / design.beta, len(annotator))
     prefers_first = rng.random(len(annotator)) < expit(strength[annotator] * difference)
-    return np.where(prefers_first, difference, -difference), annotator
+    return np.where(prefers_first, difference, -difference), annotator, strength
 
 
 def calibrate(
@@ -136,7 +138,7 @@ def calibrate(
             "mean": shape.beta * np.exp(0.5 * rng.standard_normal()),
             "cv": abs(rng.standard_normal()),
         }
-        margin, annotator = simulate_choices(**truth, family=family, design=shape, rng=rng)
+        margin, annotator, _ = simulate_choices(**truth, family=family, design=shape, rng=rng)
         draws = sample(margin, annotator, int(rng.integers(2**31)))
         for name in _PARAMETERS:
             ranks[name].append(int((draws[name][:num_draws] < truth[name]).sum()))

@@ -1,0 +1,237 @@
+"""How good and how fast is inference? Prints the table of its targets, measured on this machine.
+
+    python benchmarks/inference.py                  # every row but the calibration plot
+    python benchmarks/inference.py speed s-mnl      # some rows
+    python benchmarks/inference.py calibration --plot calibration.png
+
+Rows that simulate take `--datasets` (default 100 for recovery, 200 for the homogeneous truth).
+Set OMP_NUM_THREADS before: two threads are often slower than one on small machines.
+"""
+
+import argparse
+import math
+import os
+import resource
+import time
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logsumexp
+from scipy.stats import gamma as gamma_law
+from scipy.stats import norm
+
+from mixdpo_pyro.inference import (
+    Design,
+    assess_heterogeneity,
+    calibrate,
+    fit,
+    fit_joint,
+    plot_calibration,
+    simulate_choices,
+)
+
+FAMILIES = ("gamma", "lognormal")
+
+
+def row(name, target, value):
+    print(f"| {name} | {target} | {value} |", flush=True)
+
+
+def covers(draws, truth):
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    return (low <= truth) & (truth <= high)
+
+
+def recovery(arguments):
+    """90% intervals of mean and cv over simulated pairs."""
+    design = Design(10_000, 1)
+    for method in arguments.methods:
+        for family in FAMILIES:
+            for cv in (0.3, 0.6, 1.0):
+                hits = []
+                for seed in range(arguments.datasets or 100):
+                    margin, _, _ = simulate_choices(
+                        0.1, cv, family, design, np.random.default_rng(seed)
+                    )
+                    posterior = fit(margin, family=family, method=method, seed=seed).posterior
+                    hits.append([covers(posterior["mean"], 0.1), covers(posterior["cv"], cv)])
+                mean, spread = 100 * np.mean(hits, axis=0)
+                row(
+                    f"recovery, {method}, {family}, cv {cv}, {len(hits)} datasets",
+                    "85-95% cover",
+                    f"mean {mean:.0f}%, cv {spread:.0f}%",
+                )
+
+
+def panels(arguments):
+    """200 annotators with 50 choices each, at two spreads of beta times margin."""
+    for family in FAMILIES:
+        for spread in (1.0, 3.0):
+            _panel(family, spread)
+
+
+def _panel(family, spread):
+    design = Design(200, 50, spread)
+    margin, annotator, strength = simulate_choices(
+        0.1, 0.6, family, design, np.random.default_rng(0)
+    )
+    with_ids, without = fit(margin, annotator, family), fit(margin, family=family)
+    width = [np.diff(np.quantile(r.posterior["cv"], [0.05, 0.95]))[0] for r in (without, with_ids)]
+    draws = with_ids.posterior["strength"]
+    correlation = np.corrcoef(draws.mean(0), strength)[0, 1]
+    name = f"panels, {family}, sd(m * margin) = {spread:g}"
+    row(f"{name}: cv interval without ids over with", ">= 3", f"{width[0] / width[1]:.2f}")
+    row(f"{name}: correlation of strengths with truth", ">= 0.8", f"{correlation:.3f}")
+    row(f"{name}: intervals that cover", "85-95%", f"{100 * covers(draws, strength).mean():.0f}%")
+
+
+def homogeneous(arguments):
+    """Verdicts where everybody is alike."""
+    for design in (Design(200, 50), Design(10_000, 1)):
+        verdicts = []
+        for seed in range(arguments.datasets or 200):
+            rng = np.random.default_rng(seed)
+            margin, annotator, _ = simulate_choices(0.1, 0.0, "gamma", design, rng)
+            ids = annotator if design.choices_each > 1 else None
+            result = fit(margin, ids, num_samples=400)
+            verdicts.append(assess_heterogeneity(result, margins_are_exact=True))
+        wrong = sum(v.value == "heterogeneous" for v in verdicts)
+        rejected = sum(v.p_value < 0.05 for v in verdicts)
+        row(
+            f"homogeneous truth, {design.num_annotators} x {design.choices_each}",
+            "<= 5% heterogeneous",
+            f"{wrong} of {len(verdicts)} heterogeneous ({rejected} tests reject)",
+        )
+
+
+def s_mnl(arguments):
+    """fit_joint against the maximum of a 201-point quadrature likelihood by scipy."""
+    truth = np.array([1.0, -0.8, 0.6, -0.4, 0.2, 0.1])
+    for family in FAMILIES:
+        rng = np.random.default_rng(1)
+        person = np.repeat(np.arange(300), 12)
+        sigma = math.sqrt(math.log1p(0.36))
+        scale = (
+            rng.gamma(0.6**-2, 0.36, 300)
+            if family == "gamma"
+            else rng.lognormal(-(sigma**2) / 2, sigma, 300)
+        )
+        x = rng.normal(size=(3600, 6))
+        chosen = rng.random(3600) < expit(scale[person] * (x @ truth))
+        x = np.where(chosen[:, None], x, -x)
+        module = torch.nn.Linear(6, 1, bias=False)
+        torch.nn.init.constant_(module.weight, 0.1)
+        start = time.perf_counter()
+        result = fit_joint(module, torch.from_numpy(x), person, family)
+        seconds = time.perf_counter() - start
+        best = minimize(
+            lambda p, x=x, person=person, family=family: -_panel_quadrature(p, x, person, family),
+            [*(truth + 0.05), math.log(0.5)],
+            method="BFGS",
+        )
+        row(
+            f"S-MNL, {family}: log-likelihood minus that of quadrature",
+            "within 0.01 nats",
+            f"{result.log_likelihood + best.fun:+.5f} ({seconds:.1f} s)",
+        )
+
+
+def _panel_quadrature(parameters, x, person, family):
+    theta, cv = parameters[:-1], math.exp(parameters[-1])
+    if family == "gamma":
+        log_beta = np.linspace(-14, 3.5, 201)
+        log_law = gamma_law.logpdf(np.exp(log_beta), cv**-2, scale=cv**2) + log_beta
+    else:
+        sigma = math.sqrt(math.log1p(cv**2))
+        log_beta = np.linspace(-8, 8, 201) * sigma - sigma**2 / 2
+        log_law = norm.logpdf(log_beta, -(sigma**2) / 2, sigma)
+    log_choice = log_expit((x @ theta)[:, None] * np.exp(log_beta))
+    order = np.searchsorted(person, np.arange(person[-1] + 1))
+    by_person = np.add.reduceat(log_choice, order)
+    return (logsumexp(by_person + log_law, axis=1) + math.log(log_beta[1] - log_beta[0])).sum()
+
+
+def agreement(arguments):
+    """SVI against NUTS on the same data, in the log of each parameter."""
+    for family in FAMILIES:
+        rng = np.random.default_rng(0)
+        margin, annotator, _ = simulate_choices(0.1, 0.6, family, Design(200, 50), rng)
+        svi, nuts = (
+            {k: np.log(v) for k, v in fit(margin, annotator, family, m).posterior.items()}
+            for m in ("svi", "nuts")
+        )
+        for name in ("mean", "cv"):
+            shift = abs(svi[name].mean() - nuts[name].mean()) / nuts[name].std()
+            ratio = svi[name].std() / nuts[name].std()
+            row(
+                f"agreement of SVI with NUTS, {family}, {name}",
+                "0.2 sd, 15%",
+                f"{shift:.2f} sd, sd {100 * (ratio - 1):+.0f}%",
+            )
+
+
+def speed(arguments):
+    """Wall time and peak memory of the default method."""
+    fit(np.linspace(-3, 4, 100))
+    for num_pairs in (100_000, 1_000_000, 10_000_000):
+        rng = np.random.default_rng(0)
+        margin, _, _ = simulate_choices(0.1, 0.6, "gamma", Design(num_pairs, 1), rng)
+        for family in FAMILIES:
+            start = time.perf_counter()
+            fit(margin, family=family)
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            row(
+                f"speed, {family}, {num_pairs:,} margins",
+                "1e6: <= 10 s; 1e7: <= 8 GiB",
+                f"{seconds:.1f} s, peak of the process {peak:.1f} GiB",
+            )
+
+
+def calibration(arguments):
+    """Simulation-based calibration, with a plot."""
+    results = [
+        calibrate(family, method, arguments.datasets or 100, progress=True)
+        for method in arguments.methods
+        for family in FAMILIES
+    ]
+    for result in results:
+        for name in ("mean", "cv"):
+            row(
+                f"calibration, {result.label}, {name}",
+                "90% cover",
+                f"{100 * result.coverage(name):.0f}%, p = {result.p_value(name):.2g}",
+            )
+    if arguments.plot:
+        plot_calibration(results).savefig(arguments.plot)
+
+
+ROWS = {
+    "speed": speed,
+    "s-mnl": s_mnl,
+    "panels": panels,
+    "agreement": agreement,
+    "homogeneous": homogeneous,
+    "recovery": recovery,
+    "calibration": calibration,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "rows", nargs="*", choices=[*ROWS, []], help="default: all but calibration"
+    )
+    parser.add_argument("--datasets", type=int, help="simulated datasets of a row")
+    parser.add_argument("--methods", nargs="+", default=["laplace"])
+    parser.add_argument("--plot", help="file for the calibration plot")
+    arguments = parser.parse_args()
+    print(f"threads: {torch.get_num_threads()} of {os.cpu_count()}, torch {torch.__version__}")
+    print("| | must reach | measured |\n| --- | --- | --- |")
+    for name in arguments.rows or [name for name in ROWS if name != "calibration"]:
+        ROWS[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
