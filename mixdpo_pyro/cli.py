@@ -76,6 +76,7 @@ def _run(arguments: list[str]) -> int:
 
 def _demo(arguments: list[str]) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything the demo needs is made on the spot
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on more
     from mixdpo_pyro.demo import DemoConfig, run_demo
 
     config = DemoConfig(**_parse_fields(DemoConfig, "mixdpo demo", arguments))

@@ -60,7 +60,7 @@ def plot_cv(
         has_prior: Show the HalfNormal(1) prior.
         truth: True value of a simulated world.
     """
-    upper = max(2.0, 1.1 * float(np.quantile(cv_draws, 0.995)))
+    upper = max(2.0, *(1.1 * float(np.quantile(d, 0.995)) for d in (cv_draws, training_draws)))
     grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 60).tolist()
     figure, axes = _figure()
     axes.hist(

@@ -27,6 +27,12 @@ MARGINS_FILE = "margins.parquet"
 HISTORY_FILE = "log_history.json"
 
 
+_DISAGREEMENT = (
+    "Training and the held-out pairs disagree about cv. Trust the held-out pairs: while a policy "
+    "is learning, the errors of its margins look like differences in strength."
+)
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """What a run folder holds.
@@ -75,6 +81,17 @@ class FinishedRun:
             return None
         margin, reward = self.margins["margin"], self.margins["reward_margin"]
         return float((margin * reward).sum() / (reward**2).sum())
+
+    @cached_property
+    def disagreement(self) -> str | None:
+        """A warning where the 90% intervals of cv, training and held-out, are disjoint."""
+        training = np.asarray(self.training["draws"]["cv"])
+        if self.facts["family"] == "fixed":
+            return None
+        (low, high), (other_low, other_high) = (
+            np.quantile(draws, [0.05, 0.95]) for draws in (self.posterior["cv"], training)
+        )
+        return _DISAGREEMENT if other_low > high or other_high < low else None
 
     @cached_property
     def accuracy(self) -> float:
@@ -141,6 +158,8 @@ def summary_lines(folder: str | Path) -> list[str]:
         lines.append(
             f"{row['source']:22}{row['cv']:24}{row['reward_mean' if has_truth else 'mean']}"
         )
+    if run.disagreement:
+        lines += ["", run.disagreement]
     lines += ["", f"held-out accuracy     {run.accuracy:.3f}"]
     return [
         *lines,

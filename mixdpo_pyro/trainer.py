@@ -71,7 +71,7 @@ class MixDPOConfig(DPOConfig):
         default=16, metadata={"help": "Monte Carlo draws a pair, for estimator 'draws'."}
     )
     strength_learning_rate: float = field(
-        default=0.01, metadata={"help": "Learning rate of the strength's parameters."}
+        default=0.05, metadata={"help": "Learning rate of the strength's parameters."}
     )
     strength_initial_cv: float = field(
         default=0.5, metadata={"help": "Coefficient of variation that training starts from."}

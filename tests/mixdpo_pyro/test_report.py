@@ -25,7 +25,9 @@ def run_folder(tmp_path):
         {"margin": 4 * reward, "source_row": np.arange(300), "annotator": annotator,
          "reward_margin": reward}
     )  # fmt: skip
-    result = fit(margins["margin"], annotator, family="gamma", beta=0.5, num_samples=400)
+    result = fit(
+        margins["margin"].to_numpy(copy=True), annotator, family="gamma", beta=0.5, num_samples=400
+    )
     margins.to_parquet(tmp_path / "margins.parquet")
     save_arviz(result.to_arviz(), tmp_path / "posterior.nc")
     write = {
@@ -67,6 +69,18 @@ def test_annotators_come_with_their_labels(run_folder):
     assert run.annotators == ["a", "b", "c"]
     means = run.posterior["strength"].mean(0)
     assert means[0] < means[1] < means[2]
+
+
+def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
+    run = FinishedRun.load(run_folder)
+    assert run.disagreement is None
+    path = run_folder / "training_posterior.json"
+    training = json.loads(path.read_text())
+    training["draws"]["cv"] = [9.0, 9.1, 9.2] * 3
+    path.write_text(json.dumps(training))
+    assert "disagree" in FinishedRun.load(run_folder).disagreement
+    assert any("disagree" in line for line in summary_lines(run_folder))
+    assert "Training and the held-out pairs disagree" in write_report(run_folder).read_text()
 
 
 def test_accuracy_counts_ties_one_half(run_folder):
