@@ -65,7 +65,7 @@ def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = No
     """
     if hasattr(margins, "detach"):
         margins = margins.detach().cpu()
-    margin = np.asarray(margins, dtype=np.float64)
+    margin = np.array(margins, dtype=np.float64)  # a copy: pandas hands out read-only views
     _check_margin(margin)
     if annotator is None:
         return Choices(margin)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ _CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
 
 
+@runtime_checkable
 class Likelihood(Protocol):
     """Total log-likelihood in nats, at many parameters at once."""
 

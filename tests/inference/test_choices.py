@@ -44,3 +44,10 @@ def test_panels_need_somebody_who_chose_twice():
 def test_unusable_data_raise(margins, annotator, message):
     with pytest.raises(ValueError, match=message):
         read_choices(margins, annotator)
+
+
+def test_read_only_margins_are_taken():
+    """pandas hands out views that torch warns of."""
+    margins = np.array([0.3, -1.2, 2.0])
+    margins.flags.writeable = False
+    assert read_choices(margins).margin.flags.writeable

@@ -55,8 +55,8 @@ def _false_alarms(simulate, num_datasets, **panel):
 
 def test_equal_people_are_rarely_called_different(simulate, failure_rate):
     """The test may reject a true null in 5% of the datasets."""
-    rejected, _ = _false_alarms(simulate, 40, num_annotators=40, choices_each=20)
-    assert rejected <= stats.binom.isf(failure_rate, 40, 0.05)
+    rejected, _ = _false_alarms(simulate, 20, num_annotators=30, choices_each=15)
+    assert rejected <= stats.binom.isf(failure_rate, 20, 0.05)
 
 
 @pytest.mark.slow
