@@ -50,14 +50,13 @@ def plot_strength_law(
 
 
 def plot_cv(
-    cv_draws: np.ndarray, training_draws: np.ndarray, has_prior: bool, truth: float | None = None
+    cv_draws: np.ndarray, training_draws: np.ndarray, truth: float | None = None
 ) -> Figure:
-    """Coefficient of variation of the strength: from prior to posterior.
+    """Coefficient of variation of the strength: from the HalfNormal(1) prior to the posterior.
 
     Args:
         cv_draws: Posterior draws given the held-out pairs.
         training_draws: Draws of the guide that training learned; all equal where it is a point.
-        has_prior: Show the HalfNormal(1) prior.
         truth: True value of a simulated world.
     """
     upper = max(2.0, *(1.1 * float(np.quantile(d, 0.995)) for d in (cv_draws, training_draws)))
@@ -75,8 +74,7 @@ def plot_cv(
     else:
         label = "learned in training (a point)"
         axes.axvline(training_draws[0], color=_TRAINING, linestyle=":", label=label)
-    if has_prior:
-        axes.plot(grid, stats.halfnorm.pdf(grid), color=_PRIOR, label="prior")
+    axes.plot(grid, stats.halfnorm.pdf(grid), color=_PRIOR, label="prior")
     if truth is not None:
         axes.axvline(truth, color=_TRUTH, linestyle="--", label="truth")
     axes.set(xlabel="cv of the strength (0: plain DPO)", ylabel="density", xlim=(0, upper))

@@ -198,9 +198,7 @@ def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
         "cv": (
             "From prior to posterior: the coefficient of variation",
             f"Histogram of posterior draws of cv, median and 90% interval {cv_text}.",
-            plots.plot_cv(
-                cv, training_cv, run.facts["anchor"] != "free", truth and float(truth["cv"])
-            ),
+            plots.plot_cv(cv, training_cv, truth and float(truth["cv"])),
         ),
         "training": (
             "Training",

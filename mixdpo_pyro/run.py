@@ -80,11 +80,12 @@ def execute_run(
     margins = _held_out_margins(trainer, data)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
-    result = _fit_margins(margins, training)
+    learned = trainer.strength.summary()
+    result = _fit_margins(margins, training, learned["mean"])
     save_arviz(result.to_arviz(), folder / POSTERIOR_FILE)
 
     draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
-    write_json({"draws": draws, **trainer.strength.summary()}, folder / TRAINING_POSTERIOR_FILE)
+    write_json({"draws": draws, **learned}, folder / TRAINING_POSTERIOR_FILE)
     facts = {
         "command": command,
         "family": training.family,
@@ -174,15 +175,21 @@ def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame
     return margins.merge(data.test.select_columns(columns).to_pandas(), on=ROW_COLUMN)
 
 
-def _fit_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Fit:
-    """Posterior of the strength given the margins; plain DPO is diagnosed as lognormal."""
+def _fit_margins(margins: pd.DataFrame, training: MixDPOConfig, learned_mean: float) -> Fit:
+    """Posterior of the strength given the margins.
+
+    Plain DPO is diagnosed as lognormal. A mean that was free in training has no prior to go by:
+    the prior of the fit then stands around the mean that was learned.
+    """
     column = training.annotator_column
+    ids = None if column is None else margins[column].to_numpy()
+    is_free = training.mean == "free"
     return fit(
         margins["margin"].to_numpy(np.float64),
-        annotator=None if column is None else margins[column].to_numpy(),
+        annotator=None if ids is None or len(set(ids)) < 2 else ids,
         family="lognormal" if training.family == "fixed" else training.family,
-        mean=training.mean,
-        beta=training.beta,
+        mean="prior" if is_free else training.mean,
+        beta=learned_mean if is_free else training.beta,
         seed=training.seed,
     )
 

@@ -153,6 +153,7 @@ class MixDPOTrainer(DPOTrainer):
     """
 
     data_collator: Any
+    train_dataset: Any
     _tag_names = ["trl", "dpo", "mixdpo"]  # noqa: RUF012 - the name and form are TRL's
     _name = "MixDPO"
 
@@ -167,8 +168,9 @@ class MixDPOTrainer(DPOTrainer):
                 "model: the load-balancing loss of a mixture of experts is not supported; "
                 "set router_aux_loss_coef to 0"
             )
-        self._shares_strengths = args.annotator_column is not None and args.family != "fixed"
-        if self._shares_strengths:
+        self._shares_strengths = False
+        if args.annotator_column is not None and args.family != "fixed":
+            self._shares_strengths = True
             self.train_dataset = number_annotators(self.train_dataset, args.annotator_column)
         self.data_collator = _KeepColumns(self.data_collator)
         self.strength = Strength(args.strength_config())

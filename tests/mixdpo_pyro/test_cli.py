@@ -84,6 +84,18 @@ def test_train_writes_policy_posterior_and_report(capsys, tmp_path, config, fami
     assert "https://" not in page
 
 
+def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, config):
+    """No prior to go by, and nobody to compare with: the held-out pairs are asked without ids."""
+    data = tmp_path / "one.jsonl"
+    rows = [{**pair, "annotator": "only"} for pair in small_world().remove_columns("source_row")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = config(dataset_name=str(data), mean="free")
+    assert run_cli(capsys, "train", "--config", path)[0] == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["verdict"]["value"] != "heterogeneous"
+    assert "Nothing anchored it in training" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_report_is_written_again_from_the_files_alone(capsys, tmp_path, config):
     assert run_cli(capsys, "train", "--config", config())[0] == 0
     page = tmp_path / "run" / "report.html"

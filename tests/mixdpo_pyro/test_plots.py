@@ -32,11 +32,11 @@ def test_strength_law_shows_truth_and_training_only_where_there_are_any():
 
 def test_cv_figure_marks_point_prior_and_truth():
     draws = np.random.default_rng(0).gamma(9, 0.1, 200)
-    with_point = plots.plot_cv(draws, np.full(5, 0.7), has_prior=False, truth=0.9)
-    labels = set(lines_of(with_point))
-    assert {"learned in training (a point)", "truth"} <= labels
-    assert "prior" not in labels
-    prior = lines_of(plots.plot_cv(draws, draws, has_prior=True))["prior"]
+    with_point = lines_of(plots.plot_cv(draws, np.full(5, 0.7), truth=0.9))
+    assert {"learned in training (a point)", "truth"} <= set(with_point)
+    without = lines_of(plots.plot_cv(draws, draws))
+    assert not {"learned in training (a point)", "truth"} & set(without)
+    prior = without["prior"]
     np.testing.assert_allclose(prior.get_ydata(), stats.halfnorm.pdf(prior.get_xdata()))
 
 
