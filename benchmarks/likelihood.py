@@ -3,17 +3,20 @@
     python benchmarks/likelihood.py [--quick]
 
 Accuracy is against mpmath (`tests/models/likelihood_oracle.py`) at random points of the stated
-ranges, corners included. Speed is a ratio of medians in this run, on
-two threads, because other load disturbs absolute times (run it on an idle machine). Memory is the growth of the peak resident
-set of a fresh process.
+ranges, corners included. Speed is a ratio of medians in this run, on two threads; it needs an idle
+machine, since busy cores delay whoever waits for both threads most. Memory is the growth of the
+peak resident set of a fresh process (Linux).
 
-LAST_ANSWER
+Last answer (2 cores, torch 2.13, 1000 Gamma points): all accuracy, memory and extreme rows pass.
+Gamma: log P 8e-14, gradients 3e-12, float32 5e-7. LogNormal: log P 4e-10 with 32 nodes and 4e-11
+with 64, gradients 5e-8. Panels 2e-10. Memory 7 vectors. Time over 16 draws 0.01 to 0.07. Time over
+logsigmoid, five idle runs: 10.6 to 11.7 (13 to 14.5 ms against 1.2), so the row passes, narrowly;
+21 and more, a miss, while other programs kept the two cores busy.
 """
 
 import argparse
 import math
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -47,13 +50,13 @@ def main() -> None:
         print(peak_extra_vectors())
         return
     share = 0.1 if arguments.quick else 1.0
-    print(f"{'':58}{'measured':>10}{'allowed':>10}")
+    print(f"{'':63}{'measured':>10}{'allowed':>10}")
     misses = 0
     for name, measured, allowed in rows(share):
         passed = measured <= allowed
         misses += not passed
         print(
-            f"{name:58}{measured:>10.2g}{allowed:>10.2g}  {'pass' if passed else 'MISS'}",
+            f"{name:63}{measured:>10.2g}{allowed:>10.2g}  {'pass' if passed else 'MISS'}",
             flush=True,
         )
     sys.exit(misses > 0)
@@ -286,10 +289,17 @@ def peak_extra_vectors() -> float:
     small = margin[:20_000].detach().requires_grad_()
     mixed_logit_log_prob(small, mean, cv).sum().backward()
     logsigmoid(small).sum().backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_bytes(reset=True)
     mixed_logit_log_prob(margin, mean, cv).sum().backward()
-    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return growth * 1024 / (4 * NUM_PAIRS)
+    return (peak_resident_bytes() - before) / (4 * NUM_PAIRS)
+
+
+def peak_resident_bytes(reset: bool = False) -> int:
+    """Peak since the start or the last reset; `resource` would count the parent process too."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":
