@@ -64,7 +64,7 @@ def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = No
         ('ann', 'bob')
     """
     if hasattr(margins, "detach"):
-        margins = margins.detach().cpu()
+        margins = margins.detach().cpu().numpy()
     margin = np.array(margins, dtype=np.float64)  # a copy: pandas hands out read-only views
     _check_margin(margin)
     if annotator is None:

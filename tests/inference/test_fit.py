@@ -101,7 +101,7 @@ def test_opposed_annotators_have_negative_strengths_in_the_normal_family(simulat
     [
         ({"family": "fixed"}, "family to be one of gamma, lognormal, normal, got 'fixed'"),
         ({"method": "mcmc"}, "method to be one of"),
-        ({"mean": "none"}, "mean to be one of prior, free, fixed"),
+        ({"mean": "none"}, "mean to be one of prior, fixed, free"),
         ({"beta": 0.0}, "beta > 0, got 0.0"),
         ({"num_samples": 1}, "num_samples >= 2, got 1"),
         ({"flip_probability": 0.5}, "flip_probability < 0.5, got 0.5"),
