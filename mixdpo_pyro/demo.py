@@ -35,7 +35,7 @@ class DemoConfig:
     mean: float = 1.0
     cv: float = 0.8
     num_annotators: int = 200
-    pairs_per_annotator: int = 50
+    pairs_per_annotator: int = 40
     seed: int = 0
     output_dir: str = "mixdpo-demo"
     overwrite: bool = False
@@ -61,7 +61,9 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
         world.save(folder / "world")
         show_stage("Fitting a small Llama to the responses (the reference)")
         build_reference(
-            world.dataset, ReferenceConfig(sft_steps=200, seed=config.seed), folder / "reference"
+            world.dataset,
+            ReferenceConfig(hidden_size=96, sft_steps=200, seed=config.seed),
+            folder / "reference",
         )
         plan = plan_from_values(_training_values(config, folder))
         given = _training_values(config, output)  # what stays true once the folder has its name
