@@ -87,26 +87,10 @@ def rows(share: float) -> Iterator[tuple[str, float, float]]:
         yield f"{family} extremes, NaNs (count)", count_nans(family), 0
 
 
-def gamma_points(number: int) -> Iterator[tuple[float, float, float]]:
-    """Margin, mean, cv: the whole range, its corners, and the bulk of moderate utilities."""
-    generator = random.Random(0)
-    for i in range(number):
-        log_margin, log_mean = generator.uniform(-8, 8), generator.uniform(-3, 2)
-        log_concentration = generator.uniform(-3, 8)
-        if i % 4 == 0:
-            log_margin = generator.choice([-8, 8])
-        if i % 4 == 1:
-            log_concentration = generator.choice([-3, 8])
-        if i % 4 == 2:
-            log_margin = generator.uniform(-1, 3) - log_mean
-        sign = generator.choice([-1, 1])
-        yield sign * 10**log_margin, 10**log_mean, 10 ** (-log_concentration / 2)
-
-
 def gamma_errors(number: int) -> tuple[float, float, float]:
     """Largest relative errors of log P and of its gradients in both parameterisations."""
     value, natural, moments = [], [], []
-    for point in gamma_points(number):
+    for point in oracle.gamma_points(number, seed=0):
         value.append(relative(gamma_value(*point), oracle_at(oracle.gamma_log_prob, point)))
         moments += slope_errors(gamma_log_prob, oracle.gamma_log_prob, point)
         margin, mean, cv = point

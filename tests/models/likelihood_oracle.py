@@ -4,11 +4,28 @@ Used by the tests of this folder and by `benchmarks/likelihood.py`. Slow on purp
 shares code with the package.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 
 import mpmath as mp
 
 Number = float | mp.mpf
+
+
+def gamma_points(number: int, seed: int) -> Iterator[tuple[float, float, float]]:
+    """Margin, mean, cv: the whole stated range, its corners, and the bulk of moderate utilities."""
+    generator = random.Random(seed)
+    for i in range(number):
+        log_margin, log_mean = generator.uniform(-8, 8), generator.uniform(-3, 2)
+        log_concentration = generator.uniform(-3, 8)
+        if i % 4 == 0:
+            log_margin = generator.choice([-8, 8])
+        if i % 4 == 1:
+            log_concentration = generator.choice([-3, 8])
+        if i % 4 == 2:
+            log_margin = generator.uniform(-1, 3) - log_mean
+        sign = generator.choice([-1, 1])
+        yield sign * 10**log_margin, 10**log_mean, 10 ** (-log_concentration / 2)
 
 
 def gamma_log_q(y: mp.mpf, c: mp.mpf, num_terms: int = 100) -> mp.mpf:

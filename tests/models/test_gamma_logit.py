@@ -1,5 +1,4 @@
 import math
-import random
 
 import likelihood_oracle as oracle
 import mpmath
@@ -18,27 +17,11 @@ def tensors(*values, requires_grad=False):
     return [torch.tensor(v, dtype=float64, requires_grad=requires_grad) for v in values]
 
 
-def random_points(number, seed):
-    """Margins, means and cvs over the whole stated range, corners and zero-crossings included."""
-    generator = random.Random(seed)
-    for i in range(number):
-        log_margin, log_mean = generator.uniform(-8, 8), generator.uniform(-3, 2)
-        log_concentration = generator.uniform(-3, 8)
-        if i % 4 == 0:
-            log_margin = generator.choice([-8, 8])
-        if i % 4 == 1:
-            log_concentration = generator.choice([-3, 8])
-        if i % 4 == 2:
-            log_margin = generator.uniform(-1, 3) - log_mean
-        sign = generator.choice([-1, 1])
-        yield sign * 10**log_margin, 10**log_mean, 10 ** (-log_concentration / 2)
-
-
 def errors_against_mpmath(number, seed):
     """Relative errors of log P and of its three derivatives."""
     errors = []
     with mpmath.workdps(50):
-        for point in random_points(number, seed):
+        for point in oracle.gamma_points(number, seed):
             inputs = tensors(*point, requires_grad=True)
             value = gamma_log_prob(*inputs)
             value.backward()
