@@ -13,7 +13,7 @@ Number = float | mp.mpf
 
 
 def gamma_points(number: int, seed: int) -> Iterator[tuple[float, float, float]]:
-    """Margin, mean, cv: the whole stated range, its corners, and the bulk of moderate utilities."""
+    """Margin, mean, cv: the whole stated range, its corners, the bulk of moderate utilities."""
     generator = random.Random(seed)
     for i in range(number):
         log_margin, log_mean = generator.uniform(-8, 8), generator.uniform(-3, 2)
