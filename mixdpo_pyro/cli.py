@@ -152,7 +152,11 @@ def _parse_fields(
 ) -> dict[str, Any]:
     """Values for the fields of a flat dataclass; its docstring's Args section is the help."""
     doc = config.__doc__ or ""
-    parser = _OneLineParser(prog=prog, description=doc.partition("\n")[0])
+    parser = _OneLineParser(
+        prog=prog,
+        description=doc.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     for name, text in (extra or {}).items():
         parser.add_argument(f"--{name}", required=True, help=text)
     for field in fields(config):

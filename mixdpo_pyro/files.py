@@ -40,7 +40,7 @@ def staged_folder(
     """Give an empty folder `NAME.partial`; rename it to `folder` once the block has ended well.
 
     An earlier run in `folder` stays untouched until then, and stays for good where the block
-    fails. The partial folder of a failed block is kept for a look, and removed by the next try.
+    fails. The partial folder of a failed block is kept, unless it is empty, and removed by the next try.
 
     Args:
         folder: The final folder.
@@ -56,7 +56,12 @@ def staged_folder(
     if partial.exists() and not keep:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        if not any(partial.iterdir()):
+            partial.rmdir()
+        raise
     previous = folder.with_name(f"{folder.name}.previous")
     if folder.exists():
         folder.rename(previous)

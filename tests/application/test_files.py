@@ -34,6 +34,12 @@ def test_failed_run_leaves_the_earlier_run(tmp_path):
     assert (tmp_path / "run.partial" / "result").read_text() == "half"
 
 
+def test_failure_before_anything_is_written_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), staged_folder(tmp_path / "run"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_finished_run_replaces_the_earlier_run_whole(tmp_path):
     folder = tmp_path / "run"
     make_run(folder)
