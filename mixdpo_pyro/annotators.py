@@ -10,15 +10,15 @@ from mixdpo_pyro.errors import DataError
 
 __all__ = ["ANNOTATOR_INDEX", "AnnotatorBlockSampler", "number_annotators"]
 
-ANNOTATOR_INDEX = "annotator_index"
+ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of sorted ids."""
 
 
 def number_annotators(dataset: Dataset, column: str) -> Dataset:
-    """Add the column `annotator_index`.
+    """Add the column `mixdpo_annotator_index`.
 
     Raises:
-        DataError: If the dataset is streamed, or has no such column.
+        DataError: If the dataset is streamed, has no such column, or an id is missing.
     """
     if not isinstance(dataset, Dataset):
         raise DataError("annotator_column: blocks of annotators need a dataset, not a stream")
@@ -27,7 +27,10 @@ def number_annotators(dataset: Dataset, column: str) -> Dataset:
             f"annotator_column: column '{column}' is missing; the data have "
             f"{', '.join(dataset.column_names)}"
         )
-    _, index = np.unique(np.asarray(dataset[column], dtype=str), return_inverse=True)
+    ids = dataset[column][:]
+    if None in ids:
+        raise DataError(f"annotator_column: row {ids.index(None)} has no id in column '{column}'")
+    _, index = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
     return dataset.add_column(ANNOTATOR_INDEX, index)
 
 

@@ -112,7 +112,9 @@ def plan_from_values(values: dict[str, Any]) -> TrainPlan:
 
 
 def _plan(values: dict[str, Any], source: str, arguments: list[str]) -> TrainPlan:
-    parser = _Parser((RunConfig, MixDPOConfig, ModelConfig), prog="mixdpo train")
+    parser = _Parser(
+        (RunConfig, MixDPOConfig, ModelConfig), prog="mixdpo train", allow_abbrev=False
+    )
     known = parser.known_keys()
     for key in values:
         if key not in known:
@@ -129,8 +131,9 @@ def _plan(values: dict[str, Any], source: str, arguments: list[str]) -> TrainPla
         key = word.removeprefix("--").split("=")[0]
         raise ConfigError(f"command line: unknown option '{word}'{_hint(key, known)}")
     _require(model.model_name_or_path, "model_name_or_path: the policy's name or path is missing")
-    _require(training.output_dir, "output_dir: the folder for the results is missing")
-    return TrainPlan(run, training, model, _given(values, arguments, (run, training, model)))
+    given = _given(values, arguments, (run, training, model))
+    _require(given.get("output_dir"), "output_dir: the folder for the results is missing")
+    return TrainPlan(run, training, model, given)
 
 
 def _given(values: dict[str, Any], arguments: list[str], parts: tuple) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["ROW_COLUMN", "PreferenceData", "check_preferences", "load_preferences", "split_pairs"]
+__all__ = [
+    "ROW_COLUMN",
+    "PreferenceData",
+    "check_preferences",
+    "load_preferences",
+    "pair_keys",
+    "split_pairs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +136,7 @@ def split_pairs(pairs: Dataset, test_fraction: float, seed: int = 0) -> tuple[Da
     Raises:
         DataError: If there are fewer than two different pairs.
     """
-    keys = [_pair_key(c, r) for c, r in zip(pairs["chosen"], pairs["rejected"], strict=True)]
+    keys = pair_keys(pairs)
     unique = sorted(set(keys))
     if len(unique) < 2:
         raise DataError(f"Expected at least 2 different pairs to split, got {len(unique)}")
@@ -140,6 +147,17 @@ def split_pairs(pairs: Dataset, test_fraction: float, seed: int = 0) -> tuple[Da
     return pairs.select(np.flatnonzero(~is_test)), pairs.select(np.flatnonzero(is_test))
 
 
+def pair_keys(pairs: Dataset) -> list[str]:
+    """One key a row; equal for rows with the same prompt and the same two answers."""
+    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [""] * len(pairs)
+    keys = []
+    for prompt, *answers in zip(prompts, pairs["chosen"], pairs["rejected"], strict=True):
+        both = sorted(json.dumps(answer, sort_keys=True) for answer in answers)
+        text = "\0".join([json.dumps(prompt, sort_keys=True), *both])
+        keys.append(hashlib.sha256(text.encode()).hexdigest())
+    return keys
+
+
 def _read(name: str, split: str, config: str | None) -> Dataset:
     path = Path(name).expanduser()
     builder = _builder_for(path)
@@ -148,7 +166,7 @@ def _read(name: str, split: str, config: str | None) -> Dataset:
     if builder is not None:
         if not path.is_file():
             raise DataError(f"{name}: no such file")
-        return _read_file(path, builder)
+        return _take_split(_read_file(path, builder), split, name)
     if path.is_file():
         raise DataError(
             f"{name}: unknown file type; expected one of {', '.join(sorted(_BUILDERS))}"
@@ -172,6 +190,8 @@ def _is_saved_dataset(path: Path) -> bool:
 
 def _take_split(loaded: Dataset | DatasetDict, split: str, name: str) -> Dataset:
     if isinstance(loaded, Dataset):
+        if split != "train":
+            raise DataError(f"{name}: split '{split}' is missing; it has one part, called train")
         return loaded
     if split not in loaded:
         raise DataError(f"{name}: split '{split}' is missing; it has {', '.join(loaded)}")
@@ -242,11 +262,6 @@ def _why_useless(chosen: str | list, rejected: str | list) -> str | None:
 
 def _text_of(value: str | list) -> str:
     return value if isinstance(value, str) else "".join(str(m["content"]) for m in value)
-
-
-def _pair_key(chosen: str | list, rejected: str | list) -> str:
-    both = sorted([json.dumps(chosen, sort_keys=True), json.dumps(rejected, sort_keys=True)])
-    return hashlib.sha256("\0".join(both).encode()).hexdigest()
 
 
 def _count_words(dropped: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ from mixdpo_pyro.errors import OutputError
 __all__ = ["RUN_FILE", "staged_folder", "write_json", "written_whole"]
 
 RUN_FILE = "run.json"
-"""The file that makes a folder a run folder; it is written last."""
+"""The file that makes a folder a run folder."""
 
 
 @contextmanager
@@ -40,7 +40,8 @@ def staged_folder(
     """Give an empty folder `NAME.partial`; rename it to `folder` once the block has ended well.
 
     An earlier run in `folder` stays untouched until then, and stays for good where the block
-    fails. The partial folder of a failed block is kept, unless it is empty, and removed by the next try.
+    fails. The partial folder of a failed block is kept, unless it is empty; the next try removes
+    it, but for checkpoints, which only `keep` or `overwrite` touches.
 
     Args:
         folder: The final folder.
@@ -48,11 +49,20 @@ def staged_folder(
         keep: Start from what an interrupted try left in the partial folder.
 
     Raises:
-        OutputError: If `folder` holds a run and `overwrite` is not set, or holds anything else.
+        OutputError: If `folder` holds a run and `overwrite` is not set, or holds anything else; if
+            an interrupted try left checkpoints and neither `keep` nor `overwrite` is set.
     """
     folder = Path(folder).expanduser()
     _check_replaceable(folder, overwrite)
     partial = folder.with_name(f"{folder.name}.partial")
+    previous = folder.with_name(f"{folder.name}.previous")
+    if previous.exists():
+        raise OutputError(f"{previous}: is in the way of replacing '{folder}'; move it")
+    if any(partial.glob("checkpoint-*")) and not (keep or overwrite):
+        raise OutputError(
+            f"{partial}: holds checkpoints of an interrupted run; add --resume to go on, or "
+            "--overwrite to start again"
+        )
     if partial.exists() and not keep:
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
@@ -62,11 +72,11 @@ def staged_folder(
         if not any(partial.iterdir()):
             partial.rmdir()
         raise
-    previous = folder.with_name(f"{folder.name}.previous")
     if folder.exists():
         folder.rename(previous)
     partial.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    if previous.exists():
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:

@@ -200,17 +200,18 @@ def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
             f"Histogram of posterior draws of cv, median and 90% interval {cv_text}.",
             plots.plot_cv(cv, training_cv, truth and float(truth["cv"])),
         ),
-        "training": (
-            "Training",
-            "Loss, accuracy, mean strength and cv over the steps of training.",
-            plots.plot_training(run.history),
-        ),
         "reliability": (
             "Are the predicted probabilities right on held-out pairs?",
             "Observed frequency against predicted probability in ten bins, with 90% intervals.",
             plots.plot_reliability(*_oriented_predictions(run)),
         ),
     }
+    if any("loss" in entry for entry in run.history):  # a short run may have logged nothing
+        figures["training"] = (
+            "Training",
+            "Loss, accuracy, mean strength and cv over the steps of training.",
+            plots.plot_training(run.history),
+        )
     if run.annotators:
         figures["annotators"] = (
             "Annotators",

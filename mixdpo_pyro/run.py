@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mixdpo_pyro.config import RunConfig, TrainPlan
-from mixdpo_pyro.data import ROW_COLUMN, PreferenceData, load_preferences, split_pairs
-from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.data import (
+    ROW_COLUMN,
+    PreferenceData,
+    check_preferences,
+    load_preferences,
+    pair_keys,
+    split_pairs,
+)
+from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.files import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.inference import Fit, assess_heterogeneity, fit, save_arviz
 from mixdpo_pyro.progress import show_stage, train_with_progress
@@ -76,7 +84,7 @@ def execute_run(
     _save_policy(trainer, folder / "policy")
     write_json(trainer.state.log_history, folder / HISTORY_FILE)
 
-    show_stage(f"Asking {len(data.test):,} held-out pairs")
+    show_stage(f"Asking {len(trainer.eval_dataset):,} held-out pairs")
     margins = _held_out_margins(trainer, data)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
@@ -95,10 +103,11 @@ def execute_run(
         "seed": training.seed,
         "data": {
             "source": plan.given["dataset_name"],
-            "train": len(data.train),
+            "train": len(trainer.train_dataset),
             "test": len(margins),
-            "dropped": data.dropped,
+            "dropped": {**data.dropped, **_fully_truncated(trainer, data)},
             "annotator_column": training.annotator_column,
+            "has_panels": result.choices.has_panels,
         },
         "verdict": asdict(assess_heterogeneity(result)),
         "versions": _versions(),
@@ -115,15 +124,18 @@ def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
     train = _load_split(run, run.dataset_train_split, run.max_pairs, training)
     if training.annotator_column is None and DEFAULT_ANNOTATOR_COLUMN in train.pairs.column_names:
         training.annotator_column = DEFAULT_ANNOTATOR_COLUMN
+        check_preferences(train.pairs, train.source, DEFAULT_ANNOTATOR_COLUMN)
     if run.dataset_test_split is None:
         train_pairs, test_pairs = split_pairs(train.pairs, run.test_fraction, training.seed)
         return _SplitPairs(train_pairs, test_pairs, train.dropped)
     test = _load_split(run, run.dataset_test_split, None, training)
-    dropped = {
-        reason: train.dropped.get(reason, 0) + test.dropped.get(reason, 0)
-        for reason in {**train.dropped, **test.dropped}
-    }
-    return _SplitPairs(train.pairs, test.pairs, dropped)
+    held_out = set(pair_keys(test.pairs))
+    kept = [i for i, key in enumerate(pair_keys(train.pairs)) if key not in held_out]
+    dropped = Counter(train.dropped) + Counter(test.dropped)
+    dropped += Counter({"training pairs that are held out too": len(train.pairs) - len(kept)})
+    if not kept:
+        raise DataError(f"{train.source}: every training pair is in the held-out split too")
+    return _SplitPairs(train.pairs.select(kept), test.pairs, dict(dropped))
 
 
 def _load_split(
@@ -156,9 +168,24 @@ def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
             quantization_config=get_quantization_config(model),
         )
     except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
+        if error.errno is not None:  # a disk, not a name
+            raise
+        first_line = f"{error}\n".splitlines()[0]
         raise ConfigError(f"model_name_or_path: {first_line}") from error
+    for name, part in {
+        "training": trainer.train_dataset,
+        "held-out": trainer.eval_dataset,
+    }.items():
+        if len(part) == 0:
+            raise DataError(f"max_length: no {name} pair is left whose prompt is shorter")
     return trainer
+
+
+def _fully_truncated(trainer: MixDPOTrainer, data: _SplitPairs) -> dict[str, int]:
+    """Rows that TRL left out, because their prompt alone fills `max_length`."""
+    left = len(trainer.train_dataset) + len(trainer.eval_dataset)
+    missing = len(data.train) + len(data.test) - left
+    return {"a prompt longer than max_length": missing} if missing else {}
 
 
 def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
@@ -172,7 +199,8 @@ def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame
     margins = pd.DataFrame(trainer.margins())
     texts = {"prompt", "chosen", "rejected"}
     columns = [name for name in data.test.column_names if name not in texts]
-    return margins.merge(data.test.select_columns(columns).to_pandas(), on=ROW_COLUMN)
+    source = data.test.select_columns(columns).to_pandas()
+    return margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
 
 
 def _fit_margins(margins: pd.DataFrame, training: MixDPOConfig, learned_mean: float) -> Fit:

@@ -83,12 +83,7 @@ class Strength:
         Raises:
             OutputError: If a file is missing or damaged.
         """
-        path = Path(folder) / STRENGTH_FILE
-        try:
-            saved = json.loads(path.read_text())
-            strength = cls(StrengthConfig(**saved["config"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
+        strength = cls(_read_config(Path(folder) / STRENGTH_FILE))
         strength.load(folder)
         return strength
 
@@ -98,6 +93,9 @@ class Strength:
         Raises:
             OutputError: If the file is missing, damaged, or of another configuration.
         """
+        saved = _read_config(Path(folder) / STRENGTH_FILE)
+        if saved != self.config:
+            raise OutputError(f"{folder}: holds {saved}, expected {self.config}")
         path = Path(folder) / TENSORS_FILE
         try:
             self.objective.load_state_dict(load_file(path))
@@ -128,6 +126,13 @@ class Strength:
     def draw(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
         """Draws of `mean` and `cv` from the guide, shape `(num_samples,)` each."""
         return self.objective.draw(num_samples, seed)
+
+
+def _read_config(path: Path) -> StrengthConfig:
+    try:
+        return StrengthConfig(**json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
 
 
 def law_quantile(probability: float, mean: float, cv: float, family: str) -> float:

@@ -131,6 +131,8 @@ class MixDPOConfig(DPOConfig):
             "loss_weights": self.loss_weights not in (None, [1.0]),
             "use_weighting": self.use_weighting,
             "label_smoothing": self.label_smoothing != 0,
+            "f_divergence_type": self.f_divergence_type != "reverse_kl",
+            "ld_alpha": self.ld_alpha is not None,
         }
         for name, is_set in unsupported.items():
             if is_set:
@@ -210,7 +212,9 @@ class MixDPOTrainer(DPOTrainer):
             `margin`, chosen minus rejected, float32, and `source_row` where the dataset
             has a column of that name; in the order of the dataset.
         """
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         loader = self.get_eval_dataloader(dataset)
+        self.args.dataloader_drop_last = drop_last
         was_training = self.model.training
         self.model.eval()
         margins, rows = [], []
@@ -265,7 +269,9 @@ class MixDPOTrainer(DPOTrainer):
         try:
             return len(self.train_dataset)
         except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
-            return self.args.max_steps * self.args.train_batch_size * self.args.world_size
+            args = self.args
+            pairs_a_step = args.train_batch_size * args.gradient_accumulation_steps
+            return args.max_steps * pairs_a_step * args.world_size
 
     def _blame(self, is_bad: Tensor, what: str, rows: Tensor | None) -> str:
         message = f"step {self.state.global_step + 1}: the {what} is not finite"
@@ -277,10 +283,13 @@ class MixDPOTrainer(DPOTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Add the strength's parameters as a group with their own rate and no weight decay."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
         parameters = list(self.strength.objective.parameters())
-        if is_new and parameters:
+        if self.optimizer is not None and parameters:
+            raise ConfigError(
+                "optimizers: the strength needs the optimizer that the trainer makes"
+            )
+        optimizer = super().create_optimizer(model)
+        if parameters:
             optimizer.add_param_group(
                 {
                     "params": parameters,
@@ -315,6 +324,10 @@ class MixDPOTrainer(DPOTrainer):
         if self.args.should_save:
             self.strength.save(output_dir or self.args.output_dir)
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.strength.load(self.state.best_model_checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
@@ -341,7 +354,7 @@ class _KeepColumns:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         for name in _KEPT_COLUMNS:
-            if name in examples[0]:
+            if isinstance(examples[0].get(name), int):
                 batch[name] = torch.tensor([example[name] for example in examples])
         return batch
 

@@ -41,8 +41,10 @@ def test_epochs_differ_and_the_seed_repeats_them():
 
 def test_ids_are_numbered_in_sorted_order():
     data = Dataset.from_dict({"who": ["b", "a", "b"]})
-    assert number_annotators(data, "who")["annotator_index"][:] == [1, 0, 1]
+    assert number_annotators(data, "who")["mixdpo_annotator_index"][:] == [1, 0, 1]
     with pytest.raises(DataError, match="column 'user' is missing; the data have who"):
         number_annotators(data, "user")
+    with pytest.raises(DataError, match="row 1 has no id in column 'who'"):
+        number_annotators(Dataset.from_dict({"who": ["b", None]}), "who")
     with pytest.raises(DataError, match="not a stream"):
         number_annotators(IterableDataset.from_generator(lambda: iter([])), "who")

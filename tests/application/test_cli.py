@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from datasets import DatasetDict
 from scenarios import TRAINING_MARKS, small_world
 
 from mixdpo_pyro.cli import main
@@ -96,6 +97,28 @@ def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, conf
     assert "Nothing anchored it in training" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_foreign_margin_column_and_unlogged_steps_end_in_a_report(capsys, tmp_path, config):
+    rows = small_world().remove_columns("source_row").add_column("margin", ["3"] * 48)
+    rows.to_json(tmp_path / "with_margin.jsonl")
+    path = config(dataset_name=str(tmp_path / "with_margin.jsonl"), logging_steps=50)
+    assert run_cli(capsys, "train", "--config", path)[0] == 0
+    table = pd.read_parquet(tmp_path / "run" / "margins.parquet")
+    assert table["margin"].dtype == np.float32
+    assert set(table["margin_source"].astype(str)) == {"3"}
+    assert not (tmp_path / "run" / "figures" / "training.png").exists()
+
+
+def test_training_pairs_that_are_held_out_too_are_left_out(capsys, tmp_path, config):
+    world = small_world().remove_columns("source_row")
+    splits = {"train": world, "test": world.select(range(20))}
+    DatasetDict(splits).save_to_disk(tmp_path / "both")
+    path = config(dataset_name=str(tmp_path / "both"), dataset_test_split="test")
+    assert run_cli(capsys, "train", "--config", path)[0] == 0
+    data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert (data["train"], data["test"]) == (28, 20)
+    assert data["dropped"] == {"training pairs that are held out too": 20}
+
+
 def test_report_is_written_again_from_the_files_alone(capsys, tmp_path, config):
     assert run_cli(capsys, "train", "--config", config())[0] == 0
     page = tmp_path / "run" / "report.html"
@@ -128,7 +151,9 @@ BAD_RUNS = {
     "missing column": (
         {"annotator_column": "user_id"}, 1, "pairs.jsonl: column 'user_id' is missing; it has"
     ),
-    "fixed mean, series": ({"estimator": "series"}, 2, "'series' is for family 'gamma'"),
+    "missing split": ({"dataset_test_split": "test"}, 1, "pairs.jsonl: split 'test' is missing"),
+    "long prompts": ({"max_length": 4}, 1, "max_length: no training pair is left"),
+    "lognormal series": ({"estimator": "series"}, 2, "'series' is for family 'gamma'"),
 }  # fmt: skip
 
 

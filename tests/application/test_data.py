@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 
-from mixdpo_pyro.data import check_preferences, load_preferences, split_pairs
+from mixdpo_pyro.data import check_preferences, load_preferences, pair_keys, split_pairs
 from mixdpo_pyro.errors import DataError
 
 PAIRS = [
@@ -46,6 +46,14 @@ def test_split_of_a_saved_dataset_dict_is_taken_by_name(tmp_path):
     assert len(load_preferences(str(tmp_path / "d"), split="test").pairs) == 2
     with pytest.raises(DataError, match="split 'train' is missing; it has test"):
         load_preferences(str(tmp_path / "d"))
+
+
+def test_a_file_has_one_part_only(tmp_path):
+    """Else a held-out split could silently be the training data."""
+    for name in ("d.jsonl", "saved_folder"):
+        path = write(tmp_path, name, PAIRS)
+        with pytest.raises(DataError, match="split 'test' is missing; it has one part"):
+            load_preferences(path, split="test")
 
 
 def test_conversational_and_implicit_prompt_pairs_are_taken():
@@ -132,6 +140,15 @@ def test_split_keeps_all_judgements_of_a_pair_on_one_side():
     assert len(train) == 60
     assert len(test) == 20
     assert not keys(train) & keys(test)
+
+
+def test_equal_answers_to_other_prompts_are_other_pairs():
+    pairs = Dataset.from_list(
+        [{"prompt": f"{i}?", "chosen": "yes", "rejected": "no"} for i in range(10)]
+    )
+    assert len(set(pair_keys(pairs))) == 10
+    train, test = split_pairs(pairs, 0.3)
+    assert (len(train), len(test)) == (7, 3)
 
 
 def test_split_of_one_pair_raises():

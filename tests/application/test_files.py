@@ -63,6 +63,24 @@ def test_folder_with_other_files_is_never_replaced(tmp_path):
         staged_folder(tmp_path / "thesis.tex", overwrite=True).__enter__()
 
 
+def test_checkpoints_are_removed_only_when_asked(tmp_path):
+    (tmp_path / "run.partial" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(
+        OutputError, match=r"holds checkpoints .* --resume to go on, or --overwrite"
+    ):
+        staged_folder(tmp_path / "run").__enter__()
+    with staged_folder(tmp_path / "run", overwrite=True) as partial:
+        assert list(partial.iterdir()) == []
+
+
+def test_folder_of_the_user_in_the_way_is_left_alone(tmp_path):
+    (tmp_path / "run.previous").mkdir()
+    (tmp_path / "run.previous" / "keep.txt").write_text("")
+    with pytest.raises(OutputError, match=r"run\.previous: is in the way"):
+        staged_folder(tmp_path / "run").__enter__()
+    assert (tmp_path / "run.previous" / "keep.txt").is_file()
+
+
 def test_interrupted_run_is_kept_only_when_asked(tmp_path):
     (tmp_path / "run.partial").mkdir()
     (tmp_path / "run.partial" / "checkpoint").write_text("")

@@ -44,7 +44,7 @@ def run_folder(tmp_path):
             "anchor": "prior", "beta": 0.5, "seed": 0, "seconds": 1.0, "truth": TRUTH,
             "verdict": asdict(assess_heterogeneity(result)), "versions": {"python": "3"},
             "data": {"source": "d", "train": 10, "test": 300, "dropped": {"empty response": 2},
-                     "annotator_column": "annotator"},
+                     "annotator_column": "annotator", "has_panels": True},
         },
     }  # fmt: skip
     for name, value in write.items():

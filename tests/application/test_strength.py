@@ -72,9 +72,9 @@ def test_damaged_or_foreign_files_say_so(tmp_path):
     tensors.write_bytes(content[: len(content) // 2])
     with pytest.raises(OutputError, match=r"strength\.safetensors: cannot be read"):
         Strength.from_pretrained(tmp_path)
-    moved_strength(mean="free").save(tmp_path / ".")
-    with pytest.raises(OutputError, match=r"strength\.safetensors: cannot be read"):
-        Strength(StrengthConfig(mean="fixed")).load(tmp_path)
+    moved_strength(family="gamma").save(tmp_path)
+    with pytest.raises(OutputError, match=r"family='gamma'.*expected .*family='lognormal'"):
+        Strength(StrengthConfig(family="lognormal")).load(tmp_path)
 
 
 def test_estimator_must_fit_the_family():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scenarios import TRAINING_MARKS, small_world, take
+from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
@@ -64,8 +65,6 @@ def test_fixed_strength_is_trl_dpo(tmp_path, policy_folder):
 
 def test_loss_moves_with_the_margins_of_an_independent_computation(tmp_path, policy_folder):
     """The margin that is tapped in TRL's loss, against log-softmax sums computed by hand."""
-    from transformers import AutoModelForCausalLM
-
     trainer = mixdpo(tmp_path, policy_folder, family="gamma")
     reference = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
     policy = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
@@ -171,7 +170,7 @@ def test_annotators_share_their_strength_as_in_the_exact_panel_likelihood(tmp_pa
     trainer = annotated(tmp_path, policy_folder, max_steps=1)
     number = len(trainer.train_dataset)
     margin = torch.linspace(-9, 9, number)
-    annotator = torch.tensor(trainer.train_dataset["annotator_index"][:])
+    annotator = torch.tensor(trainer.train_dataset["mixdpo_annotator_index"][:])
     panel = mixed_logit_log_prob(
         margin, **trainer.strength.objective.location(), family="lognormal", annotator=annotator
     )
@@ -190,7 +189,7 @@ def test_blocks_of_one_pair_are_pairs_without_ids(tmp_path, policy_folder):
 def test_batches_hold_blocks_of_annotators(tmp_path, policy_folder):
     trainer = annotated(tmp_path, policy_folder, max_steps=1, annotator_block_size=4)
     for batch in trainer.get_train_dataloader():
-        assert len(batch["annotator_index"].unique()) == 1
+        assert len(batch["mixdpo_annotator_index"].unique()) == 1
 
 
 def test_training_with_annotators_resumes_where_it_stopped(tmp_path, policy_folder):
@@ -285,6 +284,30 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
 def test_wrong_settings_name_the_key(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
         MixDPOConfig(str(tmp_path), **settings)
+
+
+def test_best_checkpoint_brings_its_strength(tmp_path, policy_folder):
+    """The loss falls, so the largest loss, called best here, is not at the last checkpoint."""
+    trainer = mixdpo(
+        tmp_path, policy_folder, max_steps=6, learning_rate=1.0, save_strategy="steps",
+        save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
+        greater_is_better=True, mean="free",
+    )  # fmt: skip
+    best = trainer.state.best_model_checkpoint
+    assert not best.endswith("checkpoint-6")
+    assert trainer.strength.summary() == Strength.from_pretrained(best).summary()
+
+
+def test_foreign_optimizer_is_refused(tmp_path, policy_folder):
+    model = AutoModelForCausalLM.from_pretrained(policy_folder)
+    trainer = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 1}),
+        train_dataset=small_world(),
+        optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
+    )
+    with pytest.raises(ConfigError, match="optimizers: the strength needs"):
+        trainer.train()
 
 
 def test_args_of_trl_are_refused_with_a_hint(tmp_path, policy_folder):
