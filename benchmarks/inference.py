@@ -8,10 +8,10 @@ Rows that simulate take `--datasets` (default 100 for recovery, 200 for the homo
 Set OMP_NUM_THREADS before: two threads are often slower than one on small machines.
 
 Last answers (2 cores, torch 2.13, one thread): 1,000,000 margins in 1.3 s (gamma) and 1.8 s
-(lognormal), 10,000,000 in 2.8 s and 0.9 GiB; S-MNL to 1e-5 nats; SVI and NUTS within 0.08 posterior
-sd and 6% in sd; homogeneous truth called heterogeneous 0 (panels) and 3 (pairs) times in 100.
-Missed: ids narrow the interval of cv 1.3 to 1.7 times at sd(m * margin) = 3, and 2.7 to 3.2 times
-at 1, where 3 was hoped for. Recovery was run for gamma and Laplace only.
+(lognormal), 10,000,000 in 2.8 s and 0.9 GiB; S-MNL to 1e-5 nats; SVI and NUTS within 0.08
+posterior sd and 6% in sd; homogeneous truth called heterogeneous 0 (panels) and 3 (pairs) times
+in 100. Missed: ids narrow the interval of cv 1.3 to 1.7 times at sd(m * margin) = 3, and 2.7 to
+3.2 times at 1, where 3 was hoped for. Recovery was run for gamma and Laplace only.
 """
 
 import argparse
