@@ -40,7 +40,7 @@ class Fit:
             repeatedly, `strength` of shape `(samples, annotators)`, columns as in `annotators`.
         choices: The checked data.
         family: Law of the strength.
-        mean: MeanAnchoring of the mean.
+        mean: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
         method: How the posterior was computed.
         flip_probability: Probability that a label was flipped, as assumed.
@@ -131,7 +131,7 @@ def fit(
         family: Law of the strength: `"gamma"`, `"lognormal"`, or `"normal"` (may be negative).
         method: `"laplace"`, corrected by quadrature over (log mean, log cv), the default; `"svi"`,
             a normal guide over both; `"nuts"`, the yardstick.
-        mean: MeanAnchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
+        mean: Anchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
             `"fixed"` (mean = beta), `"free"` (flat in mean and in cv below 10).
         beta: Median of the mean's prior, or its fixed value; > 0.
         seed: Seed of the draws; equal seeds give equal draws.

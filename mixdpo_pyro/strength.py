@@ -15,12 +15,12 @@ from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.files import write_json, written_whole
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
 from mixdpo_pyro.models import Draws, PreferenceModel
+from mixdpo_pyro.models.preference import MeanAnchor
 
-__all__ = ["Anchor", "EstimatorName", "Family", "Strength", "StrengthConfig", "law_quantile"]
+__all__ = ["EstimatorName", "Family", "Strength", "StrengthConfig", "law_quantile"]
 
 Family = Literal["lognormal", "gamma", "fixed"]
 EstimatorName = Literal["auto", "draws", "quadrature", "series"]
-Anchor = Literal["prior", "fixed", "free"]
 
 STRENGTH_FILE = "strength.json"
 TENSORS_FILE = "strength.safetensors"
@@ -35,14 +35,18 @@ class StrengthConfig:
     """
 
     family: Family = "lognormal"
-    mean: Anchor = "prior"
+    mean: MeanAnchor = "prior"
     beta: float = 0.1
     estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, kind in {"family": Family, "mean": Anchor, "estimator": EstimatorName}.items():
+        for name, kind in {
+            "family": Family,
+            "mean": MeanAnchor,
+            "estimator": EstimatorName,
+        }.items():
             value, choices = getattr(self, name), get_args(kind)
             if value not in choices:
                 raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

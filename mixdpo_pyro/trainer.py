@@ -20,7 +20,8 @@ from trl import DPOConfig, DPOTrainer
 from mixdpo_pyro.annotators import ANNOTATOR_INDEX, AnnotatorBlockSampler, number_annotators
 from mixdpo_pyro.data import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
-from mixdpo_pyro.strength import Anchor, EstimatorName, Family, Strength, StrengthConfig
+from mixdpo_pyro.models.preference import MeanAnchor
+from mixdpo_pyro.strength import EstimatorName, Family, Strength, StrengthConfig
 
 __all__ = ["MixDPOConfig", "MixDPOTrainer"]
 
@@ -60,7 +61,7 @@ class MixDPOConfig(DPOConfig):
             "'auto' takes the exact one."
         },
     )
-    mean: Anchor = field(
+    mean: MeanAnchor = field(
         default="prior",
         metadata={
             "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
@@ -191,15 +192,16 @@ class MixDPOTrainer(DPOTrainer):
         """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
         rows, annotator = inputs.pop(ROW_COLUMN, None), inputs.pop(ANNOTATOR_INDEX, None)
         margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
-        if not torch.isfinite(margin).all():
-            raise NonFiniteLossError(self._blame(~torch.isfinite(margin), "margin", rows))
+        is_bad = ~torch.isfinite(margin)
+        if is_bad.any():
+            raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
         if self.model.training:
             loss = self._objective(margin, annotator)
         else:
             location = self.strength.objective.location()
             loss = -self.strength.objective.model.log_prob(margin, **location).mean()
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._blame(torch.ones_like(margin).bool(), "loss", rows))
+            raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
         return (loss, outputs) if return_outputs else loss
 
     def margins(self, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
@@ -283,12 +285,14 @@ class MixDPOTrainer(DPOTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Add the strength's parameters as a group with their own rate and no weight decay."""
-        parameters = list(self.strength.objective.parameters())
-        if self.optimizer is not None and parameters:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in self.strength.objective.parameters() if id(p) not in known]
+        if parameters and not is_new:
             raise ConfigError(
                 "optimizers: the strength needs the optimizer that the trainer makes"
             )
-        optimizer = super().create_optimizer(model)
         if parameters:
             optimizer.add_param_group(
                 {

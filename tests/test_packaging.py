@@ -39,15 +39,11 @@ def imported_modules(path):
 
 
 def room_of(module):
+    """Room of a module; `from mixdpo_pyro import x` names the root first, which is no room."""
     parts = module.split(".")
-    if parts[0] != "mixdpo_pyro":
+    if parts[0] != "mixdpo_pyro" or len(parts) == 1:
         return None
-    return parts[1] if len(parts) > 1 and parts[1] in ("models", "inference") else "application"
-
-
-def uses_package_root(module, path):
-    """`from mixdpo_pyro import x` names the root first, which says nothing about the room."""
-    return module == "mixdpo_pyro" and path is not None
+    return parts[1] if parts[1] in ("models", "inference") else "application"
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -56,7 +52,7 @@ def test_imports_run_one_way(room):
     assert files
     for path in files:
         for module in imported_modules(path):
-            if room_of(module) is not None and not uses_package_root(module, path):
+            if room_of(module) is not None:
                 assert room_of(module) in MAY_IMPORT[room], f"{path} imports {module}"
 
 
@@ -66,7 +62,7 @@ def test_imports_run_one_way(room):
 def test_a_step_back_is_seen(tmp_path, statement):
     path = tmp_path / "wrong.py"
     path.write_text(statement)
-    rooms = {room_of(m) for m in imported_modules(path) if not uses_package_root(m, path)}
+    rooms = {room_of(module) for module in imported_modules(path)}
     assert "application" in rooms
 
 

@@ -298,6 +298,13 @@ def test_best_checkpoint_brings_its_strength(tmp_path, policy_folder):
     assert trainer.strength.summary() == Strength.from_pretrained(best).summary()
 
 
+def test_training_goes_on_with_a_second_call(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, max_steps=2)
+    before = trainer.strength.summary()["cv"]
+    trainer.train()
+    assert trainer.strength.summary()["cv"] != before
+
+
 def test_foreign_optimizer_is_refused(tmp_path, policy_folder):
     model = AutoModelForCausalLM.from_pretrained(policy_folder)
     trainer = MixDPOTrainer(
