@@ -1,16 +1,20 @@
 r"""The Gamma mixed logit of many float32 pairs that share one mean and cv, by interpolation.
 
 For fixed cv the smooth part of the series, as a function of :math:`t = 1 / (1 + \alpha y)` with
-:math:`\alpha = \max(c, 0.3)`, is a polynomial of degree 15 up to 2e-7, whatever the cv. So the
-series is summed at 16 Chebyshev nodes only, and a pair costs one logarithm, one exponential and
-three polynomials. The leading factor, whose digits decide the small probabilities, is float64.
+:math:`\alpha = \max(c, 0.3)`, is a polynomial of degree 15 up to 2e-7, whatever the cv, and of
+degree 12 or so when no utility exceeds 5 nats. So the series is summed at 16 Chebyshev nodes
+only, the polynomials lose their negligible last terms, and a pair costs one logarithm, one
+exponential and three polynomials. The leading factor, whose digits decide the small
+probabilities, is float64.
 """
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from mixdpo_pyro.models.lerch import log1p_excess, series_terms
@@ -19,21 +23,32 @@ __all__ = ["first_order_interpolated"]
 
 _NUM_NODES = 16
 _ALPHA = 0.3
+# Last Chebyshev terms that add up to less, relative to the polynomial's size, are dropped.
+_NEGLIGIBLE = 5e-8
+# Up to this utility the leading factor is float32: the few roundings of its exponent, each at most
+# 6e-8 of it, stay below 2e-6. Below this range of c its products underflow, and above it the slope
+# by log c grows so slowly that a polynomial times y^2 cannot hold it.
+_FLOAT32_UTILITY = 8.0
+_FLOAT32_C = 1e-12, 1.0
 # Pairs handled at once: few calls of many threads, and a few vectors of them stay in cache.
 _CHUNK = 1 << 17
 
 
 class _Table(NamedTuple):
-    """Coefficients of the polynomials in v = slope t + offset, in [-1, 1], highest power first."""
+    """Three polynomials in v = slope t + offset, in [-1, 1]."""
 
     alpha: float
     slope: float
     offset: float
-    coefficients: Float[Tensor, "3 powers"]
+    coefficients: Float[Tensor, "powers 3 1"]  # highest power first
+    near: bool  # utilities so small that float32 suffices
 
 
 def first_order_interpolated(
-    margin: Float[Tensor, " pairs"], mean: Float[Tensor, ""], cv: Float[Tensor, ""]
+    margin: Float[Tensor, " pairs"],
+    mean: Float[Tensor, ""],
+    cv: Float[Tensor, ""],
+    largest: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log P and its derivatives by utility and by log c, as `gamma_logit` needs them.
 
@@ -41,35 +56,50 @@ def first_order_interpolated(
         margin: Log-ratio margins in nats, float32, contiguous, finite.
         mean: Mean strength.
         cv: Coefficient of variation.
+        largest: The largest absolute margin.
 
     Returns:
         Three float32 vectors; relative error of log P about 1e-6.
     """
     c = min(max(float(cv), 1e-50), 1e50) ** 2
-    table = _table(c, margin.device)
-    value, by_utility, by_log_c = (torch.empty_like(margin) for _ in range(3))
+    table = _table(c, largest * float(mean), margin.device)
+    # One block: freed in three, its pages go back to the system and the next call faults them in.
+    results = margin.new_empty(3, len(margin))
     for start in range(0, len(margin), _CHUNK):
         part = slice(start, start + _CHUNK)
-        out = value[part], by_utility[part], by_log_c[part]
-        _interpolate(margin[part], float(mean), c, table, out)
+        _interpolate(margin[part], float(mean), c, table, results[:, part])
+    value, by_utility, by_log_c = results
     return value, by_utility, by_log_c
 
 
-def _table(c: float, device: torch.device) -> _Table:
-    """Sum the series at the nodes and solve for the coefficients."""
+def _table(c: float, largest_utility: float, device: torch.device) -> _Table:
+    """Sum the series at the nodes and fit the polynomials."""
     alpha = max(_ALPHA, c)
-    low = 1 / (1 + alpha * _last_utility(c))
-    v = torch.cos(math.pi * (torch.arange(_NUM_NODES, dtype=torch.float64) + 0.5) / _NUM_NODES)
-    t = low + (1 - low) * (v + 1) / 2
-    terms = series_terms((1 / t - 1) / alpha, torch.tensor(c, dtype=torch.float64))
+    low = 1 / (1 + alpha * min(_last_utility(c), max(largest_utility, 1e-3)))
+    nodes = np.cos(math.pi * (np.arange(_NUM_NODES) + 0.5) / _NUM_NODES)
+    t = torch.from_numpy(low + (1 - low) * (nodes + 1) / 2)
+    y = (1 / t - 1) / alpha
+    terms = series_terms(y, torch.tensor(c, dtype=torch.float64))
     share = (1 + terms.z[0]) / (1 + terms.z)
     excess = log1p_excess(terms.z)
-    smooth = torch.stack(
-        [terms.log_total, terms.mean(terms.k * share), terms.mean(excess - excess[0]) / c**2]
-    )
-    powers = v.unsqueeze(-1) ** torch.arange(_NUM_NODES - 1, -1, -1)
-    coefficients = torch.linalg.solve(powers, smooth.T).T.to(device, torch.float32).contiguous()
-    return _Table(alpha, 2 / (1 - low), -(1 + low) / (1 - low), coefficients)
+    near = largest_utility <= _FLOAT32_UTILITY and _FLOAT32_C[0] <= c <= _FLOAT32_C[1]
+    if near:
+        slope = -terms.mean(excess) / (c * y).square()
+    else:  # the first excess grows without bound: it is left to `_interpolate`
+        slope = -terms.mean(excess - excess[0]) / c**2
+    smooth = torch.stack([terms.log_total, terms.mean(terms.k * share), slope], -1)
+    powers = torch.from_numpy(_power_coefficients(nodes, smooth.numpy()))
+    coefficients = powers.to(device, torch.float32).unsqueeze(-1)
+    return _Table(alpha, 2 / (1 - low), -(1 + low) / (1 - low), coefficients, near)
+
+
+def _power_coefficients(nodes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Power coefficients, highest first, of polynomials through the columns of values."""
+    series = chebyshev.chebfit(nodes, values, len(nodes) - 1)
+    ends = np.abs(series)[::-1].cumsum(0)[::-1]
+    kept = np.any(ends > _NEGLIGIBLE * np.abs(values).max(0), axis=1).sum()
+    powers = np.stack([chebyshev.cheb2poly(column) for column in series[: max(kept, 2)].T], -1)
+    return powers[::-1].copy()
 
 
 def _last_utility(c: float) -> float:
@@ -79,18 +109,22 @@ def _last_utility(c: float) -> float:
 
 
 def _interpolate(
-    margin: Tensor, mean: float, c: float, table: _Table, out: tuple[Tensor, ...]
+    margin: Tensor, mean: float, c: float, table: _Table, out: Float[Tensor, "3 pairs"]
 ) -> None:
-    """One chunk, written into `out`. In place throughout: every pass over memory counts here."""
-    y = margin.double().abs_().mul_(mean)
-    v = y.float().mul_(table.alpha / table.slope).add_(1 / table.slope).reciprocal_()
-    v.add_(table.offset).clamp_(min=-1)
-    log_total, by_y, curvature = (_horner(row, v) for row in table.coefficients)
+    """One chunk, written into `out`. In place where it can be: every pass over memory counts."""
+    y = margin.abs().to(torch.float32 if table.near else torch.float64).mul_(mean)
+    v = torch.mul(y, table.alpha / table.slope, out=torch.empty_like(margin))
+    v.add_(1 / table.slope).reciprocal_().add_(table.offset).clamp_(min=-1)
+    log_total, by_y, by_log_c = _horner(table.coefficients, v)
     x = y * c
     lead = x.log1p().mul_(1 / c)
-    shrink = x.add_(1).reciprocal_()
-    minus_by_log_c = y.mul_(shrink).sub_(lead).float().sub_(curvature, alpha=c)
-    log_q = log_total.double().sub_(lead)
+    if table.near:
+        by_log_c.mul_(y).mul_(x)
+        shrink = x.add_(1).reciprocal_()
+    else:
+        shrink = x.add_(1).reciprocal_()
+        by_log_c.mul_(c).add_(y.mul_(shrink).sub_(lead))
+    log_q = lead.neg_().add_(log_total)
     q = log_q.exp().float()
     # Weights of the disagreeing side: 0, 1/2, 1 for margins above, at and below zero.
     sign = margin.sign()
@@ -98,13 +132,13 @@ def _interpolate(
     torch.lerp(torch.log1p(-q), log_q.float(), weight, out=out[0])
     factor = q.div_(1 - q).lerp_(weight.new_ones(()).expand_as(weight), weight)
     torch.mul(by_y.mul_(shrink.float()), factor, out=out[1])
-    torch.mul(minus_by_log_c, factor.mul_(sign), out=out[2])
+    torch.mul(by_log_c, factor.mul_(sign), out=out[2])
 
 
-def _horner(coefficients: Float[Tensor, " powers"], v: Tensor) -> Tensor:
-    """The polynomial with these coefficients, highest power first."""
+def _horner(coefficients: Float[Tensor, "powers 3 1"], v: Tensor) -> Float[Tensor, "3 pairs"]:
+    """The polynomials, together: one call of many threads for each power."""
     first, second, *others = coefficients.unbind()
-    value = torch.addcmul(second, first, v)
+    values = torch.addcmul(second, first, v)
     for coefficient in others:
-        torch.addcmul(coefficient, value, v, out=value)
-    return value
+        torch.addcmul(coefficient, values, v, out=values)
+    return values

@@ -22,6 +22,8 @@ __all__ = ["gamma_conditional_moments", "gamma_log_prob"]
 
 # Pairs handled at once: with 30 terms each, enough for torch's threads, few enough for the cache.
 _CHUNK = 2048
+# Products summed at once.
+_SUM_CHUNK = 1 << 17
 # Below this y (1 + c) the derivative by c is taken from moments, see `_q_by_log_c_small`.
 _SMALL_UTILITY = 0.2
 # From this many float32 pairs with one mean and cv on, interpolation in the margin pays.
@@ -120,7 +122,7 @@ class _GammaLogProb(torch.autograd.Function):
             torch.is_grad_enabled()
         ):  # double backward: the slopes must be differentiable themselves
             by_utility, by_log_c = _GammaSlopes.apply(margin, mean, cv)
-        return _chain(ctx, (margin, mean, cv), grad * by_utility, grad * by_log_c)
+        return _chain(ctx, (margin, mean, cv), by_utility, by_log_c, grad)
 
 
 class _GammaSlopes(torch.autograd.Function):
@@ -137,33 +139,51 @@ class _GammaSlopes(torch.autograd.Function):
     def backward(ctx: Any, grad_utility: Tensor, grad_log_c: Tensor) -> tuple[Tensor | None, ...]:
         uu, ul, ll = _by_chunks(_second_order, ctx.saved_tensors)
         by_utility = grad_utility * uu + grad_log_c * ul
-        return _chain(ctx, ctx.saved_tensors, by_utility, grad_utility * ul + grad_log_c * ll)
+        by_log_c = grad_utility * ul + grad_log_c * ll
+        return _chain(ctx, ctx.saved_tensors, by_utility, by_log_c, by_utility.new_ones(()))
 
 
 def _chain(
-    ctx: Any, inputs: tuple[Tensor, ...], by_utility: Tensor, by_log_c: Tensor
+    ctx: Any, inputs: tuple[Tensor, ...], by_utility: Tensor, by_log_c: Tensor, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Turn derivatives by utility (margin times mean) and log c into those by the inputs."""
+    """Turn slopes by utility (margin times mean) and log c, times grad, into those by inputs."""
     margin, mean, cv = inputs
     by_margin = by_mean = by_cv = None
-    if ctx.needs_input_grad[0]:
-        by_margin = (by_utility * mean).sum_to_size(margin.shape).to(margin.dtype)
-    if ctx.needs_input_grad[1]:
-        finite = margin.nan_to_num(nan=math.nan)  # the slope is zero at infinity: keep the product
-        by_mean = (by_utility * finite).sum_to_size(mean.shape).to(mean.dtype)
     if ctx.needs_input_grad[2]:
-        by_cv = by_log_c.sum_to_size(cv.shape).to(cv.dtype) * (2 / cv)
+        by_cv = _inner(by_log_c, grad, cv.shape).to(cv.dtype) * (2 / cv)
+    by_utility = by_utility * grad
+    if ctx.needs_input_grad[1]:
+        by_mean = _inner(by_utility, margin, mean.shape).to(mean.dtype)
+    if ctx.needs_input_grad[0]:
+        in_place = not torch.is_grad_enabled() and mean.numel() == 1
+        by_margin = by_utility.mul_(mean) if in_place else by_utility * mean
+        by_margin = by_margin.sum_to_size(margin.shape).to(margin.dtype)
     return by_margin, by_mean, by_cv
+
+
+def _inner(slope: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    """Products, summed to a shape; for one number in parts, to need no further long vector.
+
+    An infinite weight counts as the largest number: the slope at an infinite margin is zero.
+    """
+    largest = torch.finfo(weight.dtype).max
+    if math.prod(shape) == 1 and slope.shape == weight.shape and slope.numel() > _SUM_CHUNK:
+        parts = zip(slope.split(_SUM_CHUNK), weight.split(_SUM_CHUNK), strict=True)
+        total = sum((part * by.clamp(-largest, largest)).sum() for part, by in parts)
+        return total.view(shape)
+    return (slope * weight.clamp(-largest, largest)).sum_to_size(shape)
 
 
 def _evaluate(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, ...]:
     """Log P and its derivatives by utility and by log c, of the broadcast shape."""
     shared = mean.numel() == 1 and cv.numel() == 1
     many = margin.dtype == torch.float32 and margin.numel() >= _MANY_PAIRS
-    if shared and many and bool(margin.sum().isfinite()):  # a sum is the cheapest check of all
-        shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
-        results = first_order_interpolated(margin.reshape(-1), mean, cv)
-        return tuple(value.view(shape) for value in results)
+    if shared and many:
+        largest = max(abs(bound.item()) for bound in margin.aminmax())
+        if math.isfinite(largest):
+            shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
+            results = first_order_interpolated(margin.reshape(-1), mean, cv, largest)
+            return tuple(value.view(shape) for value in results)
     return _by_chunks(_first_order, (margin, mean, cv))
 
 
