@@ -9,7 +9,8 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from mixdpo_pyro.errors import ConfigError, MixDPOError
 
@@ -148,26 +149,40 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def _parse_fields(
-    config: type, prog: str, arguments: list[str], extra: dict[str, str] | None = None
+    config: type,
+    prog: str,
+    arguments: list[str],
+    extra: dict[str, str] | None = None,
+    positional: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Values for the fields of a flat dataclass; its docstring's Args section is the help."""
+    """Values for the fields of a flat dataclass; its docstring's Args section is the help.
+
+    `positional` and `extra` are further required arguments, name -> help, without and with a flag.
+    """
     doc = config.__doc__ or ""
     parser = _OneLineParser(
         prog=prog,
         description=doc.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    for name, text in (positional or {}).items():
+        parser.add_argument(name, help=text)
     for name, text in (extra or {}).items():
         parser.add_argument(f"--{name}", required=True, help=text)
+    hints = get_type_hints(config)
     for field in fields(config):
         options: dict[str, Any] = {
             "help": _argument_help(doc, field.name),
             "default": field.default,
         }
+        kinds = [kind for kind in get_args(hints[field.name]) if kind is not NoneType]
         if isinstance(field.default, bool):
             parser.add_argument(f"--{field.name}", action="store_true", **options)
+        elif get_origin(hints[field.name]) is Literal:
+            parser.add_argument(f"--{field.name}", choices=kinds, **options)
         else:
-            parser.add_argument(f"--{field.name}", type=type(field.default), **options)
+            kind = kinds[0] if kinds else hints[field.name]
+            parser.add_argument(f"--{field.name}", type=kind, **options)
     return vars(parser.parse_args(arguments))
 
 
