@@ -4,6 +4,8 @@ They call `pyro.sample` and hold `torch.nn.Parameter`, never `pyro.param`: Pyro'
 store stays empty, any torch optimiser takes them, and their state dict is all there is to save.
 """
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -36,6 +38,15 @@ class StrengthGuide(nn.Module):
         """Draws of each latent, shape `(num_samples,)`."""
         raise NotImplementedError
 
+    def rsample(self, num_samples: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+        """Reparameterised draws of each latent and the log density of the guide at them.
+
+        Returns:
+            Latents of shape `(num_samples, 1)`, or `()` for one draw; log density in nats, of
+            shape `(num_samples,)` or `()`. What `forward` gives to Pyro, without a trace.
+        """
+        raise NotImplementedError
+
 
 class NormalGuide(StrengthGuide):
     r"""Normal with full covariance over the logarithms of the latents.
@@ -54,13 +65,8 @@ class NormalGuide(StrengthGuide):
 
     def log_distribution(self) -> dist.MultivariateNormal:
         """Law of the logarithms."""
-        size = len(self.names)
-        lower = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
-        row, column = torch.tril_indices(size, size, offset=-1)
-        lower = lower.index_put((row, column), self.correlation)
-        return dist.MultivariateNormal(
-            self.loc, scale_tril=self.log_scale.exp().unsqueeze(-1) * lower, validate_args=False
-        )
+        lower = self.log_scale.exp().unsqueeze(-1) * self._unit_lower()
+        return dist.MultivariateNormal(self.loc, scale_tril=lower, validate_args=False)
 
     def forward(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every latent; the density is that of the latent, not of its logarithm."""
@@ -77,6 +83,29 @@ class NormalGuide(StrengthGuide):
         logs = self.log_distribution().sample((num_samples,))
         return dict(zip(self.names, logs.exp().unbind(-1), strict=True))
 
+    def rsample(self, num_samples: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+        """Draws and log density; see the base class."""
+        size = len(self.names)
+        shape = (size,) if num_samples == 1 else (num_samples, size)
+        noise = torch.normal(self.loc.new_zeros(shape), 1.0)
+        standard = noise if size == 1 else noise @ self._unit_lower().T
+        logs = self.loc + self.log_scale.exp() * standard
+        log_density = (
+            -noise.square().sum(-1) / 2
+            - size * math.log(2 * math.pi) / 2
+            - self.log_scale.sum()
+            - logs.sum(-1)
+        )
+        values = logs.exp() if num_samples == 1 else logs.exp().unsqueeze(-2)
+        return dict(zip(self.names, values.unbind(-1), strict=True)), log_density
+
+    def _unit_lower(self) -> Tensor:
+        """Lower triangular matrix with ones on the diagonal and `correlation` below it."""
+        size = len(self.names)
+        lower = torch.eye(size, dtype=self.loc.dtype, device=self.loc.device)
+        row, column = torch.tril_indices(size, size, offset=-1)
+        return lower.index_put((row, column), self.correlation)
+
 
 class PointGuide(StrengthGuide):
     """A point: with it the objective is the marginal likelihood, as in the paper."""
@@ -90,6 +119,10 @@ class PointGuide(StrengthGuide):
     def draw(self, num_samples: int) -> dict[str, Tensor]:
         """The point, `num_samples` times."""
         return {name: value.expand(num_samples) for name, value in self.median().items()}
+
+    def rsample(self, num_samples: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+        """The point, and zero: it has no density."""
+        return self.median(), self.loc.new_zeros(())
 
 
 class NoLatentGuide(StrengthGuide):
@@ -111,6 +144,10 @@ class NoLatentGuide(StrengthGuide):
     def draw(self, num_samples: int) -> dict[str, Tensor]:
         """No latents, no draws."""
         return {}
+
+    def rsample(self, num_samples: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+        """No latents, and zero."""
+        return {}, torch.zeros(())
 
 
 def build_strength_guide(

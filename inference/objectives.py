@@ -2,7 +2,6 @@
 
 import torch
 from jaxtyping import Float, Int
-from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from mixdpo_pyro.inference.guides import StrengthGuide
@@ -19,8 +18,10 @@ class StrengthObjective(torch.nn.Module):
               + \mathrm{KL}(q \,\|\, p) \Big)
 
     in nats, so that it compares with the loss of DPO. It is differentiable in the margins, hence
-    in the policy, and in the guide. `parameters()` holds all parameters of model and guide; the
-    global parameter store of Pyro stays empty, so that objectives coexist in one process.
+    in the policy, and in the guide. The loss is that of `pyro.infer.Trace_ELBO` for this model and
+    guide, without its traces, which take longer than the likelihood of a training batch.
+    `parameters()` holds all parameters of model and guide; the global parameter store of Pyro
+    stays empty, so that objectives coexist in one process.
 
     Args:
         model: Preference model.
@@ -35,11 +36,7 @@ class StrengthObjective(torch.nn.Module):
         super().__init__()
         self.model = model
         self.guide = guide
-        self._elbo = Trace_ELBO(
-            num_particles=num_particles,
-            vectorize_particles=num_particles > 1,
-            max_plate_nesting=1,
-        )
+        self.num_particles = num_particles
 
     def forward(
         self,
@@ -54,12 +51,15 @@ class StrengthObjective(torch.nn.Module):
             annotator: Annotator ids; pairs of one annotator then share their strength.
             num_total: Pairs (or annotators, with ids) in the whole dataset; default, this batch.
         """
-        if num_total is None:
-            num_total = len(margin) if annotator is None else len(annotator.unique())
-        loss = self._elbo.differentiable_loss(
-            self.model, self.guide, margin, annotator, num_total=num_total
+        latents, log_guide = self.guide.rsample(self.num_particles)
+        log_prior = self.model.log_prior(latents)
+        log_prob = self.model.log_prob(
+            margin, annotator=annotator, **{**self._constants(), **latents}
         )
-        return loss / num_total
+        num_units = log_prob.shape[-1]
+        num_total = num_units if num_total is None else num_total
+        log_joint = log_prior + num_total / num_units * log_prob.sum(-1)
+        return (log_guide - log_joint).mean() / num_total
 
     @torch.no_grad()
     def location(self) -> dict[str, Tensor]:
@@ -75,4 +75,6 @@ class StrengthObjective(torch.nn.Module):
         return {name: v.expand(num_samples) for name, v in {**self._constants(), **draws}.items()}
 
     def _constants(self) -> dict[str, Tensor]:
-        return {"mean": torch.tensor(self.model.beta), "cv": torch.zeros(())}
+        """Values of what is not latent: the mean where it is fixed, cv = 0 of plain DPO."""
+        beta = torch.tensor(self.model.beta, dtype=torch.float64)
+        return {"mean": beta, "cv": torch.zeros_like(beta)}

@@ -290,28 +290,25 @@ def _q_by_log_c_small(y: Tensor, c: Tensor) -> Tensor:
     """
     first = torch.where(y * (1 + c) < _SMALL_UTILITY / 3, 0.0, 6.0)
     x = c * y
-    total = torch.zeros_like(y)
-    for k in range(1, 6):
-        term = torch.exp(-(k * x).log1p() / c) * log1p_excess(k * x) / c
-        total = total - (-1) ** k * term.masked_fill(k >= first, 0.0)
+    k = torch.arange(1, 6, dtype=y.dtype, device=y.device).unsqueeze(-1)
+    summand = torch.exp(-(k * x).log1p() / c) * log1p_excess(k * x) / c
+    alternating = torch.where(k % 2 == 0, -1.0, 1.0).masked_fill(k >= first, 0.0)
     z = first * x
     share, log_slope = z / (1 + z), log1p_excess(z) / c
     moment = torch.exp(-z.log1p() / c)
-    rest = moment * log_slope / 2
-    shrink = y / (1 + z)
-    moment, log_slope = moment * shrink, log_slope - share
-    for n, coefficient in enumerate(_logistic_coefficients()):
-        rest = rest + coefficient * moment * log_slope
-        for i in (2 * n + 1, 2 * n + 2):
-            moment = moment * shrink * (1 + i * c)
-            log_slope = log_slope + i * c / (1 + i * c) - share
-    return total - rest  # N is even
+    # Moments of order 1 to 29 and their slopes by log c, of which the odd ones are needed.
+    coefficient = _logistic_coefficients(y.device)
+    growth = c * torch.arange(2 * len(coefficient) - 1, device=y.device).unsqueeze(-1)
+    moments = moment * (y / (1 + z) * (1 + growth)).cumprod(0)
+    log_slopes = log_slope + (growth / (1 + growth) - share).cumsum(0)
+    rest = moment * log_slope / 2 + coefficient @ (moments * log_slopes)[::2]
+    return (alternating * summand).sum(0) - rest  # N is even
 
 
 @lru_cache
-def _logistic_coefficients() -> tuple[float, ...]:
+def _logistic_coefficients(device: torch.device) -> Float[Tensor, " odd"]:
     """Odd Taylor coefficients of the sigmoid at zero, from sigmoid' = 1/4 - (sigmoid - 1/2)^2."""
     tau = [0.25]
     for n in range(1, 15):
         tau.append(-sum(tau[i] * tau[n - 1 - i] for i in range(n)) / (2 * n + 1))
-    return tuple(tau)
+    return torch.tensor(tau, dtype=torch.float64, device=device)

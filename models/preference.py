@@ -4,12 +4,14 @@ Both take margins, never a language model, have one plate and are scaled to the 
 under minibatches (`max_plate_nesting=1`).
 """
 
+from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 import pyro
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Int
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -113,12 +115,27 @@ class PreferenceModel(PyroModule):
         beta = torch.tensor(self.beta, dtype=margin.dtype, device=margin.device)
         if self.family == "fixed":
             return beta, torch.zeros_like(beta)
-        mean_law, cv_law = mean_prior(beta), cv_prior(torch.ones_like(beta))
+        laws = _priors(self.mean, self.beta, margin.dtype, margin.device)
         if self.mean == "free":
             # Masked: flat, but a guide that initialises can still draw from it.
-            mean_law, cv_law = mean_law.mask(False), cv_law.mask(False)
-        mean = beta if self.mean == "fixed" else pyro.sample("mean", mean_law)
-        return mean, pyro.sample("cv", cv_law)
+            laws = {name: law.mask(False) for name, law in laws.items()}
+        sampled = {name: pyro.sample(name, law) for name, law in laws.items()}
+        return sampled.get("mean", beta), sampled["cv"]
+
+    def log_prior(self, latents: dict[str, Tensor]) -> Tensor:
+        """Log density in nats of the sites `mean` and `cv`, summed; zero where they have no prior.
+
+        Args:
+            latents: Values of the sites that the model samples, of shape `()` or `(particles, 1)`.
+
+        Returns:
+            Shape `()` or `(particles,)`.
+        """
+        if self.mean == "free" or not latents:
+            return torch.zeros(())
+        laws = _priors(self.mean, self.beta, latents["cv"].dtype, latents["cv"].device)
+        total = sum(laws[name].log_prob(value) for name, value in latents.items())
+        return total.squeeze(-1) if total.dim() else total
 
     def log_prob(
         self,
@@ -143,6 +160,16 @@ class PreferenceModel(PyroModule):
         name = "pairs" if annotator is None else "annotators"
         total = size if num_total is None else num_total
         return pyro.plate(name, total, subsample=torch.arange(size), dim=-1)
+
+
+@lru_cache
+def _priors(
+    anchor: MeanAnchor, beta: float, dtype: torch.dtype, device: torch.device
+) -> dict[str, TorchDistributionMixin]:
+    """Priors of the sites that are sampled; kept, since they are asked for at every step."""
+    median = torch.tensor(beta, dtype=dtype, device=device)
+    laws = {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
+    return {"cv": laws["cv"]} if anchor == "fixed" else laws
 
 
 class LatentStrengthModel(PreferenceModel):

@@ -11,7 +11,7 @@ posteriors of long panels are covered too. Nodes are constants when differentiat
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +33,7 @@ __all__ = [
 # at exp(-19) = 6e-9 of its own: the wider the window, the coarser the steps.
 _WINDOW_NATS = 21.0
 _SLOPE_NATS = 19.0
-_BISECTIONS = 3
+_REFINEMENT = 8
 _SCAN_STEPS = 16
 _MAX_SCANS = 60
 # Pairs times nodes handled at once; bounds the memory of the intermediate results.
@@ -67,6 +67,9 @@ class Panel(NamedTuple):
 
     def pieces(self, num_nodes: int) -> Iterator["Panel"]:
         """Consecutive runs of whole groups, each of about `_CHUNK` pairs times nodes."""
+        if len(self.margin) * num_nodes <= _CHUNK:
+            yield self
+            return
         if self.group is None:
             sizes = torch.ones_like(self.mean, dtype=torch.long)
         else:
@@ -161,7 +164,7 @@ def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
         low, high = _window(panel, coordinate)
         t = _grid(low, high, num_nodes)
         log_step = ((high - low) / (num_nodes - 1)).log()
-    beta, log_density = coordinate.nodes(t, panel)
+    beta, log_density = coordinate.nodes(panel)(t)
     return Nodes(beta, panel.log_likelihood(beta) + log_density + log_step)
 
 
@@ -221,12 +224,13 @@ def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
 
     Starts from bounds that hold for certain and shrinks to the points that matter and one step
     around them, until most of them do; a peak between two points is next to the best of them. The
-    ends are then bisected. What happens to one group does not depend on the others.
+    step at each end is then scanned on its own. What happens to one group does not depend on the
+    others.
     """
-    low, high = coordinate.bracket(panel)
+    nodes, (low, high) = coordinate.nodes(panel), coordinate.bracket(panel)
     index = torch.arange(_SCAN_STEPS + 1, device=low.device).unsqueeze(-1)
     for _ in range(_MAX_SCANS):
-        heights = _heights(_grid(low, high, _SCAN_STEPS + 1), panel, coordinate)
+        heights = _heights(_grid(low, high, _SCAN_STEPS + 1), panel, nodes)
         peaks = heights.amax(1, keepdim=True)
         inside = _matters(heights, peaks)
         first = (torch.where(inside, index, _SCAN_STEPS).amin(0) - 1).clamp(min=0)
@@ -239,18 +243,19 @@ def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
             torch.where(resolved, low, low + step * first),
             torch.where(resolved, high, low + step * last),
         )
-    outer = torch.stack([low + step * first, low + step * last])
-    inner = torch.stack([low + step * (first + 1), low + step * (last - 1)])
-    for _ in range(_BISECTIONS):
-        middle = (outer + inner) / 2
-        inside = _matters(_heights(middle, panel, coordinate), peaks)
-        outer, inner = torch.where(inside, outer, middle), torch.where(inside, middle, inner)
+    # At both ends, from the outermost point, which does not matter, to the first one that does.
+    start, inward = low + step * torch.stack([first, last]), step * index.new_tensor([[1], [-1]])
+    fraction = torch.arange(1, _REFINEMENT, device=low.device, dtype=low.dtype) / _REFINEMENT
+    points = start + fraction.view(-1, 1, 1) * inward
+    inside = _matters(_heights(points.flatten(0, 1), panel, nodes), peaks).view(points.shape)
+    beyond = torch.where(inside, fraction.view(-1, 1, 1), 1.0).amin(0) - 1 / _REFINEMENT
+    outer = start + beyond * inward
     return outer[0], outer[1]
 
 
-def _heights(t: Tensor, panel: Panel, coordinate: "_Coordinate") -> Float[Tensor, "2 nodes ..."]:
+def _heights(t: Tensor, panel: Panel, nodes: "_NodesAt") -> Float[Tensor, "2 nodes groups"]:
     """Log integrands of the likelihood and of its slope by a margin, which has a factor beta."""
-    beta, log_density = coordinate.nodes(t, panel)
+    beta, log_density = nodes(t)
     value = panel.log_likelihood(beta) + log_density
     return torch.stack([value, value + beta.abs().log()])
 
@@ -261,17 +266,24 @@ def _matters(heights: Tensor, peaks: Tensor) -> Tensor:
     return (value >= -_WINDOW_NATS) | (slope >= -_SLOPE_NATS)
 
 
+_NodesAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
 class _Coordinate(NamedTuple):
     """A family's coordinate: strengths and log density at its points, and certain bounds."""
 
-    nodes: Callable[[Tensor, Panel], tuple[Tensor, Tensor]]
+    nodes: Callable[[Panel], _NodesAt]
     bracket: Callable[[Panel], tuple[Tensor, Tensor]]
 
 
-def _lognormal_nodes(z: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
+def _lognormal_nodes(panel: Panel) -> _NodesAt:
     """Coordinate z with log beta = mu + sigma z."""
     location, scale = lognormal_parameters(panel.mean, panel.cv)
-    return torch.exp((location + scale * z).clamp(max=600.0)), _standard_normal_log_density(z)
+
+    def at(z: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.exp((location + scale * z).clamp(max=600.0)), _standard_normal_log_density(z)
+
+    return at
 
 
 def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
@@ -279,12 +291,13 @@ def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
 
     A factor beta moves the peak by sigma.
     """
-    beta, _ = _lognormal_nodes(torch.zeros_like(panel.mean).unsqueeze(0), panel)
-    reach = (2 * (_WINDOW_NATS - panel.log_likelihood(beta).squeeze(0))).sqrt()
-    return -reach, reach + lognormal_parameters(panel.mean, panel.cv)[1]
+    location, scale = lognormal_parameters(panel.mean, panel.cv)
+    at_median = panel.log_likelihood(location.clamp(max=600.0).exp().unsqueeze(0)).squeeze(0)
+    reach = (2 * (_WINDOW_NATS - at_median)).sqrt()
+    return -reach, reach + scale
 
 
-def _normal_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
+def _normal_nodes(panel: Panel) -> _NodesAt:
     """Coordinate t with beta = m cv sinh(t) / kappa: nodes crowd around the kink at beta = 0.
 
     The standardised strength z is held fixed when differentiating. Where the window stays clear
@@ -292,10 +305,18 @@ def _normal_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         kappa, clear = _normal_sharpness(panel), _normal_reach(panel) * panel.cv < 1
+
+    @torch.no_grad()
+    def standardised(t: Tensor) -> tuple[Tensor, Tensor]:
         z = torch.where(clear, t, t.clamp(-80, 80).sinh() / kappa - 1 / panel.cv)
         log_cosh = t.abs() + torch.log1p(torch.exp(-2 * t.abs())) - math.log(2)
-        log_slope = torch.where(clear, 0.0, log_cosh - kappa.log())
-    return panel.mean * (1 + panel.cv * z), _standard_normal_log_density(z) + log_slope
+        return z, torch.where(clear, 0.0, log_cosh - kappa.log())
+
+    def at(t: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_slope = standardised(t)
+        return panel.mean * (1 + panel.cv * z), _standard_normal_log_density(z) + log_slope
+
+    return at
 
 
 def _normal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
@@ -318,7 +339,7 @@ def _normal_sharpness(panel: Panel) -> Tensor:
     return (panel.largest_margin() * panel.mean * panel.cv).clamp(0.1, 1 / _SHARPEST_KINK)
 
 
-def _gamma_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
+def _gamma_nodes(panel: Panel) -> _NodesAt:
     """Coordinate t with log(beta / m) = s = u + kappa (1 - exp(-u)), u = t min(1, cv).
 
     The lower tail exp(a s) of a heavy-tailed law becomes doubly exponential (Takahasi and Mori,
@@ -327,11 +348,20 @@ def _gamma_nodes(t: Tensor, panel: Panel) -> tuple[Tensor, Tensor]:
     """
     with torch.no_grad():
         scale, kappa = panel.cv.clamp(max=1.0), _gamma_onset(panel)
-        u = t * scale
-        s = u - kappa * torch.expm1(-u)
-        log_slope = torch.log1p(kappa * torch.exp(-u)) + scale.log()
     a = panel.cv.square().reciprocal()
-    return panel.mean * s.exp(), a * (s - s.expm1()) + _log_gamma_normaliser(a) + log_slope
+    normaliser = _log_gamma_normaliser(a)
+
+    @torch.no_grad()
+    def logs(t: Tensor) -> tuple[Tensor, Tensor]:
+        u = t * scale
+        log_slope = torch.log1p(kappa * torch.exp(-u)) + scale.log()
+        return u - kappa * torch.expm1(-u), log_slope
+
+    def at(t: Tensor) -> tuple[Tensor, Tensor]:
+        s, log_slope = logs(t)
+        return panel.mean * s.exp(), a * (s - s.expm1()) + normaliser + log_slope
+
+    return at
 
 
 def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:

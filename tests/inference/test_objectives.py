@@ -113,6 +113,30 @@ def test_minibatch_bounds_stay_below_the_exact_marginal(simulate, name):
     assert np.mean(batches) > 1.5 * exact  # yet of its size
 
 
+@pytest.mark.parametrize("anchor", ["prior", "fixed", "free"])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "fixed"])
+@pytest.mark.parametrize("panels", [False, True])
+def test_loss_is_that_of_pyro_for_the_same_draw(simulate, family, anchor, panels):
+    margin, annotator = _panel(simulate)
+    ids = annotator if panels else None
+    model = PreferenceModel(family, anchor, MEAN)
+    guide = build_strength_guide(model, CV, initial_scale=0.3).double()
+    if hasattr(guide, "correlation"):
+        torch.nn.init.constant_(guide.correlation, 0.4)
+    objective, elbo = StrengthObjective(model, guide), pyro.infer.Trace_ELBO(max_plate_nesting=1)
+    pyro.set_rng_seed(3)
+    loss = objective(margin, ids, num_total=500)
+    pyro.set_rng_seed(3)
+    expected = elbo.differentiable_loss(model, guide, margin, ids, num_total=500) / 500
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    if family == "fixed":
+        return
+    parameters = [p for p in guide.parameters() if p.numel()]
+    gradients = (torch.autograd.grad(value, parameters) for value in (loss, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-15)
+
+
 def test_loss_with_a_global_guide_is_minus_the_elbo_by_quadrature(simulate):
     margin, _ = _panel(simulate)
     model = PreferenceModel("gamma", beta=MEAN)
