@@ -4,30 +4,43 @@ import gzip
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.readers import Problem, ReadPairs, find_reader, shorten
 
 __all__ = [
     "ROW_COLUMN",
+    "TEXT_COLUMNS",
     "PreferenceData",
+    "Source",
     "check_preferences",
+    "drop_useless",
+    "find_problems",
+    "keys_of_pairs",
     "load_preferences",
     "pair_keys",
+    "read_source",
     "split_pairs",
+    "text_of",
 ]
 
 logger = logging.getLogger(__name__)
 
 ROW_COLUMN = "source_row"
-"""Column that carries the row number in the source, counted from 0."""
+"""Column that carries the row number in the source, counted from 0; with a reader, the number of
+the pair in what the reader makes."""
+
+TEXT_COLUMNS = ("prompt", "chosen", "rejected")
+"""The columns of a preference pair; `prompt` may be absent."""
 
 _BUILDERS = {
     ".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.gz": "json",
@@ -51,6 +64,23 @@ class PreferenceData:
     dropped: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Pairs as they were read, nothing checked yet.
+
+    Attributes:
+        pairs: The columns of the source, renamed where asked for; `source_row` is added.
+        name: Name of the file or hub dataset, for messages.
+        dropped: What a reader left out: reason -> number.
+        problems: Values that a reader, or the reading of lines, could not use.
+    """
+
+    pairs: Dataset
+    name: str
+    dropped: dict[str, int]
+    problems: list[Problem]
+
+
 class _Rule(NamedTuple):
     words: str
     holds: Callable[[object], bool]
@@ -63,6 +93,8 @@ def load_preferences(
     annotator_column: str | None = None,
     max_rows: int | None = None,
     seed: int = 0,
+    reader: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> PreferenceData:
     """Load preference pairs from a local file, a saved dataset folder or the hub, and check them.
 
@@ -74,18 +106,74 @@ def load_preferences(
         annotator_column: Column with annotator ids that must be there.
         max_rows: Take a random subset of at most this many rows.
         seed: Seed of that subset.
+        reader: A reader of :mod:`mixdpo_pyro.readers`, `NAME` or `NAME:option,option`.
+        columns: `prompt`, `chosen` or `rejected` -> the column of the source that holds it.
 
     Raises:
+        ConfigError: If there is no such reader, or a role in `columns` is unknown.
         DataError: If the source cannot be read, or a row cannot be used.
     """
-    dataset = _read(name, split, config)
-    if ROW_COLUMN in dataset.column_names:
+    source = read_source(name, split, config, reader, columns)
+    if source.problems:
+        first, *others = source.problems
+        more = f" (and {len(others)} more; see mixdpo doctor)" if others else ""
+        raise DataError(f"{name}: {first}{more}")
+    pairs = source.pairs
+    if max_rows is not None and max_rows < len(pairs):
+        keep = np.random.default_rng(seed).permutation(len(pairs))[:max_rows]
+        pairs = pairs.select(np.sort(keep))
+    data = check_preferences(pairs, source=name, annotator_column=annotator_column)
+    return PreferenceData(data.pairs, name, dict(Counter(source.dropped) + Counter(data.dropped)))
+
+
+def read_source(
+    name: str,
+    split: str = "train",
+    config: str | None = None,
+    reader: str | None = None,
+    columns: dict[str, str] | None = None,
+    is_lenient: bool = False,
+) -> Source:
+    """Read pairs without checking them; see :func:`load_preferences` for the arguments.
+
+    Args:
+        name: File, saved dataset folder or hub name.
+        split: Split to take where the source has several.
+        config: Configuration name of a hub dataset.
+        reader: A reader, `NAME` or `NAME:option,option`.
+        columns: Role -> column of the source.
+        is_lenient: Where a `jsonl` file does not load, read it line by line, and list the lines
+            and values that are in the way instead of raising an error.
+
+    Raises:
+        ConfigError: If there is no such reader, or a role in `columns` is unknown.
+        DataError: If the source cannot be read, or has no rows, or lacks a column of `columns`.
+    """
+    found = None if reader is None else find_reader(reader)
+    if found and config is None and _builder_for(Path(name)) is None:
+        config = found[0].hub_config
+    problems: list[Problem] = []
+    try:
+        dataset = _read(name, split, config)
+    except _UnreadableLinesError as error:
+        if not is_lenient or found:
+            raise DataError(str(error)) from error
+        dataset, problems = _read_loosely(error.path)
+    read = ReadPairs(problems=problems)
+    if found:
+        read = found[0].read(dataset, found[1])
+        if read.dropped:
+            words = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items())
+            logger.warning("%s: the reader left out %s", name, words)
+        dataset = _dataset_of(read.pairs)
+    if found and len(dataset) == 0 and not read.problems:
+        raise DataError(f"{name}: the reader {found[0].name} found no pair")
+    dataset = _rename(dataset, columns or {}, name)
+    if ROW_COLUMN not in dataset.column_names:
+        dataset = dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
+    elif not problems:
         raise DataError(f"{name}: column '{ROW_COLUMN}' is kept for row numbers; rename it")
-    dataset = dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
-    if max_rows is not None and max_rows < len(dataset):
-        keep = np.random.default_rng(seed).permutation(len(dataset))[:max_rows]
-        dataset = dataset.select(np.sort(keep))
-    return check_preferences(dataset, source=name, annotator_column=annotator_column)
+    return Source(dataset, name, dict(read.dropped), read.problems)
 
 
 def check_preferences(
@@ -100,6 +188,25 @@ def check_preferences(
     Raises:
         DataError: Naming the source, the column and the row.
     """
+    problem = next(find_problems(dataset, source, annotator_column), None)
+    if problem is not None:
+        raise DataError(f"{source}: {problem}")
+    dataset, dropped = drop_useless(dataset)
+    if dropped:
+        logger.warning("%s: left out %s", source, _count_words(dropped))
+    if len(dataset) == 0:
+        raise DataError(f"{source}: no usable pair is left ({_count_words(dropped)})")
+    return PreferenceData(dataset, source, dropped)
+
+
+def find_problems(
+    dataset: Dataset, source: str = "dataset", annotator_column: str | None = None
+) -> Iterator[Problem]:
+    """Every value that is missing or of a wrong type, column by column.
+
+    Raises:
+        DataError: If a column is missing or there are no rows.
+    """
     columns = dataset.column_names
     required = ["chosen", "rejected", *([annotator_column] if annotator_column else [])]
     for column in required:
@@ -107,24 +214,24 @@ def check_preferences(
             raise DataError(f"{source}: column '{column}' is missing; it has {', '.join(columns)}")
     if len(dataset) == 0:
         raise DataError(f"{source}: the dataset is empty")
-    text_columns = [c for c in ("prompt", "chosen", "rejected") if c in columns]
     rows = dataset[ROW_COLUMN] if ROW_COLUMN in columns else range(len(dataset))
+    text_columns = [c for c in TEXT_COLUMNS if c in columns]
     for column in text_columns:
-        _check_values(dataset[column], rows, f"column '{column}'", source, _TEXT)
+        yield from _find_values(dataset[column], rows, column, _TEXT)
+    yield from _find_mixtures(dataset, rows, text_columns)
     if annotator_column:
-        where = f"column '{annotator_column}'"
-        _check_values(dataset[annotator_column], rows, where, source, _ANNOTATOR)
+        yield from _find_values(dataset[annotator_column], rows, annotator_column, _ANNOTATOR)
 
+
+def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
+    """Leave out pairs with identical or empty responses, and count them."""
     reasons = [
         _why_useless(c, r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)
     ]
     dropped = {reason: reasons.count(reason) for reason in sorted({r for r in reasons if r})}
     if dropped:
         dataset = dataset.select([i for i, reason in enumerate(reasons) if reason is None])
-        logger.warning("%s: left out %s", source, _count_words(dropped))
-    if len(dataset) == 0:
-        raise DataError(f"{source}: no usable pair is left ({_count_words(dropped)})")
-    return PreferenceData(dataset, source, dropped)
+    return dataset, dropped
 
 
 def split_pairs(pairs: Dataset, test_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -150,8 +257,13 @@ def split_pairs(pairs: Dataset, test_fraction: float, seed: int = 0) -> tuple[Da
 def pair_keys(pairs: Dataset) -> list[str]:
     """One key a row; equal for rows with the same prompt and the same two answers."""
     prompts = pairs["prompt"] if "prompt" in pairs.column_names else [""] * len(pairs)
+    return keys_of_pairs(prompts, pairs["chosen"], pairs["rejected"])
+
+
+def keys_of_pairs(prompts: Iterable, chosen: Iterable, rejected: Iterable) -> list[str]:
+    """The keys of :func:`pair_keys` for columns of texts or messages."""
     keys = []
-    for prompt, *answers in zip(prompts, pairs["chosen"], pairs["rejected"], strict=True):
+    for prompt, *answers in zip(prompts, chosen, rejected, strict=True):
         both = sorted(json.dumps(answer, sort_keys=True) for answer in answers)
         text = "\0".join([json.dumps(prompt, sort_keys=True), *both])
         keys.append(hashlib.sha256(text.encode()).hexdigest())
@@ -204,35 +316,104 @@ def _read_file(path: Path, builder: str) -> Dataset:
     try:
         return load_dataset(builder, data_files=str(path), split="train")
     except (DatasetGenerationError, OSError, EOFError, ValueError) as error:
-        raise DataError(_why_unreadable(path, builder, error)) from error
+        raise _why_unreadable(path, builder, error) from error
 
 
-def _why_unreadable(path: Path, builder: str, error: Exception) -> str:
+class _UnreadableLinesError(DataError):
+    """A file of JSON lines that does not load as a table."""
+
+    def __init__(self, message: str, path: Path) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def _why_unreadable(path: Path, builder: str, error: Exception) -> DataError:
     cause = error.__cause__ or error
     if "corresponds to no data" in str(cause):  # a header and no rows
-        return f"{path}: the dataset is empty"
-    if builder == "json" and ".jsonl" in path.name:
-        opener: Callable = gzip.open if path.suffix == ".gz" else open
-        number = 1
-        try:
-            with opener(path, "rt", encoding="utf-8") as lines:
-                for line in lines:
-                    if line.strip():
-                        json.loads(line)
-                    number += 1
-        except (OSError, EOFError, ValueError) as bad_line:
-            return f"{path}: line {number} cannot be read ({bad_line})"
-    return f"{path}: cannot be read as {builder} ({' '.join(str(cause).split())})"
+        return DataError(f"{path}: the dataset is empty")
+    general = f"{path}: cannot be read as {builder} ({' '.join(str(cause).split())})"
+    if builder != "json" or ".jsonl" not in path.name:
+        return DataError(general)
+    for number, line in enumerate(_json_lines(path), start=1):
+        if isinstance(line, Exception):
+            return _UnreadableLinesError(f"{path}: line {number} cannot be read ({line})", path)
+    return _UnreadableLinesError(general, path)
 
 
-def _check_values(
-    values: Iterable, rows: Iterable[int], where: str, source: str, rule: _Rule
-) -> None:
+def _json_lines(path: Path) -> Iterator[Any]:
+    """The value of every line, None for an empty one, the error where it cannot be read."""
+    opener: Callable = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as lines:
+            for line in lines:
+                try:
+                    yield json.loads(line) if line.strip() else None
+                except ValueError as error:  # UnicodeDecodeError too
+                    yield error
+    except (OSError, EOFError) as error:  # a damaged archive ends here
+        yield error
+
+
+def _read_loosely(path: Path) -> tuple[Dataset, list[Problem]]:
+    """Rows whose texts have the right types, numbered by lines, and what is wrong elsewhere."""
+    problems, rows = [], []
+    for number, value in enumerate(_json_lines(path)):
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            got = str(value) if isinstance(value, Exception) else shorten(value)
+            problems.append(Problem(number, "(the whole line)", "a JSON object", got))
+            continue
+        bad = [name for name in TEXT_COLUMNS if name in value and not _TEXT.holds(value[name])]
+        problems += [Problem(number, n, _TEXT.words, shorten(value[n])) for n in bad]
+        if not bad:
+            kept = {k: v for k, v in value.items() if isinstance(v, str | int | list)}
+            rows.append({**kept, ROW_COLUMN: number})
+    try:
+        return _dataset_of(rows), problems
+    except (TypeError, ValueError) as error:  # two types in one column
+        raise DataError(f"{path}: cannot be read as json ({error})") from error
+
+
+def _dataset_of(rows: Sequence[dict[str, Any]], chunk: int = 20_000) -> Dataset:
+    """A dataset of rows; in chunks, since one Arrow array of text holds two gigabytes."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    full = [{name: row.get(name) for name in names} for row in rows]
+    parts = [Dataset.from_list(full[i : i + chunk]) for i in range(0, len(full), chunk)]
+    return concatenate_datasets(parts) if parts else Dataset.from_dict({})
+
+
+def _rename(dataset: Dataset, columns: dict[str, str], name: str) -> Dataset:
+    for role, column in columns.items():
+        if role not in TEXT_COLUMNS:
+            raise ConfigError(f"columns: expected {', '.join(TEXT_COLUMNS)}, got '{role}'")
+        if column not in dataset.column_names:
+            has = ", ".join(dataset.column_names)
+            raise DataError(f"{name}: column '{column}' is missing; it has {has}")
+    moved = {column: role for role, column in columns.items() if column != role}
+    if len(set(columns.values())) < len(columns):
+        raise ConfigError("columns: one column of the source cannot have two roles")
+    in_the_way = [r for r in moved.values() if r in dataset.column_names and r not in moved]
+    kept = {role: f"{role}_source" for role in in_the_way}
+    return dataset.rename_columns({**kept, **moved}) if moved else dataset
+
+
+def _find_values(
+    values: Iterable, rows: Iterable[int], column: str, rule: _Rule
+) -> Iterator[Problem]:
     for row, value in zip(rows, values, strict=True):
         if not rule.holds(value):
-            raise DataError(
-                f"{source}: row {row}, {where}: expected {rule.words}, got {_shorten(value)}"
-            )
+            yield Problem(row, column, rule.words, shorten(value))
+
+
+def _find_mixtures(dataset: Dataset, rows: Iterable[int], columns: list[str]) -> Iterator[Problem]:
+    """Rows where one column holds text and another one messages; TRL would take either for all."""
+    values = zip(rows, *(dataset[column] for column in columns), strict=True)
+    for row, *texts in values:
+        kinds = {type(text) for text in texts if isinstance(text, str | list)}
+        if len(kinds) > 1:
+            words = f"text or messages as in '{columns[-1]}'"
+            yield Problem(row, columns[0], words, shorten(texts[0]))
 
 
 def _is_text_or_messages(value: object) -> bool:
@@ -255,19 +436,15 @@ _ANNOTATOR = _Rule("an annotator id (text or a whole number)", _is_id)
 
 
 def _why_useless(chosen: str | list, rejected: str | list) -> str | None:
-    if not _text_of(chosen).strip() or not _text_of(rejected).strip():
+    if not text_of(chosen).strip() or not text_of(rejected).strip():
         return "empty response"
     return "identical responses" if chosen == rejected else None
 
 
-def _text_of(value: str | list) -> str:
+def text_of(value: str | list) -> str:
+    """The text of a response, messages run together."""
     return value if isinstance(value, str) else "".join(str(m["content"]) for m in value)
 
 
 def _count_words(dropped: dict[str, int]) -> str:
     return ", ".join(f"{count} rows with {reason}" for reason, count in dropped.items())
-
-
-def _shorten(value: object, length: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."

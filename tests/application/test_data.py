@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from mixdpo_pyro.data import check_preferences, load_preferences, pair_keys, split_pairs
-from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.errors import ConfigError, DataError
 
 PAIRS = [
     {"prompt": "p", "chosen": "a", "rejected": "b", "annotator": "x"},
@@ -154,3 +154,38 @@ def test_equal_answers_to_other_prompts_are_other_pairs():
 def test_split_of_one_pair_raises():
     with pytest.raises(DataError, match="at least 2 different pairs"):
         split_pairs(Dataset.from_list([PAIRS[0]] * 3), 0.5)
+
+
+def test_columns_are_mapped_by_name_and_the_column_in_the_way_is_kept(tmp_path):
+    rows = [{"prompt": "id-1", "question": "p", "better": "a", "worse": "b", "user": "x"}]
+    path = write(tmp_path, "d.jsonl", rows)
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert load_preferences(path, columns=columns).pairs.to_list() == [
+        {"prompt_source": "id-1", "prompt": "p", "chosen": "a", "rejected": "b", "user": "x",
+         "source_row": 0},
+    ]  # fmt: skip
+    swapped = {"chosen": "rejected", "rejected": "chosen"}
+    path = write(tmp_path, "d.parquet", PAIRS)
+    assert load_preferences(path, columns=swapped).pairs["chosen"][:] == ["b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"chosen": "best"}, DataError, r"d\.jsonl: column 'best' is missing; it has prompt"),
+        ({"annotator": "prompt"}, ConfigError, "columns: expected prompt, chosen, rejected, got"),
+        ({"chosen": "chosen", "rejected": "chosen"}, ConfigError, "cannot have two roles"),
+    ],
+)
+def test_wrong_mappings_are_refused(tmp_path, columns, error, message):
+    with pytest.raises(error, match=message):
+        load_preferences(write(tmp_path, "d.jsonl", PAIRS), columns=columns)
+
+
+def test_text_and_messages_in_one_pair_are_an_error():
+    """Such a prompt is what the binarized UltraFeedback has; TRL would look at one of the two."""
+    message = [{"role": "assistant", "content": "a"}]
+    other = [{"role": "assistant", "content": "b"}]
+    pairs = Dataset.from_list([{"prompt": "p", "chosen": message, "rejected": other}])
+    with pytest.raises(DataError, match="row 0, column 'prompt': expected text or messages as in"):
+        check_preferences(pairs)
