@@ -21,7 +21,10 @@ usage: mixdpo COMMAND [options]
 
 commands:
   demo        a simulated world with known truth, from text to report (no network, no GPU)
+  doctor      check preference pairs before training: mixdpo doctor DATA
   train       train a policy and the strength distribution: mixdpo train --config run.yaml
+  margins     margins of a policy: mixdpo margins MODEL REFERENCE DATA -o FILE
+  compare     finished runs side by side: mixdpo compare RUN RUN
   init        build a small Llama and its tokenizer from the text of a dataset
   simulate    write a simulated preference dataset with known truth
   report      write the report of a finished run again
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     commands = {
-        "demo": _demo, "train": _train, "init": _init, "simulate": _simulate, "report": _report
+        "demo": _demo, "doctor": _doctor, "train": _train, "margins": _margins,
+        "compare": _compare, "init": _init, "simulate": _simulate, "report": _report,
     }  # fmt: skip
     match arguments:
         case []:
@@ -84,6 +88,25 @@ def _demo(arguments: list[str]) -> None:
     _show_result(run_demo(config, _command_line("demo", arguments)))
 
 
+def _doctor(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from mixdpo_pyro.doctor import DoctorConfig, examine, show_examination
+    from mixdpo_pyro.errors import DataError
+    from mixdpo_pyro.files import write_json
+
+    positional = {"data": "local file, saved dataset folder or hub name"}
+    values = _parse_fields(DoctorConfig, "mixdpo doctor", arguments, positional=positional)
+    name = values.pop("data")
+    config = DoctorConfig(**values)
+    found = examine(name, config)
+    show_examination(found, Console(highlight=False))
+    if config.json is not None:
+        write_json(found.to_dict(), config.json)
+    if not found.is_ready:
+        raise DataError(f"{name}: not ready to train: {'; '.join(found.obstacles)}")
+
+
 def _train(arguments: list[str]) -> None:
     from mixdpo_pyro.config import parse_train_arguments
     from mixdpo_pyro.files import staged_folder
@@ -96,9 +119,45 @@ def _train(arguments: list[str]) -> None:
     _show_result(output)
 
 
+def _margins(arguments: list[str]) -> None:
+    from mixdpo_pyro.margins import MarginsConfig, write_margins
+
+    values = _parse_fields(
+        MarginsConfig,
+        "mixdpo margins",
+        arguments,
+        {"output": "parquet file to write"},
+        {"model": "policy: hub name, folder, adapter folder, or a run",
+         "reference": "reference, likewise, or 'base': the policy without its adapter",
+         "data": "local file, saved dataset folder or hub name"},
+    )  # fmt: skip
+    named = {name: values.pop(name) for name in ("model", "reference", "data", "output")}
+    summary = write_margins(**named, config=MarginsConfig(**values))
+    for reason, count in summary.dropped.items():
+        print(f"left out {count:,} pairs: {reason}")
+    print(f"truncated {summary.truncated:,} of {summary.num_pairs:,} pairs")
+    print(f"share of positive margins {summary.accuracy:.3f}")
+    print(f"wrote {summary.path} ({summary.pairs_per_second:.1f} pairs/s)")
+
+
+def _compare(arguments: list[str]) -> None:
+    from rich.console import Console
+
+    from mixdpo_pyro.compare import load_summaries, show_comparison, write_comparison
+
+    parser = _OneLineParser(prog="mixdpo compare", description="Finished runs side by side.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("-o", "--output", help="HTML file to write")
+    values = parser.parse_args(arguments)
+    runs = load_summaries(values.runs)
+    show_comparison(runs, Console(highlight=False))
+    if values.output is not None:
+        print(f"wrote {write_comparison(runs, values.output)}")
+
+
 def _init(arguments: list[str]) -> None:
     from mixdpo_pyro.data import load_preferences
-    from mixdpo_pyro.files import staged_folder
+    from mixdpo_pyro.files import staged_folder, write_json
     from mixdpo_pyro.policy import ReferenceConfig, build_reference
 
     values = _parse_fields(
@@ -107,11 +166,14 @@ def _init(arguments: list[str]) -> None:
         arguments,
         {"dataset_name": "local file, saved dataset folder or hub name",
          "output_dir": "folder for model and tokenizer"},
+        switches={"overwrite": "replace what an earlier `mixdpo init` wrote"},
     )  # fmt: skip
     dataset_name, output_dir = values.pop("dataset_name"), values.pop("output_dir")
+    overwrite = values.pop("overwrite")
     data = load_preferences(dataset_name)
-    with staged_folder(output_dir) as folder:
+    with staged_folder(output_dir, overwrite, marker="init.json") as folder:
         build_reference(data.pairs, ReferenceConfig(**values), folder)
+        write_json({"dataset_name": dataset_name, **values}, folder / "init.json")
     print(f"wrote {output_dir}")
 
 
@@ -123,12 +185,13 @@ def _simulate(arguments: list[str]) -> None:
 
     parser = _OneLineParser(prog="mixdpo simulate", description="Write a simulated dataset.")
     parser.add_argument("--output_dir", required=True, help="folder for dataset and truth")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
     for name, parameter in signature(simulate_preferences).parameters.items():
         default = parameter.default
         parser.add_argument(f"--{name}", type=type(default), default=default)
     values = vars(parser.parse_args(arguments))
-    output_dir = values.pop("output_dir")
-    with staged_folder(output_dir) as folder:
+    output_dir, overwrite = values.pop("output_dir"), values.pop("overwrite")
+    with staged_folder(output_dir, overwrite, marker="truth.json") as folder:
         simulate_preferences(**values).save(folder)
     print(f"wrote {output_dir}/dataset and {output_dir}/truth.json")
 
@@ -154,10 +217,12 @@ def _parse_fields(
     arguments: list[str],
     extra: dict[str, str] | None = None,
     positional: dict[str, str] | None = None,
+    switches: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Values for the fields of a flat dataclass; its docstring's Args section is the help.
 
-    `positional` and `extra` are further required arguments, name -> help, without and with a flag.
+    `positional` and `extra` are further required arguments, name -> help, without and with a flag;
+    `switches` are off unless they are given.
     """
     doc = config.__doc__ or ""
     parser = _OneLineParser(
@@ -168,7 +233,10 @@ def _parse_fields(
     for name, text in (positional or {}).items():
         parser.add_argument(name, help=text)
     for name, text in (extra or {}).items():
-        parser.add_argument(f"--{name}", required=True, help=text)
+        flags = ["-o", "--output"] if name == "output" else [f"--{name}"]
+        parser.add_argument(*flags, required=True, help=text)
+    for name, text in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     hints = get_type_hints(config)
     for field in fields(config):
         options: dict[str, Any] = {

@@ -35,7 +35,7 @@ def write_json(value: object, path: str | Path) -> None:
 
 @contextmanager
 def staged_folder(
-    folder: str | Path, overwrite: bool = False, keep: bool = False
+    folder: str | Path, overwrite: bool = False, keep: bool = False, marker: str = RUN_FILE
 ) -> Iterator[Path]:
     """Give an empty folder `NAME.partial`; rename it to `folder` once the block has ended well.
 
@@ -47,13 +47,14 @@ def staged_folder(
         folder: The final folder.
         overwrite: Replace an earlier run.
         keep: Start from what an interrupted try left in the partial folder.
+        marker: The file that tells an earlier result of this kind from other folders.
 
     Raises:
         OutputError: If `folder` holds a run and `overwrite` is not set, or holds anything else; if
             an interrupted try left checkpoints and neither `keep` nor `overwrite` is set.
     """
     folder = Path(folder).expanduser()
-    _check_replaceable(folder, overwrite)
+    _check_replaceable(folder, overwrite, marker)
     partial = folder.with_name(f"{folder.name}.partial")
     previous = folder.with_name(f"{folder.name}.previous")
     if previous.exists():
@@ -79,12 +80,17 @@ def staged_folder(
         shutil.rmtree(previous, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
+def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
     if folder.is_file():
         raise OutputError(f"{folder}: expected a folder to write to, found a file")
     if not folder.exists() or not any(folder.iterdir()):
         return
-    if not (folder / RUN_FILE).is_file():
-        raise OutputError(f"{folder}: the folder holds other files than a run; choose another one")
+    is_run = marker == RUN_FILE
+    if not (folder / marker).is_file():
+        kind = "a run" if is_run else "an earlier result"
+        raise OutputError(
+            f"{folder}: the folder holds other files than {kind}; choose another one"
+        )
     if not overwrite:
-        raise OutputError(f"{folder}: holds an earlier run; add --overwrite to replace it")
+        kind = "run" if is_run else "result"
+        raise OutputError(f"{folder}: holds an earlier {kind}; add --overwrite to replace it")

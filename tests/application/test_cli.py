@@ -301,6 +301,29 @@ def test_init_and_simulate_feed_train(capsys, tmp_path):
     assert "report" in out
 
 
+def test_init_and_simulate_replace_only_what_they_wrote_and_only_when_asked(capsys, tmp_path):
+    world, model = tmp_path / "world", tmp_path / "model"
+    simulate = ["simulate", "--output_dir", world, "--num_annotators", 2]
+    init = [
+        "init", "--dataset_name", world / "dataset", "--output_dir", model, "--hidden_size", 8,
+        "--num_layers", 1, "--num_heads", 2, "--vocab_size", 300, "--sft_steps", 1,
+    ]  # fmt: skip
+    for command, marker in ((simulate, "truth.json"), (init, "init.json")):
+        assert run_cli(capsys, *command)[0] == 0
+        status, _, line = run_cli(capsys, *command)
+        assert (status, line.endswith("an earlier result; add --overwrite to replace it")) == (
+            1,
+            1,
+        )
+        assert run_cli(capsys, *command, "--seed", 1, "--overwrite")[0] == 0
+        folder = world if command is simulate else model
+        assert json.loads((folder / marker).read_text())["seed"] == 1
+    (world / "truth.json").unlink()
+    line = run_cli(capsys, *simulate, "--overwrite")[2]
+    assert "holds other files than an earlier result" in line
+    assert (world / "dataset").is_dir()
+
+
 def test_help_and_wrong_commands(capsys):
     status, out, _ = run_cli(capsys, "--help")
     assert status == 0
