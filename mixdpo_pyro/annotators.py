@@ -8,30 +8,45 @@ from torch.utils.data import Sampler
 
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["ANNOTATOR_INDEX", "AnnotatorBlockSampler", "number_annotators"]
+__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_values"]
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of sorted ids."""
 
 
-def number_annotators(dataset: Dataset, column: str) -> Dataset:
-    """Add the column `mixdpo_annotator_index`.
+GROUP_INDEX = "mixdpo_group_index"
+"""Column with the number of the evaluation group, likewise."""
+
+
+def number_values(
+    dataset: Dataset, column: str, index_column: str, option: str
+) -> tuple[Dataset, list[str]]:
+    """Add a column with the number of each row's value in `column`.
+
+    Args:
+        dataset: The dataset.
+        column: Column with ids or labels.
+        index_column: Name of the new column.
+        option: The option that named `column`, for messages.
+
+    Returns:
+        The dataset, and the values as text in the order of their numbers.
 
     Raises:
-        DataError: If the dataset is streamed, has no such column, or an id is missing.
+        DataError: If the dataset is streamed, has no such column, or a value is missing.
     """
     if not isinstance(dataset, Dataset):
-        raise DataError("annotator_column: blocks of annotators need a dataset, not a stream")
+        raise DataError(f"{option}: needs a dataset, not a stream")
     if column not in dataset.column_names:
         raise DataError(
-            f"annotator_column: column '{column}' is missing; the data have "
+            f"{option}: column '{column}' is missing; the data have "
             f"{', '.join(dataset.column_names)}"
         )
-    ids = dataset[column][:]
-    if None in ids:
-        raise DataError(f"annotator_column: row {ids.index(None)} has no id in column '{column}'")
-    _, index = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
-    return dataset.add_column(ANNOTATOR_INDEX, index)
+    values = dataset[column][:]
+    if None in values:
+        raise DataError(f"{option}: row {values.index(None)} has no value in column '{column}'")
+    labels, index = np.unique(np.asarray(values, dtype=str), return_inverse=True)
+    return dataset.add_column(index_column, index), labels.tolist()
 
 
 class AnnotatorBlockSampler(Sampler[int]):

@@ -11,7 +11,7 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.trainer import MixDPOConfig
+from mixdpo_pyro.trainer_config import MixDPOConfig
 
 __all__ = ["RunConfig", "TrainPlan", "parse_train_arguments", "plan_from_values"]
 

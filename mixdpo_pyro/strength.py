@@ -16,6 +16,7 @@ from mixdpo_pyro.files import write_json, written_whole
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
 from mixdpo_pyro.models import Draws, PreferenceModel
 from mixdpo_pyro.models.preference import MeanAnchor
+from mixdpo_pyro.peers import PeerName, build_peer
 
 __all__ = ["EstimatorName", "Family", "Strength", "StrengthConfig", "law_quantile"]
 
@@ -40,31 +41,53 @@ class StrengthConfig:
     estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
+    flip_probability: float = 0.0
+    peer: PeerName | None = None
 
     def __post_init__(self) -> None:
         for name, kind in {
             "family": Family,
             "mean": MeanAnchor,
             "estimator": EstimatorName,
+            "peer": PeerName,
         }.items():
             value, choices = getattr(self, name), get_args(kind)
-            if value not in choices:
+            if value not in choices and not (name == "peer" and value is None):
                 raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         for name in ("beta", "num_draws", "initial_cv"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
+        if not 0 <= self.flip_probability < 0.5:
+            raise ConfigError(
+                f"flip_probability: expected 0 <= value < 0.5, got {self.flip_probability}"
+            )
+        if self.peer is not None and self.family != "fixed":
+            raise ConfigError(
+                f"peer: '{self.peer}' has a strength that is not random, so it needs family "
+                f"'fixed', got '{self.family}'"
+            )
+        if self.peer == "beta-dpo" and self.flip_probability > 0:
+            raise ConfigError("flip_probability: 'beta-dpo' has no label noise; set it to 0")
         if self.estimator == "series" and self.family == "lognormal":
             raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
 
     def build(self) -> StrengthObjective:
         """Preference model, guide and their objective."""
+        if self.peer is not None:
+            return build_peer(self.peer, self.beta, self.flip_probability)
         estimator: str | Draws = self.estimator
         if self.family == "fixed":
             estimator = "auto"  # nothing is left to estimate
         elif self.estimator == "draws":
             estimator = Draws(num_draws=self.num_draws)
-        model = PreferenceModel(self.family, mean=self.mean, beta=self.beta, estimator=estimator)
+        model = PreferenceModel(
+            self.family,
+            mean=self.mean,
+            beta=self.beta,
+            estimator=estimator,
+            flip_probability=self.flip_probability,
+        )
         return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
 
 

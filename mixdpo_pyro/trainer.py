@@ -5,142 +5,51 @@ the Pyro objective of :mod:`mixdpo_pyro.inference` on the margins that TRL compu
 (Imai et al. 2026, arXiv 2601.06180).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import DPOConfig, DPOTrainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from trl import DPOTrainer
 
-from mixdpo_pyro.annotators import ANNOTATOR_INDEX, AnnotatorBlockSampler, number_annotators
+from mixdpo_pyro.annotators import (
+    ANNOTATOR_INDEX,
+    GROUP_INDEX,
+    AnnotatorBlockSampler,
+    number_values,
+)
 from mixdpo_pyro.data import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
-from mixdpo_pyro.models.preference import MeanAnchor
-from mixdpo_pyro.strength import EstimatorName, Family, Strength, StrengthConfig
+from mixdpo_pyro.guards import drop_unusable, why_mean_drifts
+from mixdpo_pyro.metrics import evaluate_groups
+from mixdpo_pyro.model_card import PAPER, append_strength
+from mixdpo_pyro.reference import (
+    Fingerprint,
+    ReferenceCache,
+    default_cache_folder,
+    hash_parameters,
+    hash_tokens,
+)
+from mixdpo_pyro.strength import Strength
+from mixdpo_pyro.trainer_config import MixDPOConfig
 
 __all__ = ["MixDPOConfig", "MixDPOTrainer"]
 
-_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX)
+logger = logging.getLogger(__name__)
 
-
-@dataclass
-class MixDPOConfig(DPOConfig):
-    r"""Configuration of :class:`MixDPOTrainer`: everything of `trl.DPOConfig`, and the strength.
-
-    Precision follows the device: where no accelerator is found, `bf16` and
-    `gradient_checkpointing` default to off, since both only slow a CPU down.
-
-    Args:
-        family: Law of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
-        estimator: How its expectation is computed: `draws` (Monte Carlo, the paper's estimator
-            for LogNormal), `quadrature`, `series` (Gamma only), or `auto`, the exact one.
-        mean: What is assumed of the mean strength: `prior` (log mean ~ Normal(log beta, 0.5),
-            cv ~ HalfNormal(1)), `fixed` (the mean is `beta`, only cv is learned), or `free`
-            (both learned without a prior, as in the paper).
-        num_draws: Number of Monte Carlo draws a pair, for `estimator="draws"`.
-        strength_learning_rate: Learning rate of the strength's parameters (log scale).
-        strength_initial_cv: Coefficient of variation that training starts from.
-        annotator_column: Column with annotator ids. Pairs of one annotator then stand together in
-            blocks, and the pairs of a block share their strength; without ids every pair has its
-            own. Not for `family="fixed"`, where there is nothing to share.
-        annotator_block_size: Pairs of one annotator that stand together in a batch.
-    """
-
-    family: Family = field(
-        default="lognormal", metadata={"help": "Law of the preference strength."}
-    )
-    estimator: EstimatorName = field(
-        default="auto",
-        metadata={
-            "help": "Estimator of the expectation over the strength; 'series' is Gamma's, and "
-            "'auto' takes the exact one."
-        },
-    )
-    mean: MeanAnchor = field(
-        default="prior",
-        metadata={
-            "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
-            "free (learned without a prior)."
-        },
-    )
-    num_draws: int = field(
-        default=16, metadata={"help": "Monte Carlo draws a pair, for estimator 'draws'."}
-    )
-    strength_learning_rate: float = field(
-        default=0.05, metadata={"help": "Learning rate of the strength's parameters."}
-    )
-    strength_initial_cv: float = field(
-        default=0.5, metadata={"help": "Coefficient of variation that training starts from."}
-    )
-    annotator_column: str | None = field(
-        default=None, metadata={"help": "Column with annotator ids."}
-    )
-    annotator_block_size: int = field(
-        default=8, metadata={"help": "Pairs of one annotator that stand together in a batch."}
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={
-            "help": "bfloat16 mixed precision. Default: on with an accelerator, off without."
-        },
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Trade compute for memory. Default: on with an accelerator, off without."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
-        if self.gradient_checkpointing is None:
-            self.gradient_checkpointing = has_accelerator
-        if self.bf16 is None:
-            self.bf16 = has_accelerator and not self.fp16
-        super().__post_init__()
-        self._check_strength()
-
-    def strength_config(self) -> StrengthConfig:
-        """The part of the configuration that describes the strength."""
-        return StrengthConfig(
-            family=self.family,
-            mean=self.mean,
-            beta=self.beta,
-            estimator=self.estimator,
-            num_draws=self.num_draws,
-            initial_cv=self.strength_initial_cv,
-        )
-
-    def _check_strength(self) -> None:
-        self.strength_config()
-        if not 0 < self.strength_learning_rate < float("inf"):
-            raise ConfigError(
-                "strength_learning_rate: expected a finite number > 0, "
-                f"got {self.strength_learning_rate}"
-            )
-        if self.annotator_block_size < 1:
-            raise ConfigError(
-                f"annotator_block_size: expected at least 1, got {self.annotator_block_size}"
-            )
-        unsupported = {
-            "loss_type": self.loss_type != ["sigmoid"],
-            "loss_weights": self.loss_weights not in (None, [1.0]),
-            "use_weighting": self.use_weighting,
-            "label_smoothing": self.label_smoothing != 0,
-            "f_divergence_type": self.f_divergence_type != "reverse_kl",
-            "ld_alpha": self.ld_alpha is not None,
-        }
-        for name, is_set in unsupported.items():
-            if is_set:
-                raise ConfigError(
-                    f"{name}: MixDPO replaces the sigmoid loss of DPO, so it takes the default "
-                    f"only, got {getattr(self, name)!r}"
-                )
+_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX)
 
 
 class MixDPOTrainer(DPOTrainer):
@@ -151,21 +60,36 @@ class MixDPOTrainer(DPOTrainer):
     `strength/q05`, `strength/q95` describe the learned law (mean, coefficient of variation and
     quantiles of beta at the guide's median). Checkpoints hold the strength beside the policy.
 
+    Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
+    `group_column` over groups (`eval_macro/*`, `eval_worst_group/*`), with 90% bootstrap
+    intervals. With `precompute_ref_log_probs` the reference's log-probabilities are kept on disk.
+
     Attributes:
         strength: The :class:`~mixdpo_pyro.strength.Strength` that is learned.
+        dropped: Name of the dataset -> reason -> number of pairs left out.
+        group_table: Group -> pairs, accuracy and mean margin of the last evaluation.
     """
 
     data_collator: Any
     train_dataset: Any
+    eval_dataset: Any
     _tag_names = ["trl", "dpo", "mixdpo"]  # noqa: RUF012 - the name and form are TRL's
     _name = "MixDPO"
+    _paper = PAPER
 
     def __init__(
         self, model: Any, ref_model: Any = None, args: MixDPOConfig | None = None, **kwargs: Any
     ) -> None:
         if not isinstance(args, MixDPOConfig):
             raise ConfigError(f"args: expected a MixDPOConfig, got {type(args).__name__}")
+        _refuse_merged_adapter(model)
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.group_table: dict[str, dict[str, float]] = {}
+        self._evaluated: list[list[Tensor]] = []
+        self._reference_hash: str | None = None
+        self._has_warned_of_drift = False
         super().__init__(model, ref_model, args, **kwargs)
+        _refuse_merged_adapter(self.model)
         if self.aux_loss_enabled:
             raise ConfigError(
                 "model: the load-balancing loss of a mixture of experts is not supported; "
@@ -174,11 +98,93 @@ class MixDPOTrainer(DPOTrainer):
         self._shares_strengths = False
         if args.annotator_column is not None and args.family != "fixed":
             self._shares_strengths = True
-            self.train_dataset = number_annotators(self.train_dataset, args.annotator_column)
+            self.train_dataset, _ = number_values(
+                self.train_dataset, args.annotator_column, ANNOTATOR_INDEX, "annotator_column"
+            )
+        self._groups: list[str] = []
+        if args.group_column is not None and self.eval_dataset is not None:
+            if not isinstance(self.eval_dataset, Dataset):
+                raise ConfigError("group_column: expected one evaluation dataset, got several")
+            self.eval_dataset, self._groups = number_values(
+                self.eval_dataset, args.group_column, GROUP_INDEX, "group_column"
+            )
         self.data_collator = _KeepColumns(self.data_collator)
         self.strength = Strength(args.strength_config())
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
+
+    # The data
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """Tokenize as TRL does, then leave out pairs that hold no preference."""
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not isinstance(prepared, Dataset) or "chosen_ids" not in prepared.column_names:
+            return prepared
+        kept, dropped = drop_unusable(
+            prepared, dataset_name, args.max_length, args.truncation_mode, args.strict
+        )
+        if too_long := len(dataset) - len(prepared):
+            dropped["a prompt longer than max_length"] = too_long
+        self.dropped[dataset_name] = dropped
+        return kept
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Reference log-probabilities from the cache, or computed and put there."""
+        folder = self.args.reference_cache_dir
+        if folder == "none" or self.is_deepspeed_enabled:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        cache = ReferenceCache(Path(folder) if folder else default_cache_folder())
+        fingerprint = self._fingerprint(dataset, name)
+        box = [cache.load(fingerprint, len(dataset)) if self.is_world_process_zero() else None]
+        found = broadcast_object_list(box)[0]
+        if found is None:
+            found = self._reference_logps(dataset, name, batch_size)
+            if self.is_world_process_zero():
+                cache.save(fingerprint, found)
+        for column, values in found.items():
+            dataset = dataset.add_column(column, values)
+        return dataset
+
+    def _fingerprint(self, dataset: Dataset, name: str) -> Fingerprint:
+        if self._reference_hash is None:
+            self._reference_hash = hash_parameters(self.ref_model or self.model)
+        args = self.args
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        return Fingerprint(
+            part=name,
+            model=self._reference_hash,
+            tokens=hash_tokens(dataset),
+            lengths=f"{args.max_length} {args.truncation_mode}",
+            precision=f"{(self.ref_model or self.model).dtype}, autocast {precision}",
+        )
+
+    def _reference_logps(
+        self, dataset: Dataset, name: str, batch_size: int
+    ) -> dict[str, np.ndarray]:
+        """One pass of the reference in evaluation mode; sums of log-softmax in float32."""
+        loader = self.accelerator.prepare(
+            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        )
+        model = self.ref_model or self.model
+        was_training = model.training
+        model.eval()
+        parts = []
+        for batch in tqdm(
+            loader,
+            desc=f"Reference log-probabilities, {name}",
+            disable=not self.is_world_process_zero(),
+        ):
+            logps = self.compute_ref_log_probs(model, batch)
+            parts.append([value.float().cpu() for value in self._gather(*logps)])
+        model.train(was_training)
+        chosen, rejected = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _gather(self, *values: Tensor) -> Any:
+        """Values of all processes, without the pairs that only fill the last batch."""
+        return self.accelerator.gather_for_metrics(values)
 
     # The loss
 
@@ -190,7 +196,7 @@ class MixDPOTrainer(DPOTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
-        rows, annotator = inputs.pop(ROW_COLUMN, None), inputs.pop(ANNOTATOR_INDEX, None)
+        rows, annotator, group = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
         margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
         is_bad = ~torch.isfinite(margin)
         if is_bad.any():
@@ -198,6 +204,8 @@ class MixDPOTrainer(DPOTrainer):
         if self.model.training:
             loss = self._objective(margin, annotator)
         else:
+            seen = self._gather(margin) if group is None else self._gather(margin, group)
+            self._evaluated.append([value.cpu() for value in seen])
             location = self.strength.objective.location()
             loss = -self.strength.objective.model.log_prob(margin, **location).mean()
         if not torch.isfinite(loss):
@@ -222,8 +230,7 @@ class MixDPOTrainer(DPOTrainer):
         margins, rows = [], []
         for batch in loader:
             batch = self._prepare_inputs(batch)
-            batch.pop(ANNOTATOR_INDEX, None)
-            row = batch.pop(ROW_COLUMN, None)
+            row, *_ = (batch.pop(name, None) for name in _KEPT_COLUMNS)
             with torch.no_grad(), self.compute_loss_context_manager():
                 margin, _ = self._forward(self.model, batch)
             margins.append(self.accelerator.gather_for_metrics(margin).cpu())
@@ -281,6 +288,27 @@ class MixDPOTrainer(DPOTrainer):
             return f"{message} for {int(is_bad.sum())} pairs of the batch"
         return f"{message} for rows {rows[is_bad].tolist()} of the data (counted from 0)"
 
+    # Evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Add accuracies and margins by group, with intervals, to TRL's metrics."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        if not self._evaluated:
+            return output
+        margin, *group = (torch.cat(parts).numpy() for parts in zip(*self._evaluated, strict=True))
+        self._evaluated.clear()
+        result = evaluate_groups(
+            margin,
+            np.asarray(self._groups)[group[0]] if group else None,
+            self.args.bootstrap_samples,
+            self.args.seed,
+        )
+        self.group_table = result.groups
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{k}": value for k, value in result.values.items()})
+        return output
+
     # Optimisation, logging, checkpoints
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -306,9 +334,21 @@ class MixDPOTrainer(DPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics and the law of the strength."""
         prefix = "" if self.model.training else "eval_"
-        for name, value in self.strength.summary().items():
+        summary = self.strength.summary()
+        for name, value in summary.items():
             logs[f"{prefix}strength/{name}"] = value
+        if self.args.mean == "free" and not self._has_warned_of_drift:
+            words = why_mean_drifts(summary["mean"], self.args.beta)
+            if words and self.is_world_process_zero():
+                logger.warning("step %d: %s", self.state.global_step, words)
+                self._has_warned_of_drift = True
         super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, with the learned strength and how to read it."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            append_strength(Path(self.args.output_dir) / "README.md", self.strength)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -324,9 +364,12 @@ class MixDPOTrainer(DPOTrainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
+        is_checkpoint = Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR)
+        with _names_of_the_model(self.model) if is_checkpoint else nullcontext():
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.strength.save(output_dir or self.args.output_dir)
+            self.strength.save(folder)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -336,6 +379,34 @@ class MixDPOTrainer(DPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.strength.load(checkpoint)
+
+
+def _refuse_merged_adapter(model: Any) -> None:
+    """A model with an adapter inside hides it from TRL, whose reference would lack it."""
+    is_folder = isinstance(model, str) and (Path(model) / "adapter_config.json").is_file()
+    if is_folder or getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigError(
+            "model: holds an adapter that was already trained, which the reference would lose; "
+            "pass peft.PeftModel.from_pretrained(base, adapter, is_trainable=True), whose adapter "
+            "is copied into the reference, or merge it into the base model"
+        )
+
+
+@contextmanager
+def _names_of_the_model(model: Any) -> Iterator[None]:
+    """Let a GPT-NeoX save its tensors under the names that resuming looks for.
+
+    Saved under the names of older files, as is the default, `lm_head` is called `embed_out`, and
+    the Trainer resumes with a random `lm_head` and no more than a warning.
+    """
+    if getattr(model.config, "model_type", "") != "gpt_neox" or hasattr(model, "peft_config"):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 class _MarginTap(float):
@@ -369,10 +440,14 @@ class _StrengthGradients(TrainerCallback):
     def __init__(self, trainer: MixDPOTrainer) -> None:
         self._objective = trainer.strength.objective
         self._accelerator = trainer.accelerator
+        self._warmup_steps = trainer.args.strength_warmup_steps
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.global_step < self._warmup_steps:
+            self._objective.zero_grad()  # sets them to None: the optimiser passes over them
+            return
         parameters = [p for p in self._objective.parameters() if p.grad is not None]
         if self._accelerator.num_processes > 1:
             for parameter in parameters:

@@ -1,11 +1,14 @@
 """What every test shares: no network, fixed seeds, Pyro's checks on, defaults unchanged."""
 
 import os
+import tempfile
 
 # Set before any Hugging Face library is imported: tests neither download nor report.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Nothing is written to the home folder of whoever runs the tests.
+os.environ["MIXDPO_CACHE"] = tempfile.mkdtemp(prefix="mixdpo-cache-")
 
 import pyro
 import pytest

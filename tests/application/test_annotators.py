@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset
 
-from mixdpo_pyro.annotators import AnnotatorBlockSampler, number_annotators
+from mixdpo_pyro.annotators import AnnotatorBlockSampler, number_values
 from mixdpo_pyro.errors import DataError
 
 ANNOTATOR = np.random.default_rng(0).integers(0, 7, 100)
@@ -41,10 +41,15 @@ def test_epochs_differ_and_the_seed_repeats_them():
 
 def test_ids_are_numbered_in_sorted_order():
     data = Dataset.from_dict({"who": ["b", "a", "b"]})
-    assert number_annotators(data, "who")["mixdpo_annotator_index"][:] == [1, 0, 1]
-    with pytest.raises(DataError, match="column 'user' is missing; the data have who"):
-        number_annotators(data, "user")
-    with pytest.raises(DataError, match="row 1 has no id in column 'who'"):
-        number_annotators(Dataset.from_dict({"who": ["b", None]}), "who")
-    with pytest.raises(DataError, match="not a stream"):
-        number_annotators(IterableDataset.from_generator(lambda: iter([])), "who")
+    numbered, labels = number(data, "who")
+    assert numbered["index"][:] == [1, 0, 1] and labels == ["a", "b"]
+    with pytest.raises(DataError, match="option: column 'user' is missing; the data have who"):
+        number(data, "user")
+    with pytest.raises(DataError, match="option: row 1 has no value in column 'who'"):
+        number(Dataset.from_dict({"who": ["b", None]}), "who")
+    with pytest.raises(DataError, match="option: needs a dataset, not a stream"):
+        number(IterableDataset.from_generator(lambda: iter([])), "who")
+
+
+def number(data, column):
+    return number_values(data, column, "index", "option")

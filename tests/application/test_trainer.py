@@ -9,6 +9,7 @@ from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.policy import train_tokenizer
 from mixdpo_pyro.strength import Strength
 from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
 
@@ -322,3 +323,68 @@ def test_args_of_trl_are_refused_with_a_hint(tmp_path, policy_folder):
         MixDPOTrainer(
             policy_folder, args=DPOConfig(str(tmp_path), bf16=False), train_dataset=small_world()
         )
+
+
+def test_strength_waits_for_its_warm_up(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, strength_warmup_steps=4, max_steps=6)
+    cvs, policy = logged(trainer, "strength/cv"), logged(trainer, "logps/chosen")
+    assert cvs[:4] == pytest.approx([0.5] * 4) and cvs[5] != pytest.approx(0.5)
+    assert len(set(policy)) == 6  # while the policy learns
+
+
+def test_free_mean_that_runs_away_is_warned_of_once(tmp_path, policy_folder, caplog):
+    mixdpo(tmp_path, policy_folder, mean="free", strength_learning_rate=3.0, max_steps=4)
+    assert caplog.text.count("Under mean='free' it trades off") == 1
+
+
+def test_evaluation_tells_groups_apart(tmp_path, policy_folder):
+    trainer = mixdpo(
+        tmp_path, policy_folder, group_column="annotator", per_device_eval_batch_size=4
+    )
+    metrics = trainer.evaluate()
+    margin = trainer.margins()["margin"]
+    group = np.asarray(trainer.eval_dataset["annotator"][:]).astype(str)
+    assert metrics["eval_micro/margin"] == pytest.approx(margin.mean(), abs=1e-5)
+    means = [margin[group == name].mean() for name in np.unique(group)]
+    assert len(means) > 1
+    assert metrics["eval_macro/margin"] == pytest.approx(np.mean(means), abs=1e-5)
+    assert metrics["eval_worst_group/margin"] == pytest.approx(min(means), abs=1e-5)
+    assert metrics["eval_micro/margin_q05"] < metrics["eval_micro/margin"]
+    assert set(trainer.group_table) == set(group)
+    assert "eval_worst_group/accuracy" in trainer.state.log_history[-1]
+
+
+def test_model_card_tells_the_strength(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, family="gamma", save_strategy="steps", save_steps=3)
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("## Preference strength") == 1
+    assert f"| gamma | prior | {trainer.strength.summary()['mean']:.3g} |" in card
+    assert "2601.06180" in card
+
+
+def test_gpt_neox_resumes_with_its_head(tmp_path):
+    """transformers saves its `lm_head` under another name than it resumes from."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    world = small_world()
+    texts = [text for name in ("prompt", "chosen", "rejected") for text in world[name]]
+    tokenizer = train_tokenizer(texts, vocab_size=400)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    for part in (GPTNeoXForCausalLM(config), tokenizer):
+        part.save_pretrained(tmp_path / "policy")
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = mixdpo(tmp_path / "run", str(tmp_path / "policy"), **settings)
+    resumed = MixDPOTrainer(
+        str(tmp_path / "policy"),
+        args=MixDPOConfig(str(tmp_path / "run"), **{**SETTINGS, **settings}),
+        train_dataset=world,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "checkpoint-4")
+    assert torch.equal(loaded.lm_head.weight, whole.model.lm_head.weight)
