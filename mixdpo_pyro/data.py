@@ -314,7 +314,9 @@ def _read_file(path: Path, builder: str) -> Dataset:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     try:
-        return load_dataset(builder, data_files=str(path), split="train")
+        dataset = load_dataset(builder, data_files=str(path), split="train")
+        dataset.data.table.validate(full=True)  # Arrow reads text that is not UTF-8
+        return dataset
     except (DatasetGenerationError, OSError, EOFError, ValueError) as error:
         raise _why_unreadable(path, builder, error) from error
 

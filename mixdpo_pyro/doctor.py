@@ -161,6 +161,8 @@ class Truncation:
         fully: Pairs whose prompt alone fills the limit; training leaves them out.
         partially: Other pairs of which a response is cut.
         made_equal: Pairs whose responses are the same once they are cut; they teach nothing.
+        merged: Pairs whose last prompt token merges with what follows, so that the responses
+            begin before the prompt ends.
     """
 
     max_length: int
@@ -168,6 +170,7 @@ class Truncation:
     fully: int
     partially: int
     made_equal: int
+    merged: int
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,8 @@ class Examination:
             `score_chosen` and `score_rejected`.
         has_prompt_column: False where the prompt is the shared beginning of the responses.
         is_conversational: Messages, not text.
-        looks_like_hh: Whole dialogues in the form of HH-RLHF; their shared beginning may end inside
-            a response.
+        looks_like_hh: Whole dialogues in the form of HH-RLHF; their shared beginning may end
+            inside a response.
         without_prompt: Pairs with an empty prompt.
         ends_in_space: Of these, pairs where TRL takes the chosen response for the prompt, because
             it ends in a space.
@@ -253,13 +256,14 @@ class Examination:
         found = []
         number_bad = sum(values.count for values in self.bad_values)
         if number_bad:
-            found.append(f"{number_bad:,} values cannot be used")
+            found.append(f"{_count(number_bad, 'value')} cannot be used")
         if self.num_usable == 0:
             found.append("no usable pair is left")
         elif self.repeats is not None and self.repeats.different < 2:
             found.append("all rows are about one pair, so none can be held out")
         if self.ends_in_space:
-            found.append(f"TRL takes {self.ends_in_space:,} chosen responses for prompts")
+            responses = _count(self.ends_in_space, "chosen response")
+            found.append(f"TRL takes {responses} for the prompt")
         if self.truncation is not None and 0 < self.num_usable == self.truncation.fully:
             found.append(f"every prompt fills the {self.truncation.max_length} tokens")
         return found
@@ -354,7 +358,8 @@ def show_examination(found: Examination, console: Console) -> None:
     console.print(Text(found.source, style="bold"))
     console.print(_overview(found))
     for values in found.bad_values:
-        title = f"{values.count:,} bad values of '{values.field}', expected {values.expected}:"
+        bad = _count(values.count, "bad value")
+        title = f"{bad} of '{values.field}', expected {values.expected}:"
         console.print(Text(title, style="red"))
         for line in values.first:
             console.print(Text(f"  {line}"))
@@ -469,13 +474,14 @@ def _character_lengths(texts: dict[str, list]) -> list[list[int]]:
 
 
 def _tokenize(pairs: Dataset, model: str) -> dict[str, list[list[int]]]:
-    from mixdpo_pyro.margins import load_tokenizer, tokenize_pairs
+    from mixdpo_pyro.margins import count_merged_prompts, load_tokenizer, tokenize_pairs
 
     columns = [c for c in TEXT_COLUMNS if c in pairs.column_names]
     tokenizer = load_tokenizer(model)
     tokenized = tokenize_pairs(pairs.select_columns(columns), tokenizer)
     found = {name: tokenized[f"{name}_ids"][:] for name in TEXT_COLUMNS}
-    return {**found, "decode": tokenizer.decode}
+    merged = count_merged_prompts(tokenized, tokenized, tokenizer)
+    return {**found, "decode": tokenizer.decode, "merged": merged}
 
 
 def _measure_truncation(tokens: dict[str, Any], max_length: int) -> Truncation:
@@ -489,7 +495,7 @@ def _measure_truncation(tokens: dict[str, Any], max_length: int) -> Truncation:
         elif length > max_length:
             partially += 1
             made_equal += chosen[:room] == rejected[:room]
-    return Truncation(max_length, longest, fully, partially, made_equal)
+    return Truncation(max_length, longest, fully, partially, made_equal, tokens["merged"])
 
 
 def _count_repeats(
@@ -615,6 +621,7 @@ def _truncation_facts(truncation: Truncation) -> list[tuple[str, str]]:
             f"{truncation.fully:,} pairs fully, {truncation.partially:,} partially, "
             f"{truncation.made_equal:,} made equal by it",
         ),
+        ("merged tokens", f"{truncation.merged:,} pairs, where prompt and response meet"),
     ]
 
 
@@ -634,6 +641,10 @@ _DESCRIBED: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
     "lengths": _length_facts,
     "truncation": _truncation_facts,
 }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _notes(found: Examination) -> list[str]:
@@ -657,6 +668,11 @@ def _notes(found: Examination) -> list[str]:
     truncation = found.truncation
     if truncation is not None and truncation.fully + truncation.made_equal:
         notes.append(f"max_length {truncation.max_length} leaves pairs that teach nothing")
+    if truncation is not None and truncation.merged:
+        notes.append(
+            f"the responses of {truncation.merged:,} pairs begin before the prompt ends, since "
+            "tokens merge there; end the prompt on a token boundary"
+        )
     if found.annotators is not None and found.annotators.once == found.annotators.number:
         notes.append("every annotator judged once: no evidence of differences between people")
     return notes

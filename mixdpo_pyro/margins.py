@@ -6,6 +6,7 @@ that training sees. Parts of the result are written while it runs; an interrupte
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ __all__ = [
     "MARGIN_COLUMNS",
     "MarginsConfig",
     "MarginsSummary",
+    "count_merged_prompts",
     "load_tokenizer",
     "tokenize_pairs",
     "write_margins",
@@ -212,7 +214,38 @@ def tokenize_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase) -> Datase
     PartialState()  # TRL's logger asks for it
     args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
     trainer: Any = SimpleNamespace(_tokenizer=tokenizer, args=args)
-    return DPOTrainer._prepare_dataset(trainer, pairs, tokenizer, args, "preference")
+    logger = logging.getLogger(DPOTrainer.__module__)
+    logger.addFilter(_is_not_about_merged_tokens)
+    try:
+        return DPOTrainer._prepare_dataset(trainer, pairs, tokenizer, args, "preference")
+    finally:
+        logger.removeFilter(_is_not_about_merged_tokens)
+
+
+def count_merged_prompts(
+    pairs: Dataset, tokenized: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Number of text pairs whose last prompt token merges with what follows.
+
+    There TRL lets the responses begin with the tokens that differ, before the prompt ends.
+
+    Args:
+        pairs: Pairs with a `prompt` column.
+        tokenized: What :func:`tokenize_pairs` made of them.
+        tokenizer: The tokenizer.
+    """
+    texts = pairs["prompt"][:]
+    if not isinstance(texts[0], str):
+        return 0
+    whole = tokenizer(texts)["input_ids"]
+    return sum(
+        len(ids) > len(kept) for ids, kept in zip(whole, tokenized["prompt_ids"], strict=True)
+    )
+
+
+def _is_not_about_merged_tokens(record: logging.LogRecord) -> bool:
+    """TRL says it for every pair that differs; :func:`count_merged_prompts` counts them."""
+    return "tokenized prompt is not a prefix" not in record.getMessage()
 
 
 @dataclass(frozen=True)

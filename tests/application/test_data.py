@@ -105,6 +105,16 @@ def test_bad_files_name_file_row_and_column(tmp_path, name, content, message):
         load_preferences(str(tmp_path / name))
 
 
+def test_text_that_is_not_utf8_is_an_error_that_names_the_line(tmp_path):
+    lines = b'{"chosen": "a", "rejected": "b"}\n{"chosen": "caf\xe9", "rejected": "b"}\n'
+    (tmp_path / "d.jsonl").write_bytes(lines)
+    with pytest.raises(DataError, match=r"d\.jsonl: line 2 cannot be read \('utf-8' codec"):
+        load_preferences(str(tmp_path / "d.jsonl"))
+    (tmp_path / "d.csv").write_bytes(b"chosen,rejected\na,b\ncaf\xe9,b\n")
+    with pytest.raises(DataError, match=r"d\.csv: cannot be read as csv"):
+        load_preferences(str(tmp_path / "d.csv"))
+
+
 def test_missing_file_and_unreachable_hub_name_say_so(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
         load_preferences(str(tmp_path / "nowhere.jsonl"))

@@ -186,6 +186,17 @@ def test_truncation_follows_the_tokenizer(write, policy_folder):
     assert not hopeless.is_ready
 
 
+def test_tokens_that_merge_where_prompt_and_response_meet_are_counted(write, policy_folder):
+    """The tokenizer has " you" as one token, so a space that ends the prompt merges with it."""
+    rows = [
+        pair("you can", "you may", prompt="How should "),
+        pair(" you can", " you may", prompt="How should"),
+    ]
+    found = examine(write(rows), DoctorConfig(model=policy_folder))
+    assert found.truncation.merged == 1
+    assert "begin before the prompt ends" in printed(found)
+
+
 def test_examples_mark_where_the_prompt_ends(write, policy_folder):
     """An implicit prompt is the shared beginning, with or without a tokenizer."""
     rows = [{"chosen": "Why? Because.", "rejected": "Why? No idea."}] * 2
@@ -209,7 +220,7 @@ def test_responses_that_share_nothing_are_noted_and_trl_slip_is_an_obstacle(writ
     assert (found.without_prompt, found.is_ready) == (2, True)
     found = examine(write([*rows, {"chosen": "yes ", "rejected": "no"}]))
     assert found.ends_in_space == 1
-    assert found.obstacles == ["TRL takes 1 chosen responses for prompts"]
+    assert found.obstacles == ["TRL takes 1 chosen response for the prompt"]
 
 
 def test_columns_are_mapped_by_name_and_extra_columns_survive(write):
@@ -267,7 +278,7 @@ def test_command_prints_writes_json_and_fails_on_bad_rows(write, capsys, tmp_pat
     assert main(["doctor", bad, "--json", str(tmp_path / "d.json")]) == 1
     captured = capsys.readouterr()
     assert "row 2: None" in captured.out
-    assert "not ready to train: 1 values cannot be used" in captured.err
+    assert "not ready to train: 1 value cannot be used" in captured.err
     assert json.loads((tmp_path / "d.json").read_text())["ready_to_train"] is False
 
 
