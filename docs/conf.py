@@ -1,10 +1,10 @@
 """Sphinx configuration: `sphinx-build docs docs/_build`."""
 
-from importlib.metadata import version
+import importlib.metadata
 
 project = "mixdpo-pyro"
 author = "the mixdpo-pyro developers"
-release = version("mixdpo-pyro")
+release = importlib.metadata.version("mixdpo-pyro")
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",

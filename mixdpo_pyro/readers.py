@@ -25,7 +25,8 @@ FILE_ROW = "file_row"
 Message = dict[str, str]
 
 
-class Problem(NamedTuple):
+@dataclass(frozen=True)
+class Problem:
     """A value that cannot be used.
 
     Attributes:
