@@ -81,13 +81,19 @@ def load_summaries(folders: Sequence[str | Path]) -> list[RunSummary]:
 
 
 def show_comparison(runs: Sequence[RunSummary], console: Console) -> None:
-    """Print the table of the runs and what to keep in mind about it."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in _HEADINGS:
-        table.add_column(name, overflow="fold")
-    for row in _rows(runs):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    """Print what was learned, what it was learned from, and what to keep in mind about it."""
+    for names in _TERMINAL_TABLES:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("run", overflow="fold")
+        for name in names:
+            table.add_column(name, no_wrap=True)
+        for row in _rows(runs):
+            cells = dict(zip(_HEADINGS, row, strict=True))
+            table.add_row(*(Text(cells[name]) for name in ("run", *names)))
+        console.print(table)
+        console.print()
+    for source in dict.fromkeys(run.data for run in runs):
+        console.print(Text(f"data: {source}"))
     for note in _notes(runs):
         console.print(Text(note))
 
@@ -175,7 +181,134 @@ def _load(folder: Path, name: str) -> RunSummary:
             try:
                 return load(folder, name)
             except KeyError as error:
-                raise OutputError(f"{folder / marker}: the key {error} is missing") from error
+                raise OutputError(f"{folder}: the key {error} is missing in its files") from error
+    raise OutputError(f"{folder}: holds no {' or '.join(LOADERS)}; is it a finished run?")
+
+
+def _mean_log_prob(margin: Any, posterior: dict[str, np.ndarray], family: Any) -> float:
+    """Every choice taken by itself, as for a new annotator."""
+    log_prob = mixed_logit_log_prob(
+        torch.as_tensor(np.array(margin, dtype=np.float64)),
+        torch.tensor(np.median(posterior["mean"]), dtype=torch.float64),
+        torch.tensor(np.median(posterior["cv"]), dtype=torch.float64),
+        family=family,
+    )
+    return float(log_prob.mean())
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    for count in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+_HEADINGS = (
+    "run", "verdict", "cv", "mean strength", "accuracy", "log-probability", "family", "anchor",
+    "held out", "annotators", "data",
+)  # fmt: skip
+_TERMINAL_TABLES:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("run", overflow="fold")
+        for name in names:
+            table.add_column(name, no_wrap=True)
+        for row in _rows(runs):
+            cells = dict(zip(_HEADINGS, row, strict=True))
+            table.add_row(*(Text(cells[name]) for name in ("run", *names)))
+        console.print(table)
+        console.print()
+    for source in dict.fromkeys(run.data for run in runs):
+        console.print(Text(f"data: {source}"))
+    for note in _notes(runs):
+        console.print(Text(note))
+
+
+def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
+    """Write the table and the figure of the intervals as one self-contained page.
+
+    Raises:
+        OutputError: If the folder of `path` does not exist.
+    """
+    path = Path(path).expanduser()
+    if not path.parent.is_dir() or path.is_dir():
+        raise OutputError(f"{path}: expected the name of a file in a folder that exists")
+    environment = Environment(
+        loader=PackageLoader("mixdpo_pyro"), autoescape=select_autoescape(), trim_blocks=True
+    )
+    buffer = io.BytesIO()
+    plot_intervals(runs).savefig(buffer, format="png", dpi=150)
+    page = environment.get_template("compare.html").render(
+        headings=_HEADINGS,
+        rows=_rows(runs),
+        notes=_notes(runs),
+        figure=base64.b64encode(buffer.getvalue()).decode(),
+        alt="; ".join(f"{r.name}: cv {_interval(r.cv)}, mean {_interval(r.mean)}" for r in runs),
+    )
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
+    """Median, 50% and 90% interval of cv and mean, a line a run."""
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(runs)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(runs))[::-1]
+    for axis, name in zip(axes, ("cv", "mean"), strict=True):
+        for place, run in zip(places, runs, strict=True):
+            low, quarter, middle, upper, high = np.quantile(
+                getattr(run, name), [0.05, 0.25, 0.5, 0.75, 0.95]
+            )
+            axis.plot([low, high], [place, place], color="#2456a6", linewidth=1.5)
+            axis.plot([quarter, upper], [place, place], color="#2456a6", linewidth=4)
+            axis.plot(middle, place, "o", color="#2456a6", markersize=6)
+        axis.set_title({"cv": "cv of the strength", "mean": "mean strength"}[name])
+        axis.set_ylim(-0.6, len(runs) - 0.4)
+        axis.grid(axis="x", color="#dddddd")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_xlim(left=0)
+    axes[0].set_yticks(places, [_cut(run.name) for run in runs])
+    axes[1].tick_params(axis="y", length=0)
+    return figure
+
+
+def _load_finished_run(folder: Path, name: str) -> RunSummary:
+    """A run of `mixdpo train` or `mixdpo demo`."""
+    from mixdpo_pyro.report import FinishedRun
+
+    run = FinishedRun.load(folder)
+    facts = run.facts
+    source = str(facts["data"]["source"])
+    return RunSummary(
+        name=name,
+        folder=folder,
+        family=facts["family"],
+        anchor=facts["anchor"],
+        data=source,
+        num_pairs=len(run.margins),
+        num_annotators=len(run.annotators),
+        verdict=facts["verdict"]["value"],
+        cv=run.posterior["cv"],
+        mean=run.posterior["mean"],
+        accuracy=run.accuracy,
+        log_prob=_mean_log_prob(run.margins["margin"], run.posterior, facts["diagnosed_family"]),
+        held_out=frozenset((source, int(row)) for row in run.margins["source_row"]),
+    )
+
+
+LOADERS: dict[str, Callable[[Path, str], RunSummary]] = {"run.json": _load_finished_run}
+"""The file that makes a folder one of a kind -> the function that reads it."""
+
+
+def _load(folder: Path, name: str) -> RunSummary:
+    for marker, load in LOADERS.items():
+        if (folder / marker).is_file():
+            try:
+                return load(folder, name)
+            except KeyError as error:
+                raise OutputError(f"{folder}: the key {error} is missing in its files") from error
     raise OutputError(f"{folder}: holds no {' or '.join(LOADERS)}; is it a finished run?")
 
 
@@ -203,14 +336,18 @@ _HEADINGS = (
     "run", "family", "mean", "data", "held out", "annotators", "verdict", "cv", "mean strength",
     "accuracy", "log-probability",
 )  # fmt: skip
+_TERMINAL_TABLES = (
+    ("verdict", "cv", "mean strength"),
+    ("family", "anchor", "held out", "annotators", "accuracy", "log-probability"),
+)  # of eighty characters
 
 
 def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     return [
         [
-            run.name, run.family, run.anchor, Path(run.data).name, f"{run.num_pairs:,}",
-            f"{run.num_annotators:,}" if run.num_annotators else "-", run.verdict,
-            _interval(run.cv), _interval(run.mean), f"{run.accuracy:.3f}", f"{run.log_prob:.4f}",
+            run.name, run.verdict, _interval(run.cv), _interval(run.mean), f"{run.accuracy:.3f}",
+            f"{run.log_prob:.4f}", run.family, run.anchor, f"{run.num_pairs:,}",
+            f"{run.num_annotators:,}" if run.num_annotators else "-", Path(run.data).name,
         ]
         for run in runs
     ]  # fmt: skip

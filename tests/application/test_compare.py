@@ -51,7 +51,7 @@ def make_run(folder, cv=0.0, first_row=0, source="pairs.jsonl"):
 
 def printed(runs):
     buffer = io.StringIO()
-    show_comparison(runs, Console(file=buffer, width=250))
+    show_comparison(runs, Console(file=buffer, width=80))
     return buffer.getvalue()
 
 
@@ -63,8 +63,10 @@ def test_runs_stand_side_by_side_with_their_verdicts(tmp_path):
     assert runs[0].num_annotators == 30
     text = printed(runs)
     lines = [line for line in text.splitlines() if line.startswith(("same", "spread"))]
-    assert len(lines) == 2
+    assert [line.split()[0] for line in lines] == ["same", "spread"] * 2
     assert "heterogeneous" in lines[1]
+    assert lines[3].split()[1:5] == ["gamma", "prior", "600", "30"]
+    assert "data: pairs.jsonl" in text
     assert "held out different pairs" not in text
 
 
@@ -129,7 +131,7 @@ def test_folders_that_are_no_runs_and_damaged_runs_are_named(tmp_path):
         load_summaries([run])
     other = make_run(tmp_path / "other")
     (other / "run.json").write_text('{"family": "gamma"}')
-    with pytest.raises(OutputError, match=r"other.run\.json: the key '\w+' is missing"):
+    with pytest.raises(OutputError, match=r"other: the key '\w+' is missing in its files"):
         load_summaries([other])
 
 

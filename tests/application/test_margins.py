@@ -82,7 +82,13 @@ def test_margins_equal_an_independent_computation(folder, tmp_path):
     np.testing.assert_allclose(table["margin"], margin, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", ["explicit", "implicit"])
+_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("form", ["explicit", "implicit", "messages"])
 def test_margins_equal_those_of_the_trainer(folder, tmp_path, form):
     """Float32 log-probabilities of 60 nats are 4e-6 apart; responses are short for that reason."""
     from datasets import Dataset
@@ -90,6 +96,7 @@ def test_margins_equal_those_of_the_trainer(folder, tmp_path, form):
 
     from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
 
+    length = 20 if form != "messages" else 34  # the longest ones are cut
     words = ["Good luck.", "Sure.", "Skip the planning.", "Do not bother me.", "Have a nice day."]
     rows = [
         {"prompt": f"How should I {task}?", "chosen": f" {a}", "rejected": f" {b}"}
@@ -100,6 +107,14 @@ def test_margins_equal_those_of_the_trainer(folder, tmp_path, form):
     ]
     if form == "implicit":
         rows = [{k: row["prompt"] + row[k] for k in ("chosen", "rejected")} for row in rows]
+    if form == "messages":
+        roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+        rows = [{k: [{"role": roles[k], "content": row[k]}] for k in roles} for row in rows]
+    shutil.copytree(folder, tmp_path / "models")
+    folder = tmp_path / "models"
+    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(folder / "policy")
     pairs = Dataset.from_list(rows).add_column("source_row", np.arange(len(rows)))
     pairs.remove_columns("source_row").to_json(tmp_path / "short.jsonl")
     models = {
@@ -110,15 +125,17 @@ def test_margins_equal_those_of_the_trainer(folder, tmp_path, form):
         model=models["policy"],
         ref_model=models["reference"],
         args=MixDPOConfig(
-            str(tmp_path), max_length=20, report_to="none", disable_tqdm=True, use_cpu=True
+            str(tmp_path), max_length=length, report_to="none", disable_tqdm=True, use_cpu=True
         ),
         train_dataset=pairs,
         eval_dataset=pairs,
-        processing_class=AutoTokenizer.from_pretrained(folder / "policy"),
+        processing_class=tokenizer,
     )
     expected = trainer.margins()
     names = (str(folder / "policy"), str(folder / "reference"), str(tmp_path / "short.jsonl"))
-    write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**{**SIZES, "max_length": 20}))
+    config = MarginsConfig(**{**SIZES, "max_length": length})
+    summary = write_margins(*names, tmp_path / "m.parquet", config)
+    assert 0 < summary.truncated < len(rows)
     table = pd.read_parquet(tmp_path / "m.parquet")
     assert table["source_row"].tolist() == expected["source_row"].tolist()
     assert table["margin"].abs().max() > 0.1
