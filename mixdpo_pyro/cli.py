@@ -25,6 +25,9 @@ commands:
   train       train a policy and the strength distribution: mixdpo train --config run.yaml
   margins     margins of a policy: mixdpo margins MODEL REFERENCE DATA -o FILE
   compare     finished runs side by side: mixdpo compare RUN RUN
+  diagnose    is this preference data heterogeneous: mixdpo diagnose MARGINS [-o FOLDER]
+  check       does a posterior predict the choices: mixdpo check MARGINS POSTERIOR
+  power       how much data would settle it: mixdpo power --pairs 10000 --annotators 200
   init        build a small Llama and its tokenizer from the text of a dataset
   simulate    write a simulated preference dataset with known truth
   report      write the report of a finished run again
@@ -61,6 +64,7 @@ def _run(arguments: list[str]) -> int:
     commands = {
         "demo": _demo, "doctor": _doctor, "train": _train, "margins": _margins,
         "compare": _compare, "init": _init, "simulate": _simulate, "report": _report,
+        "diagnose": _diagnose, "check": _check, "power": _power,
     }  # fmt: skip
     match arguments:
         case []:
@@ -109,14 +113,15 @@ def _doctor(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     from mixdpo_pyro.config import parse_train_arguments
-    from mixdpo_pyro.files import staged_folder
+    from mixdpo_pyro.files import shared_staged_folder
     from mixdpo_pyro.run import execute_run
 
     plan = parse_train_arguments(arguments)
     output = Path(plan.training.output_dir)
-    with staged_folder(output, plan.run.overwrite, keep=plan.run.resume) as folder:
+    with shared_staged_folder(output, plan.run.overwrite, plan.run.resume) as folder:
         execute_run(plan, folder, _command_line("train", arguments))
-    _show_result(output)
+    if plan.training.process_index == 0:
+        _show_result(output)
 
 
 def _margins(arguments: list[str]) -> None:
@@ -153,6 +158,58 @@ def _compare(arguments: list[str]) -> None:
     show_comparison(runs, Console(highlight=False))
     if values.output is not None:
         print(f"wrote {write_comparison(runs, values.output)}")
+
+
+def _diagnose(arguments: list[str]) -> None:
+    from mixdpo_pyro.diagnose import (
+        DIAGNOSIS_FILE,
+        DiagnoseConfig,
+        diagnose,
+        summary_lines,
+        write_diagnosis,
+    )
+    from mixdpo_pyro.files import staged_folder
+
+    positional = {"margins": "parquet, csv or jsonl file with a column 'margin'"}
+    values = _parse_fields(DiagnoseConfig, "mixdpo diagnose", arguments, positional=positional)
+    path = values.pop("margins")
+    config = DiagnoseConfig(**values)
+    if config.output is None:
+        print(*summary_lines(*diagnose(path, config)), sep="\n")
+        return
+    with staged_folder(config.output, config.overwrite, marker=DIAGNOSIS_FILE) as folder:
+        diagnosis, data = diagnose(path, config)
+        command = _command_line("diagnose", arguments)
+        write_diagnosis(diagnosis, data, folder, config, command)
+    print(*summary_lines(diagnosis, data), sep="\n")
+    print(f"\nreport  {Path(config.output) / 'report.html'}")
+
+
+def _check(arguments: list[str]) -> None:
+    from mixdpo_pyro.check import CHECK_FILE, CheckConfig, check, summary_lines, write_check
+    from mixdpo_pyro.files import staged_folder
+
+    positional = {
+        "margins": "parquet, csv or jsonl file with a column 'margin'",
+        "posterior": "posterior.nc of a diagnosis or a run",
+    }
+    values = _parse_fields(CheckConfig, "mixdpo check", arguments, positional=positional)
+    paths = values.pop("margins"), values.pop("posterior")
+    config = CheckConfig(**values)
+    found = check(*paths, config)
+    if config.output is not None:
+        with staged_folder(config.output, config.overwrite, marker=CHECK_FILE) as folder:
+            write_check(found, folder, config, paths)
+    print(*summary_lines(found, config.seed), sep="\n")
+    if config.output is not None:
+        print(f"\nwrote {config.output}")
+
+
+def _power(arguments: list[str]) -> None:
+    from mixdpo_pyro.power import PowerConfig, power, summary_lines
+
+    config = PowerConfig(**_parse_fields(PowerConfig, "mixdpo power", arguments))
+    print(*summary_lines(power(config), config), sep="\n")
 
 
 def _init(arguments: list[str]) -> None:
@@ -246,6 +303,11 @@ def _parse_fields(
         kinds = [kind for kind in get_args(hints[field.name]) if kind is not NoneType]
         if isinstance(field.default, bool):
             parser.add_argument(f"--{field.name}", action="store_true", **options)
+        elif isinstance(field.default, tuple):
+            metavar = field.name.upper()
+            parser.add_argument(f"--{field.name}", nargs="+", metavar=metavar, **options)
+        elif field.name == "output":
+            parser.add_argument("-o", "--output", **options)
         elif get_origin(hints[field.name]) is Literal:
             parser.add_argument(f"--{field.name}", choices=kinds, **options)
         else:

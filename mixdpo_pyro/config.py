@@ -23,6 +23,7 @@ class RunConfig:
     Args:
         dataset_name: Local file (json, jsonl, csv, parquet), saved dataset folder or hub name.
         dataset_config: Configuration name of a hub dataset.
+        reader: Shape of the source: `hh-rlhf`, `prism`, `multipref` or `ultrafeedback`.
         dataset_train_split: Split that is trained on.
         dataset_test_split: Split the verdict is drawn from; default, a part of the train split.
         test_fraction: Size of that part, as a fraction of the different pairs.
@@ -34,6 +35,10 @@ class RunConfig:
     dataset_name: str = field(metadata={"help": "Local file, saved dataset folder or hub name."})
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration name of a hub dataset."}
+    )
+    reader: str | None = field(
+        default=None,
+        metadata={"help": "Shape of the source: hh-rlhf, prism, multipref or ultrafeedback."},
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixdpo_pyro.errors import OutputError
 
-__all__ = ["RUN_FILE", "staged_folder", "write_json", "written_whole"]
+__all__ = ["RUN_FILE", "shared_staged_folder", "staged_folder", "write_json", "written_whole"]
 
 RUN_FILE = "run.json"
 """The file that makes a folder a run folder."""
@@ -78,6 +78,26 @@ def staged_folder(
     partial.rename(folder)
     if previous.exists():
         shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def shared_staged_folder(
+    folder: str | Path, overwrite: bool = False, keep: bool = False
+) -> Iterator[Path]:
+    """`staged_folder` for all processes of a launch: the main one makes it and renames it."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    if state.is_main_process:
+        with staged_folder(folder, overwrite, keep) as partial:
+            state.wait_for_everyone()
+            yield partial
+            state.wait_for_everyone()
+    else:
+        state.wait_for_everyone()
+        folder = Path(folder).expanduser()
+        yield folder.with_name(f"{folder.name}.partial")
+        state.wait_for_everyone()
 
 
 def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:

@@ -1,5 +1,6 @@
 """What a person sees during a run: stages, and a progress bar with the numbers that matter."""
 
+import os
 from typing import Any
 
 from rich.console import Console
@@ -19,8 +20,9 @@ console = Console(stderr=True, highlight=False)
 
 
 def show_stage(title: str) -> None:
-    """Announce the next stage of a run."""
-    console.print(f"[bold]{title}[/bold]")
+    """Announce the next stage of a run, once for all processes of a launch."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        console.print(f"[bold]{title}[/bold]")
 
 
 class TidyProgress(ProgressCallback):

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import yaml
 from datasets import Dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from mixdpo_pyro.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.config import RunConfig, TrainPlan
 from mixdpo_pyro.data import (
     ROW_COLUMN,
@@ -63,6 +63,8 @@ def execute_run(
     The folder then holds `policy/` (weights, tokenizer, strength), `posterior.nc`,
     `margins.parquet`, `log_history.json`, `config.yaml`, `run.json`, `report.html` and `figures/`.
 
+    Under `torchrun` or `accelerate launch` every process calls it; the main one writes.
+
     Args:
         plan: What is asked for.
         folder: An existing folder, see :func:`~mixdpo_pyro.files.staged_folder`.
@@ -71,21 +73,25 @@ def execute_run(
     """
     started = time.monotonic()
     training = plan.training
+    is_main = training.process_index == 0
     training.output_dir = str(folder)
     training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
-    (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
+    if is_main:
+        (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
     show_stage("Reading the pairs")
     data = _load_pairs(plan.run, training)
 
     show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
     trainer = _build_trainer(training, plan.model, data)
-    checkpoint = get_last_checkpoint(str(folder)) if plan.run.resume else None
+    checkpoint = last_whole_checkpoint(folder, training.world_size) if plan.run.resume else None
     train_with_progress(trainer, checkpoint)
     _save_policy(trainer, folder / "policy")
-    write_json(trainer.state.log_history, folder / HISTORY_FILE)
 
     show_stage(f"Asking {len(trainer.eval_dataset):,} held-out pairs")
     margins = _held_out_margins(trainer, data)
+    if not is_main:
+        return
+    write_json(trainer.state.log_history, folder / HISTORY_FILE)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
     learned = trainer.strength.summary()
@@ -105,7 +111,7 @@ def execute_run(
             "source": plan.given["dataset_name"],
             "train": len(trainer.train_dataset),
             "test": len(margins),
-            "dropped": {**data.dropped, **_fully_truncated(trainer, data)},
+            "dropped": dict(sum(map(Counter, trainer.dropped.values()), Counter(data.dropped))),
             "annotator_column": training.annotator_column,
             "has_panels": result.choices.has_panels,
         },
@@ -148,6 +154,7 @@ def _load_split(
         annotator_column=training.annotator_column,
         max_rows=max_rows,
         seed=training.seed,
+        reader=run.reader,
     )
 
 
@@ -181,17 +188,13 @@ def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
     return trainer
 
 
-def _fully_truncated(trainer: MixDPOTrainer, data: _SplitPairs) -> dict[str, int]:
-    """Rows that TRL left out, because their prompt alone fills `max_length`."""
-    left = len(trainer.train_dataset) + len(trainer.eval_dataset)
-    missing = len(data.train) + len(data.test) - left
-    return {"a prompt longer than max_length": missing} if missing else {}
-
-
 def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
-    """Weights, tokenizer and strength; not the Trainer's own pickle of its arguments."""
+    """Weights, tokenizer, strength and card; not the Trainer's own pickle of its arguments."""
     trainer.save_model(str(folder))
-    (folder / "training_args.bin").unlink(missing_ok=True)
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        trainer.create_model_card(model_name=folder.parent.name.removesuffix(".partial"))
+        (Path(trainer.args.output_dir) / "README.md").replace(folder / "README.md")
 
 
 def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame:

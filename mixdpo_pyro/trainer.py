@@ -30,6 +30,7 @@ from mixdpo_pyro.annotators import (
     AnnotatorBlockSampler,
     number_values,
 )
+from mixdpo_pyro.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.data import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.guards import drop_unusable, why_mean_drifts
@@ -49,6 +50,7 @@ __all__ = ["MixDPOConfig", "MixDPOTrainer"]
 
 logger = logging.getLogger(__name__)
 
+_SEED_STRIDE = 1_000_003  # far from the small seeds that people use
 _KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX)
 
 
@@ -311,6 +313,15 @@ class MixDPOTrainer(DPOTrainer):
 
     # Optimisation, logging, checkpoints
 
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train; `resume_from_checkpoint=True` goes on from the last whole checkpoint."""
+        if resume_from_checkpoint is True:
+            folder, count = self.args.output_dir, self.args.world_size
+            resume_from_checkpoint = last_whole_checkpoint(folder, count) or True
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Add the strength's parameters as a group with their own rate and no weight decay."""
         is_new = self.optimizer is None
@@ -441,6 +452,14 @@ class _StrengthGradients(TrainerCallback):
         self._objective = trainer.strength.objective
         self._accelerator = trainer.accelerator
         self._warmup_steps = trainer.args.strength_warmup_steps
+        self._has_draws = trainer.args.estimator == "draws"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give each process draws of its own; a checkpoint restores them by itself."""
+        if self._has_draws and self._accelerator.num_processes > 1 and state.global_step == 0:
+            torch.manual_seed(args.seed + _SEED_STRIDE * self._accelerator.process_index)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

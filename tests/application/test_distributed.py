@@ -1,0 +1,141 @@
+"""Two processes on one CPU (gloo) against one process with twice the batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+SETTINGS = {
+    "learning_rate": 1e-3,
+    "max_length": 128,
+    "beta": 0.3,
+    "logging_steps": 1,
+    "max_steps": 5,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "gradient_checkpointing": False,
+    "bf16": False,
+}
+
+pytestmark = pytest.mark.slow
+
+
+def launch(words, num_processes, folder):
+    """Run a module or script under torchrun, or plainly; return what it printed."""
+    port = free_port()
+    prefix = [sys.executable]
+    if num_processes > 1:
+        prefix += [
+            "-m", "torch.distributed.run", "--nproc_per_node", str(num_processes),
+            "--master_port", str(port),
+        ]  # fmt: skip
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*prefix, *words],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(folder, policy, num_processes, batch_size, **settings):
+    folder.mkdir(parents=True)
+    settings = {**SETTINGS, "per_device_train_batch_size": batch_size, **settings}
+    script = str(HERE / "two_processes.py")
+    launch([script, policy, str(folder), json.dumps(settings)], num_processes, folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["processes"] == num_processes
+    return result
+
+
+def column(result, name):
+    return [entry[name] for entry in result["log"]]
+
+
+SHARED = (
+    "loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen",
+    "logits/rejected",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"family": "fixed"},
+        {"family": "lognormal"},
+        {"family": "gamma", "mean": "fixed"},
+        {"family": "lognormal", "mean": "free", "gradient_accumulation_steps": 2},
+    ],
+    ids=["fixed", "lognormal", "gamma", "accumulated"],
+)
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, policy_folder, settings):
+    two = train(tmp_path / "two", policy_folder, 2, 4, **settings)
+    one = train(tmp_path / "one", policy_folder, 1, 8, **settings)
+    assert two["wrapper"] == "DistributedDataParallel"
+    names = SHARED if settings["family"] == "fixed" else (*SHARED, "strength/cv")
+    for name in names:
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["weight"] == pytest.approx(one["weight"], rel=1e-6)
+    assert two["margins"] == pytest.approx(one["margins"], abs=1e-3)
+    for name in ("eval_loss", "eval_micro/margin", "eval_micro/margin_q05"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
+
+
+def test_fixed_strength_is_trl_dpo_in_two_processes(tmp_path, policy_folder):
+    ours = train(tmp_path / "ours", policy_folder, 2, 4, family="fixed")
+    theirs = train(tmp_path / "theirs", policy_folder, 2, 4, trl=True)
+    for name in set(theirs["log"][0]) & set(ours["log"][0]):
+        assert column(ours, name) == pytest.approx(column(theirs, name), abs=1e-5), name
+
+
+def test_draws_differ_between_processes(tmp_path, policy_folder):
+    """With its own draws each process has its own noise; the strength stays one."""
+    result = train(tmp_path / "two", policy_folder, 2, 4, estimator="draws", num_draws=4)
+    assert all(value > 0 for value in column(result, "strength/cv"))
+
+
+def test_reference_is_computed_once_for_all_processes(tmp_path, policy_folder):
+    settings = {
+        "precompute_ref_log_probs": True,
+        "reference_cache_dir": str(tmp_path / "cache"),
+        "family": "fixed",
+    }
+    first = train(tmp_path / "first", policy_folder, 2, 4, **settings)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    plain = train(tmp_path / "plain", policy_folder, 2, 4, family="fixed")
+    assert column(first, "loss") == pytest.approx(column(plain, "loss"), abs=1e-5)
+
+
+def test_the_command_runs_under_torchrun(tmp_path, policy_folder):
+    from scenarios import small_world
+
+    small_world().remove_columns("source_row").to_json(tmp_path / "pairs.jsonl")
+    words = [
+        "-m", "mixdpo_pyro", "train", "--dataset_name", "pairs.jsonl", "--model_name_or_path",
+        policy_folder, "--output_dir", "run", "--max_steps", "4", "--max_length", "128",
+        "--per_device_train_batch_size", "4", "--test_fraction", "0.3", "--report_to", "none",
+        "--use_cpu", "true",
+    ]  # fmt: skip
+    done = launch(words, 2, tmp_path)
+    run = tmp_path / "run"
+    assert (run / "report.html").is_file() and (run / "policy" / "strength.json").is_file()
+    assert "Preference strength" in (run / "policy" / "README.md").read_text()
+    assert not (tmp_path / "run.partial").exists()
+    assert done.stdout.count("held-out accuracy") == 1  # only the main process speaks

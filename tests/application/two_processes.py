@@ -1,0 +1,45 @@
+"""Train for a few steps in as many processes as torchrun starts; the main one writes the logs.
+
+Usage: torchrun --nproc_per_node 2 two_processes.py POLICY FOLDER SETTINGS-AS-JSON
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from scenarios import small_world, take
+from trl import DPOConfig, DPOTrainer
+
+from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+
+
+def main() -> None:
+    """Train as asked and write `log.json` and `state.json`."""
+    policy, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
+    is_trl = settings.pop("trl", False)
+    trainer_class, config_class = (
+        (DPOTrainer, DPOConfig) if is_trl else (MixDPOTrainer, MixDPOConfig)
+    )
+    trainer = trainer_class(
+        policy,
+        args=config_class(str(folder), use_cpu=True, report_to="none", **settings),
+        train_dataset=small_world(),
+        eval_dataset=take(small_world(), 16),
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    margins = [] if is_trl else trainer.margins()["margin"].tolist()
+    if trainer.accelerator.is_main_process:
+        result = {
+            "processes": trainer.accelerator.num_processes,
+            "wrapper": type(trainer.model_wrapped).__name__,
+            "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "metrics": metrics,
+            "margins": margins,
+            "weight": sum(p.double().abs().sum().item() for p in trainer.model.parameters()),
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
