@@ -9,9 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -25,11 +23,11 @@ from accelerate import PartialState
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from mixdpo_pyro.data import ROW_COLUMN, TEXT_COLUMNS, PreferenceData, load_preferences
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
@@ -64,6 +62,7 @@ ADAPTER_OFF = "base"
 _BATCHES_A_PART = 16
 _INPUTS_FILE = "inputs.json"
 _METADATA_KEY = b"mixdpo_margins"
+_PROMPT, _COMPLETION = 1, 2
 
 
 @dataclass(frozen=True)
@@ -166,21 +165,23 @@ def write_margins(
         reader=config.reader, columns=config.columns(),
     )  # fmt: skip
     models = _Models.load(_policy_of(model), _policy_of(reference), config)
-    batches = _Batches.prepare(pairs, models, config)
+    sequences = _Sequences.prepare(pairs, models, config)
     inputs = {
         "policy": models.policy_digest,
         "reference": models.reference_digest,
-        "data, tokenizer or max_length": batches.digest,
+        "data, tokenizer or max_length": sequences.digest,
         "batch_size": config.batch_size,
         "precision": f"{config.dtype} on {models.device.type}",
     }
     parts = _Parts.open(output.with_name(f"{output.name}.partial"), inputs, config.resume)
-    rate = _fill(parts, batches, models)
-    table = _assemble(parts, batches, pairs)
+    scores, rate = _fill(parts, sequences, models, config)
+    facts = {**inputs, "source": data, "max_length": config.max_length}
+    table = _assemble(scores, sequences, pairs)
+    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
     with written_whole(output) as temporary:
         pq.write_table(table, temporary)
     shutil.rmtree(parts.folder)
-    return _summarise(output, table, batches, pairs, rate)
+    return _summarise(output, table, sequences, pairs, rate)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -273,16 +274,16 @@ class _Models:
         reference, other = _load_model(reference_name, config.dtype, device, "reference")
         return cls(policy, reference, tokenizer, device, digest, other)
 
-    def score(self, batch: dict[str, Tensor]) -> np.ndarray:
-        """Log-probabilities of a batch, columns 2 to 5 of the file."""
-        batch = {name: value.to(self.device) for name, value in batch.items()}
-        policy = _sum_logps(self.policy, batch)
+    def score(self, ids: Tensor, scored: Tensor) -> np.ndarray:
+        """Log-probability of every sequence, a column a model: policy, reference."""
+        ids, scored = ids.to(self.device), scored.to(self.device)
+        policy = _sum_logps(self.policy, ids, scored)
         if self.reference is None:
             with self.policy.disable_adapter():
-                reference = _sum_logps(self.policy, batch)
+                reference = _sum_logps(self.policy, ids, scored)
         else:
-            reference = _sum_logps(self.reference, batch)
-        return np.concatenate([policy.reshape(2, -1), reference.reshape(2, -1)]).T
+            reference = _sum_logps(self.reference, ids, scored)
+        return np.stack([policy, reference], axis=1)
 
     def longest(self) -> int | None:
         """The most tokens that both models take, where they say so."""
@@ -297,18 +298,21 @@ class _Models:
 
 
 @torch.no_grad()
-def _sum_logps(model: Any, batch: dict[str, Tensor]) -> np.ndarray:
+def _sum_logps(model: Any, ids: Tensor, scored: Tensor) -> np.ndarray:
     """Sum of the token log-probabilities of every completion: softmax in float32, sum in float64.
 
     One sequence at a time, so that no second copy of all logits is needed.
+
+    Args:
+        model: A causal language model.
+        ids: Tokens, padded on the right.
+        scored: 0 for padding, 1 for a token of the prompt, 2 for one of the completion.
     """
-    ids, mask = batch["input_ids"], batch["completion_mask"]
-    logits = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits[
-        :, -ids.shape[1] :
-    ]  # virtual tokens of a prompt adapter stand in front
+    logits = model(input_ids=ids, attention_mask=(scored > 0).long(), use_cache=False).logits
+    logits = logits[:, -ids.shape[1] :]  # virtual tokens of a prompt adapter stand in front
     sums = []
     for row in range(len(ids)):
-        positions = mask[row, 1:].nonzero().squeeze(1)
+        positions = (scored[row, 1:] == _COMPLETION).nonzero().squeeze(1)
         log_probs = logits[row, positions].float().log_softmax(-1)
         tokens = log_probs.gather(1, ids[row, positions + 1].unsqueeze(1))
         sums.append(tokens.cpu().double().sum().item())
@@ -316,74 +320,100 @@ def _sum_logps(model: Any, batch: dict[str, Tensor]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Batches:
-    """Tokenised pairs in the order of their length, the longest first."""
+class _Sequences:
+    """The different sequences of the pairs, the longest first; each of them is scored once.
 
-    pairs: Dataset  # prompt_ids, chosen_ids, rejected_ids, source_row
-    kept: np.ndarray  # their positions in the data
-    order: np.ndarray
-    config: MarginsConfig
-    collator: DataCollatorForPreference
+    Several people judge one pair, and one response stands in several pairs.
+
+    Attributes:
+        tokens: Tokens of prompt and completion, cut at `max_length`, as int32 bytes.
+        prompts: Number of tokens of the prompt.
+        of_pair: Numbers of the chosen and of the rejected sequence of every pair kept.
+        kept: Positions of these pairs in the data.
+        source_rows: Their rows.
+        digest: Hash of everything that is fed to the models: data, tokenizer, length.
+        too_long: Pairs whose prompt alone fills `max_length`.
+        truncated: Pairs of which a response is cut.
+    """
+
+    tokens: list[bytes]
+    prompts: list[int]
+    of_pair: np.ndarray
+    kept: np.ndarray
+    source_rows: np.ndarray
+    digest: str
     too_long: int
     truncated: int
 
     @classmethod
-    def prepare(cls, data: PreferenceData, models: _Models, config: MarginsConfig) -> "_Batches":
-        columns = [c for c in data.pairs.column_names if c in (*TEXT_COLUMNS, ROW_COLUMN)]
-        columns += [c for c in ("tools", "chat_template_kwargs") if c in data.pairs.column_names]
-        tokenized = tokenize_pairs(data.pairs.select_columns(columns), models.tokenizer)
+    def prepare(cls, data: PreferenceData, models: _Models, config: MarginsConfig) -> "_Sequences":
+        wanted = (*TEXT_COLUMNS, ROW_COLUMN, "tools", "chat_template_kwargs")
+        pairs = data.pairs.select_columns([c for c in data.pairs.column_names if c in wanted])
         names = ("prompt_ids", "chosen_ids", "rejected_ids")
-        tokenized = tokenized.select_columns([*names, ROW_COLUMN])
-        prompts, chosen, rejected = (np.array([len(i) for i in tokenized[n]]) for n in names)
-        kept = np.flatnonzero(prompts < config.max_length)
-        if len(kept) == 0:
+        tokenized = tokenize_pairs(pairs, models.tokenizer).select_columns([*names, ROW_COLUMN])
+        limit = config.max_length
+        numbers: dict[tuple[int, bytes], int] = {}
+        of_pair, kept, rows, truncated = [], [], [], 0
+        digest = hashlib.sha256(str(limit).encode())
+        for position, pair in enumerate(tokenized):
+            prompt, chosen, rejected = (pair[name] for name in names)
+            digest.update(json.dumps([prompt, chosen, rejected, pair[ROW_COLUMN]]).encode())
+            if len(prompt) >= limit:
+                continue
+            keys = [_key(prompt, completion, limit) for completion in (chosen, rejected)]
+            of_pair.append([numbers.setdefault(key, len(numbers)) for key in keys])
+            kept.append(position)
+            rows.append(pair[ROW_COLUMN])
+            truncated += len(prompt) + max(len(chosen), len(rejected)) > limit
+        if not kept:
             raise DataError(f"{data.source}: max_length: no prompt is shorter than the limit")
-        lengths = (prompts + np.maximum(chosen, rejected))[kept]
-        batches = cls(
-            pairs=tokenized.select(kept),
-            kept=kept,
-            order=np.argsort(-np.minimum(lengths, config.max_length), kind="stable"),
-            config=config,
-            collator=DataCollatorForPreference(
-                pad_token_id=models.tokenizer.pad_token_id, max_length=config.max_length
-            ),
-            too_long=len(data.pairs) - len(kept),
-            truncated=int((lengths > config.max_length).sum()),
+        order = sorted(numbers, key=lambda key: -len(key[1]))  # stable
+        place = np.empty(len(order), dtype=np.int64)
+        place[[numbers[key] for key in order]] = np.arange(len(order))
+        sequences = cls(
+            tokens=[key[1] for key in order],
+            prompts=[key[0] for key in order],
+            of_pair=place[np.array(of_pair)],
+            kept=np.array(kept),
+            source_rows=np.array(rows),
+            digest=digest.hexdigest(),
+            too_long=len(tokenized) - len(kept),
+            truncated=truncated,
         )
-        batches._check_fit(models, int(lengths.max()))
-        return batches
+        sequences._check_fit(models)
+        return sequences
 
-    def _check_fit(self, models: _Models, longest: int) -> None:
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def ids(self, number: int) -> np.ndarray:
+        """Tokens of a sequence."""
+        return np.frombuffer(self.tokens[number], dtype=np.int32)
+
+    def collate(self, numbers: range, padding: int) -> tuple[Tensor, Tensor]:
+        """Padded tokens, and what they are: padding, prompt or completion."""
+        ids = [torch.tensor(self.ids(number), dtype=torch.long) for number in numbers]
+        kinds = [torch.full_like(tokens, _COMPLETION) for tokens in ids]
+        for kind, number in zip(kinds, numbers, strict=True):
+            kind[: self.prompts[number]] = _PROMPT
+        padded = pad_sequence(ids, batch_first=True, padding_value=padding)
+        return padded, pad_sequence(kinds, batch_first=True)
+
+    def _check_fit(self, models: _Models) -> None:
         limit = models.longest()
-        if limit is not None and min(longest, self.config.max_length) > limit:
+        if limit is not None and len(self.ids(0)) > limit:
             raise ConfigError(f"max_length: the models take at most {limit} tokens; lower it")
-        columns = (self.pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-        largest = max(max(ids, default=0) for column in columns for ids in column)
+        largest = max(int(self.ids(number).max(initial=0)) for number in range(len(self)))
         if largest >= models.vocabulary():
             raise ConfigError(
                 f"model: the tokenizer has the token {largest}, the models only "
                 f"{models.vocabulary()} tokens"
             )
 
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.config.batch_size)
 
-    def rows(self, number: int) -> np.ndarray:
-        """Positions of the pairs of a batch."""
-        start = number * self.config.batch_size
-        return self.order[start : start + self.config.batch_size]
-
-    def collate(self, number: int) -> dict[str, Tensor]:
-        """A padded batch, first the chosen responses, then the rejected ones."""
-        return self.collator([self.pairs[int(i)] for i in self.rows(number)])
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of everything that is fed to the models: data, tokenizer, lengths."""
-        digest = hashlib.sha256(str(self.config.max_length).encode())
-        for pair in self.pairs:
-            digest.update(json.dumps(list(pair.values())).encode())
-        return digest.hexdigest()
+def _key(prompt: list[int], completion: list[int], limit: int) -> tuple[int, bytes]:
+    """Length of the prompt, and all tokens, cut as TRL's collator cuts them."""
+    return len(prompt), np.array([*prompt, *completion][:limit], dtype=np.int32).tobytes()
 
 
 @dataclass(frozen=True)
@@ -419,13 +449,13 @@ class _Parts:
     def path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
 
-    def read(self, number: int, rows: np.ndarray) -> pd.DataFrame | None:
-        """A part, or None where it is missing, damaged, or not about these rows."""
+    def read(self, number: int, sequences: range) -> pd.DataFrame | None:
+        """A part, or None where it is missing, damaged, or not about these sequences."""
         try:
             part = pd.read_parquet(self.path(number))
         except (OSError, ValueError):
             return None
-        return part if np.array_equal(part["position"], rows) else None
+        return part if part["sequence"].tolist() == list(sequences) else None
 
     def write(self, number: int, part: pd.DataFrame) -> None:
         with written_whole(self.path(number)) as temporary:
@@ -444,85 +474,108 @@ class _Parts:
             return None
 
 
-def _fill(parts: _Parts, batches: _Batches, models: _Models) -> float:
-    """Compute the parts that are missing; returns pairs a second."""
-    show_stage(f"Scoring {len(batches.order):,} pairs on {models.device}")
-    missing = [n for n, rows in _part_rows(batches) if parts.read(n, rows) is None]
-    sizes = {n: len(rows) for n, rows in _part_rows(batches)}
-    todo = sum(sizes[n] for n in missing)
+def _fill(
+    parts: _Parts, sequences: _Sequences, models: _Models, config: MarginsConfig
+) -> tuple[pd.DataFrame, float]:
+    """Scores of all sequences, those of missing parts computed; and pairs a second."""
+    pairs, number = len(sequences.kept), len(sequences)
+    show_stage(f"Scoring {number:,} different sequences of {pairs:,} pairs on {models.device}")
+    plan = _plan_parts(number, 2 * config.batch_size * _BATCHES_A_PART)
+    found = {index: parts.read(index, numbers) for index, numbers in plan.items()}
+    todo = sum(len(plan[index]) for index, part in found.items() if part is None)
     started = time.monotonic()
-    with tqdm(total=len(batches.order), initial=len(batches.order) - todo, unit="pair") as bar:
-        for number in missing:
-            first = number * _BATCHES_A_PART
-            scored = []
-            for batch in range(first, min(first + _BATCHES_A_PART, len(batches))):
-                scored.append(_score_batch(batches, batch, models))
-                bar.update(len(scored[-1]))
-            parts.write(number, pd.concat(scored, ignore_index=True))
-    return todo / max(time.monotonic() - started, 1e-9) if todo else 0.0
+    with tqdm(
+        total=number,
+        initial=number - todo,
+        unit=" pairs",
+        unit_scale=pairs / number,
+        bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]",
+    ) as bar:
+        for index, numbers in plan.items():
+            if found[index] is None:
+                found[index] = _score_part(sequences, numbers, models, config, bar)
+                parts.write(index, found[index])
+    seconds = max(time.monotonic() - started, 1e-9)
+    scores = pd.concat(found.values(), ignore_index=True)
+    return scores, todo / number * pairs / seconds
 
 
-def _part_rows(batches: _Batches) -> Iterator[tuple[int, np.ndarray]]:
-    size = _BATCHES_A_PART * batches.config.batch_size
-    for number, start in enumerate(range(0, len(batches.order), size)):
-        yield number, batches.order[start : start + size]
+def _plan_parts(number: int, size: int) -> dict[int, range]:
+    starts = range(0, number, size)
+    return {index: range(start, min(start + size, number)) for index, start in enumerate(starts)}
 
 
-def _score_batch(batches: _Batches, number: int, models: _Models) -> pd.DataFrame:
-    rows, batch = batches.rows(number), batches.collate(number)
+def _score_part(
+    sequences: _Sequences, numbers: range, models: _Models, config: MarginsConfig, bar: tqdm
+) -> pd.DataFrame:
+    size = 2 * config.batch_size
+    scored = []
+    for start in range(numbers.start, numbers.stop, size):
+        batch = range(start, min(start + size, numbers.stop))
+        scored.append(_score_batch(sequences, batch, models))
+        bar.update(len(batch))
+    return pd.concat(scored, ignore_index=True)
+
+
+def _score_batch(sequences: _Sequences, numbers: range, models: _Models) -> pd.DataFrame:
+    ids, kinds = sequences.collate(numbers, models.tokenizer.pad_token_id)
     try:
-        logps = models.score(batch)
+        logps = models.score(ids, kinds)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"batch_size: {batches.config.batch_size} pairs of {batch['input_ids'].shape[1]} "
-            f"tokens do not fit into the memory of {models.device}; lower it"
+            f"batch_size: {len(ids)} sequences of {ids.shape[1]} tokens do not fit into the "
+            f"memory of {models.device}; lower it"
         ) from error
-    bad = ~np.isfinite(logps).all(axis=1)
-    if bad.any():
-        bad_rows = [batches.pairs[int(i)][ROW_COLUMN] for i in rows[bad]]
-        raise NonFiniteLossError(f"the log-probabilities of rows {bad_rows} are not finite")
-    tokens = batch["completion_mask"][:, 1:].sum(1).numpy().reshape(2, -1)
-    part = pd.DataFrame(logps, columns=list(MARGIN_COLUMNS[2:6]))
-    return part.assign(position=rows, chosen_tokens=tokens[0], rejected_tokens=tokens[1])
+    bad = np.flatnonzero(~np.isfinite(logps).all(axis=1)) + numbers.start
+    if len(bad):
+        rows = sequences.source_rows[np.isin(sequences.of_pair, bad).any(axis=1)]
+        shown = f"{rows[:10].tolist()}{' and more' if len(rows) > 10 else ''}"
+        raise NonFiniteLossError(f"the log-probabilities of rows {shown} are not finite")
+    return pd.DataFrame(
+        {
+            "sequence": list(numbers),
+            "policy": logps[:, 0],
+            "reference": logps[:, 1],
+            "tokens": (kinds[:, 1:] == _COMPLETION).sum(1).numpy(),
+        }
+    )
 
 
-def _assemble(parts: _Parts, batches: _Batches, data: PreferenceData) -> pa.Table:
-    """All parts in the order of the data, and the columns of the source but the texts."""
-    read = [parts.read(number, rows) for number, rows in _part_rows(batches)]
-    if any(part is None for part in read):
-        raise OutputError(f"{parts.folder}: a part was changed while the margins were computed")
-    scores = pd.concat(read).sort_values("position").reset_index(drop=True)
-    scores[ROW_COLUMN] = batches.pairs[ROW_COLUMN][:]
-    log_ratios = {
-        side: scores[f"policy_{side}_logps"] - scores[f"reference_{side}_logps"]
+def _assemble(scores: pd.DataFrame, sequences: _Sequences, data: PreferenceData) -> pa.Table:
+    """Scores of the pairs in the order of the data, and its columns but the texts."""
+    columns: dict[str, np.ndarray] = {ROW_COLUMN: sequences.source_rows}
+    for side, numbers in zip(("chosen", "rejected"), sequences.of_pair.T, strict=True):
+        columns[f"{side}_tokens"] = scores["tokens"].to_numpy()[numbers]
+        for model in ("policy", "reference"):
+            columns[f"{model}_{side}_logps"] = scores[model].to_numpy()[numbers]
+    chosen, rejected = (
+        columns[f"policy_{side}_logps"] - columns[f"reference_{side}_logps"]
         for side in ("chosen", "rejected")
-    }
-    scores["margin"] = log_ratios["chosen"] - log_ratios["rejected"]
-    table = pa.Table.from_pandas(scores[list(MARGIN_COLUMNS)], preserve_index=False)
-    source = data.pairs.select(batches.kept)
+    )
+    columns["margin"] = chosen - rejected
+    table = pa.table({name: columns[name] for name in MARGIN_COLUMNS})
+    source = data.pairs.select(sequences.kept)
     extras = [c for c in source.column_names if c not in (*TEXT_COLUMNS, ROW_COLUMN)]
     if extras:
-        columns = source.select_columns(extras).with_format("arrow")[:]
+        others = source.select_columns(extras).with_format("arrow")[:]
         for name in extras:
             free = f"{name}_source" if name in MARGIN_COLUMNS else name
-            table = table.append_column(free, columns[name])
-    facts = json.loads((parts.folder / _INPUTS_FILE).read_text())
-    facts |= {"source": data.source, "max_length": batches.config.max_length}
-    return table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
+            table = table.append_column(free, others[name])
+    return table
 
 
 def _summarise(
-    path: Path, table: pa.Table, batches: _Batches, data: PreferenceData, rate: float
+    path: Path, table: pa.Table, sequences: _Sequences, data: PreferenceData, rate: float
 ) -> MarginsSummary:
     margin = table["margin"].to_numpy()
     dropped = dict(data.dropped)
-    if batches.too_long:
-        dropped["a prompt longer than max_length"] = batches.too_long
+    if sequences.too_long:
+        dropped["a prompt longer than max_length"] = sequences.too_long
     return MarginsSummary(
         path=path,
         num_pairs=len(margin),
         dropped=dropped,
-        truncated=batches.truncated,
+        truncated=sequences.truncated,
         accuracy=float(np.mean((margin > 0) + 0.5 * (margin == 0))),
         pairs_per_second=rate,
     )

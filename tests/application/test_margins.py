@@ -189,6 +189,29 @@ def test_interrupted_run_goes_on_and_gives_the_same_file(folder, tmp_path, inter
     assert not partial.exists()
 
 
+def test_every_different_sequence_is_scored_once(folder, tmp_path, interrupt):
+    """Five people judge the pairs of three answers, one of them the other way round."""
+    answers = ["Good luck.", "Sure.", "Skip the planning."]
+    rows = [
+        {"prompt": "How?", "chosen": f" {a}", "rejected": f" {b}", "annotator": person}
+        for person in range(5)
+        for i, a in enumerate(answers)
+        for b in answers[i + 1 :]
+    ]
+    for row in rows[-3:]:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    calls = interrupt(None)
+    names = (str(folder / "policy"), str(folder / "reference"), str(tmp_path / "p.jsonl"))
+    write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**SIZES))
+    assert [list(numbers) for _, numbers, _ in calls] == [[0, 1, 2]]
+    table = pd.read_parquet(tmp_path / "m.parquet")
+    margin = table["margin"].to_numpy().reshape(5, 3)
+    assert (margin[:4] == margin[0]).all()
+    assert (margin[4] == -margin[0]).all()
+    assert margin[0, 0] + margin[0, 2] == pytest.approx(margin[0, 1])  # a chain of differences
+
+
 def test_damaged_part_is_computed_again(folder, tmp_path, interrupt):
     interrupt(None)
     run(folder, tmp_path / "whole.parquet")
@@ -331,7 +354,7 @@ def test_log_probabilities_that_are_not_finite_name_their_rows(folder, tmp_path)
     model.get_input_embeddings().weight.data[:] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     names = (str(tmp_path / "broken"), str(folder / "reference"), str(folder / "pairs.jsonl"))
-    with pytest.raises(NonFiniteLossError, match=r"rows \[5, .*\] are not finite"):
+    with pytest.raises(NonFiniteLossError, match=r"rows \[.*\b5\b.*\] are not finite"):
         write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**SIZES))
     assert not (tmp_path / "m.parquet").exists()
 
