@@ -10,8 +10,15 @@ from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.dataset_model import DatasetModel
-from mixdpo_pyro.inference.guides import build_strength_guide
-from mixdpo_pyro.inference.laplace import LogJoint, Maximum, explore, maximise
+from mixdpo_pyro.inference.guides import FoldedGuide
+from mixdpo_pyro.inference.interpolated import InterpolatedLikelihood, interpolate
+from mixdpo_pyro.inference.laplace import (
+    LogJoint,
+    Maximum,
+    RidgeLattice,
+    explore,
+    maximise,
+)
 from mixdpo_pyro.inference.likelihood import Likelihood, PanelTable, likelihood
 from mixdpo_pyro.inference.mcmc import run_nuts
 from mixdpo_pyro.inference.objectives import StrengthObjective
@@ -29,6 +36,15 @@ Method = Literal["laplace", "svi", "nuts"]
 
 _MAX_STRENGTH_CELLS = 50_000_000
 """Draws times annotators that are kept: 400 MB."""
+
+_STARTS = ((-1.0, 1.5), (1.0, 0.6))
+"""Starts of the two runs of SVI: shift of cv in posterior sd, factor of the scales."""
+
+_SVI_OPTIONS: dict[str, Any] = {
+    "window": 25,
+    "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
+}
+"""Starts near the posterior need neither large steps nor long windows."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +210,12 @@ class _Problem:
     num_samples: int
     seed: int
 
-    def dataset_model(self) -> DatasetModel:
-        """The Pyro model of the whole dataset."""
-        log_joint = self.log_joint
-        return DatasetModel(log_joint.likelihood, self.family, log_joint.anchor, log_joint.beta)
+    def dataset_model(self, lattice: RidgeLattice) -> DatasetModel:
+        """The Pyro model of the whole dataset, interpolated where its posterior lives."""
+        joint = self.log_joint
+        cheap = interpolate(joint.likelihood, lattice)
+        num_units = self.choices.num_units
+        return DatasetModel(cheap, num_units, self.family, joint.anchor, joint.beta)
 
     def minibatch_model(self) -> PreferenceModel:
         """The Pyro model of a batch."""
@@ -228,17 +246,21 @@ def _svi(
     problem: _Problem,
     *,
     batch_size: int | None = None,
-    num_particles: int = 8,
+    num_particles: int | None = None,
     **options: Any,
 ) -> _Draws:
     """Two runs from different starts; the draws are the first's, the difference is reported."""
+    lattice = explore(problem.log_joint)
+    is_whole = batch_size is None
+    model = problem.dataset_model(lattice) if is_whole else problem.minibatch_model()
+    is_cheap = is_whole and isinstance(model.likelihood, InterpolatedLikelihood)
+    num_particles = num_particles or (256 if is_cheap else 16)
     objectives, states = [], []
-    for run, initial_cv in enumerate((0.5, 1.0)):
-        model = problem.dataset_model() if batch_size is None else problem.minibatch_model()
-        guide = build_strength_guide(model, initial_cv).double()
+    for run, (shift, factor) in enumerate(_STARTS):
+        guide = _start_guide(problem, lattice, shift, factor)
         objectives.append(StrengthObjective(model, guide, num_particles))
         seed = int(np.random.SeedSequence((problem.seed, run)).generate_state(1)[0])
-        options |= {"batch_size": batch_size, "seed": seed}
+        options = _SVI_OPTIONS | options | {"batch_size": batch_size, "seed": seed}
         states.append(run_svi(objectives[-1], problem.choices, **options))
     first, second = (each.draw(problem.num_samples, problem.seed) for each in objectives)
     num_units = problem.choices.num_units
@@ -254,13 +276,28 @@ def _svi(
     return _Draws({k: v.numpy() for k, v in first.items()}, attributes=attributes)
 
 
+def _start_guide(
+    problem: _Problem, lattice: RidgeLattice, shift: float, factor: float
+) -> FoldedGuide:
+    """A guide beside the posterior: cv shifted by so many standard deviations, scales times it."""
+    location, scale = lattice.moments()
+    start = {
+        "mean": float(np.exp(location["log_mean"])),
+        "cv": max(location["cv"] + shift * scale["cv"], scale["cv"] / 2),
+    }
+    names = ("cv",) if problem.log_joint.anchor == "fixed" else ("mean", "cv")
+    scales = (factor * scale["log_mean"], factor * scale["cv"])[-len(names) :]
+    return FoldedGuide(names, tuple(start[name] for name in names), scales).double()
+
+
 def _distance_in_sd(first: Tensor, second: Tensor) -> float:
-    """Difference of the means of the logarithms, in standard deviations of the first."""
-    return ((first.log().mean() - second.log().mean()).abs() / first.log().std()).item()
+    """Difference of the means, in standard deviations of the first."""
+    return ((first.mean() - second.mean()).abs() / first.std()).item()
 
 
 def _nuts(problem: _Problem, **options: Any) -> _Draws:
-    run = run_nuts(problem.dataset_model(), problem.num_samples, seed=problem.seed, **options)
+    model = problem.dataset_model(explore(problem.log_joint))
+    run = run_nuts(model, problem.num_samples, seed=problem.seed, **options)
     attributes = {f"r_hat_{name}": value for name, value in run.r_hat.items()}
     attributes |= {f"ess_{name}": value for name, value in run.ess.items()}
     return _Draws(run.draws, {"diverging": run.diverging}, attributes, run.num_chains)

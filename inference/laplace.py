@@ -7,6 +7,7 @@ exact log joint. The idea is that of nested Laplace approximations (Rue, Martino
 71:2, 2009).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,10 +23,13 @@ from mixdpo_pyro.inference.likelihood import Likelihood
 from mixdpo_pyro.models import cv_prior, mean_prior
 from mixdpo_pyro.models.preference import MeanAnchor
 
-__all__ = ["LogJoint", "Maximum", "RidgeLattice", "explore", "maximise"]
+__all__ = ["MAX_CV", "LogJoint", "Maximum", "RidgeLattice", "explore", "maximise"]
 
-_LOG_CV_RANGE = (-9.0, 2.3)
-"""cv from 1e-4, where every family is DPO, to 10, where HalfNormal(1) is down by 50 nats."""
+MAX_CV = 10.0
+"""Larger cv are not looked at: HalfNormal(1) is down by 50 nats."""
+
+_LOG_CV_RANGE = (-9.0, math.log(MAX_CV))
+"""cv from 1e-4, where every family is DPO."""
 
 _REACH = 8.0
 """Log means further from the start are not looked at: a factor of 3000."""
@@ -93,6 +97,14 @@ class RidgeLattice:
     scale: Float[np.ndarray, " cv"]
     scaled: Float[np.ndarray, " scaled"]
     log_density: Float[np.ndarray, "cv scaled"]
+
+    def moments(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Location and scale of `log_mean` (its scale at given cv) and of `cv`, roughly."""
+        weight = np.exp(logsumexp(self.log_density, axis=1) - logsumexp(self.log_density))
+        cv = np.exp(self.log_cv)
+        location = {"log_mean": float(weight @ self.centre), "cv": float(weight @ cv)}
+        sd = math.sqrt(weight @ (cv - location["cv"]) ** 2)
+        return location, {"log_mean": float(weight @ self.scale), "cv": sd}
 
     def draw(self, num_samples: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Independent draws of `mean` and `cv`.
@@ -202,7 +214,7 @@ def _ridge(
         return start, np.zeros_like(start)
     x, step_size = start, 1e-3
     for _ in range(100):
-        up, middle, down = objective(x + step_size), objective(x), objective(x - step_size)
+        up, middle, down = objective(x + step_size * np.array([[1], [0], [-1]]))
         gradient = (up - down) / (2 * step_size)
         curvature = np.maximum((2 * middle - up - down) / step_size**2, 1e-6)
         move = np.clip(gradient / curvature, -0.5, 0.5)

@@ -1,12 +1,13 @@
 """NUTS over the global latents of a dataset: the yardstick."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide import init_to_value
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from torch import Tensor
 
 from mixdpo_pyro.inference.dataset_model import DatasetModel
 
@@ -64,14 +65,16 @@ def run_nuts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(num_chains):
-            start = {
-                "mean": model.beta * torch.randn((), dtype=torch.float64).mul(0.3).exp(),
-                "cv": 0.5 * torch.randn((), dtype=torch.float64).mul(0.5).exp(),
-            }
-            kernel = NUTS(model, init_strategy=init_to_value(values=start))
-            mcmc = MCMC(kernel, length, num_warmup, disable_progbar=not progress)
+            kernel = NUTS(potential_fn=model.potential, full_mass=True)
+            mcmc = MCMC(
+                kernel,
+                length,
+                num_warmup,
+                initial_params=_start(model),
+                disable_progbar=not progress,
+            )
             mcmc.run()
-            chains.append(mcmc.get_samples())
+            chains.append(model.bounded(mcmc.get_samples()))
             divergences.append(mcmc.diagnostics()["divergences"]["chain 0"])
     stacked = {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}
     diverging = np.zeros((num_chains, length), dtype=bool)
@@ -83,4 +86,15 @@ def run_nuts(
         r_hat={name: split_gelman_rubin(v, 0, 1).item() for name, v in stacked.items()},
         ess={name: effective_sample_size(v, 0, 1).item() for name, v in stacked.items()},
         num_chains=num_chains,
+    )
+
+
+def _start(model: DatasetModel) -> dict[str, Tensor]:
+    """A draw around (beta, 1/2) in the coordinates of the potential, of what is latent."""
+    noise = torch.randn(2, dtype=torch.float64)
+    cv = 0.5 * (0.5 * noise[1]).exp()
+    return (
+        {"cv": cv}
+        if model.mean == "fixed"
+        else {"mean": math.log(model.beta) + 0.3 * noise[0], "cv": cv}
     )

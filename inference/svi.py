@@ -224,7 +224,8 @@ def _why_not_finite(objective: StrengthObjective, margin: Tensor, rows: Tensor) 
     for name, value in location.items():
         if not torch.isfinite(value):
             return f"The loss is not finite: the latent {name} is {value.item()}"
-    bad = rows[~torch.isfinite(objective.model.log_prob(margin, **location))]
+    log_prob = objective.model.log_prob(margin, **location)
+    bad = rows[~torch.isfinite(log_prob)] if log_prob.shape == rows.shape else rows[:0]
     if len(bad):
         return f"The loss is not finite at the site choice, rows {bad[:10].tolist()}"
     return "The loss cannot be computed, though every latent and every choice is finite"
