@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -185,6 +188,38 @@ def test_interrupted_run_goes_on_and_gives_the_same_file(folder, tmp_path, inter
     calls = interrupt(None)
     run(folder, output, resume=True)
     assert len(calls) == 3  # batches 3 to 5 of 5
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on_and_gives_the_same_file(folder, tmp_path):
+    """SIGKILL, which no program can answer, once the first parts are there."""
+    rng = np.random.default_rng(0)
+    words = np.array("Good luck Sure Skip the planning Do not bother me Have a nice day".split())
+    answers = [" ".join(rng.choice(words, 40)) for _ in range(3000)]
+    rows = [
+        {"prompt": "How?", "chosen": f" {a}", "rejected": f" {b}"}
+        for a, b in zip(answers[::2], answers[1::2], strict=True)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = [str(folder / "policy"), str(folder / "reference"), str(tmp_path / "p.jsonl")]
+
+    def command(output):
+        options = ["--batch_size", "4", "--max_length", "128", "--device", "cpu", "--resume"]
+        return [sys.executable, "-m", "mixdpo_pyro", "margins", *names, "-o", output, *options]
+
+    output, partial = tmp_path / "m.parquet", tmp_path / "m.parquet.partial"
+    subprocess.run(command(tmp_path / "whole.parquet"), check=True, capture_output=True)
+    with subprocess.Popen(
+        command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while len(list(partial.glob("part-*"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert not output.exists()
+    subprocess.run(command(output), check=True, capture_output=True)
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
     assert not partial.exists()
 
