@@ -44,8 +44,18 @@ _PAD = _ORDER // 2 - 1
 _MANY = 500
 """Distinct margins from which on interpolation is cheaper than the likelihood itself."""
 
-_NARROW = torch.linspace(-10, 10, 81, dtype=torch.float64)
-"""Nodes of a law that is narrow beside the grid of a panel table, in its standard deviations."""
+_NARROW = torch.linspace(-10, 10, 41, dtype=torch.float64)
+"""Nodes of a law that is narrow beside the grid of a panel table, in its standard deviations.
+
+The law times a likelihood has at least 0.8 of the law's standard deviation, since the grid resolves
+the likelihood; a trapezoid rule with half a deviation between nodes is then off by exp(-50).
+"""
+
+_LAW_NATS = 60.0
+"""Strengths whose law lies further below its top are left out where draws allow it."""
+
+_OUTLYING = 1e-12
+"""Share of the largest possible weight below which draws look at every strength after all."""
 
 _TINY = 1e-6
 """Stands for a cv of zero, from which log-likelihoods differ in its square, by 1e-12 a choice."""
@@ -269,7 +279,9 @@ class PanelTable:
             self._wide(flat_mean[wide], flat_cv[wide]),
             *(
                 self._narrow(flat_mean[part], flat_cv[part])
-                for part in narrow.split(max(1, _CHUNK // (81 * len(self.log_likelihood))))
+                for part in narrow.split(
+                    max(1, _CHUNK // (len(_NARROW) * len(self.log_likelihood)))
+                )
             ),
         ]
         order = torch.cat([wide, narrow]).argsort()
@@ -287,13 +299,27 @@ class PanelTable:
         wide = self._is_wide(cv)
         for k in range(len(mean)):
             point = mean[k : k + 1], cv[k : k + 1]
+            uniform = torch.from_numpy(1 - rng.random((len(self.log_likelihood), 1)))
             if wide[k]:
-                beta, log_likelihood = self._strength, self.log_likelihood
-                log_mass = self._log_law(*point)[:, 0]
+                value[k] = self._draw_from_grid(self._log_law(*point)[:, 0], uniform)
             else:
                 beta, log_mass = (x[0] for x in self._narrow_rule(*point))
-                log_likelihood = self._at(beta)
-            value[k] = _draw_rows(beta, log_likelihood + log_mass, rng)
+                value[k] = _draw_rows(beta, _density(self._at(beta) + log_mass), uniform)
+        return value
+
+    def _draw_from_grid(
+        self, log_law: Float[Tensor, " grid"], uniform: Float[Tensor, "annotators 1"]
+    ) -> Float[Tensor, " annotators"]:
+        """One strength per annotator under a law that is wide beside the grid."""
+        log_law = log_law - log_law.max()
+        near = (log_law > -_LAW_NATS).nonzero()[:, 0]
+        near = slice(int(near[0]), int(near[-1]) + 1)
+        density = self._relative_likelihood[:, near] * log_law[near].exp()
+        value = _draw_rows(self._strength[near], density, uniform)
+        rare = (density.amax(1) < _OUTLYING).nonzero()[:, 0]
+        if len(rare):
+            whole = _density(self.log_likelihood[rare] + log_law)
+            value[rare] = _draw_rows(self._strength, whole, uniform[rare])
         return value
 
     @property
@@ -440,16 +466,20 @@ def _log_density(beta: Tensor, mean: Tensor, cv: Tensor, family: Family) -> Tens
     return strength_distribution(mean, cv, family).log_prob(beta)
 
 
+def _density(log_density: Float[Tensor, "rows nodes"]) -> Float[Tensor, "rows nodes"]:
+    """Densities, each row relative to its largest."""
+    return torch.exp(log_density - log_density.amax(1, keepdim=True))
+
+
 def _draw_rows(
     value: Float[Tensor, " nodes"],
-    log_density: Float[Tensor, "rows nodes"],
-    rng: np.random.Generator,
+    density: Float[Tensor, "rows nodes"],
+    uniform: Float[Tensor, "rows 1"],
 ) -> Float[Tensor, " rows"]:
-    """One draw per row from densities tabulated on equally spaced nodes."""
-    density = torch.exp(log_density - log_density.amax(1, keepdim=True))
+    """Inverse distribution functions of densities tabulated on equally spaced nodes."""
     cumulative = (density[:, 1:] + density[:, :-1]).cumsum(1)
-    target = torch.from_numpy(rng.random((len(density), 1))) * cumulative[:, -1:]
-    cell = (cumulative < target).sum(1, keepdim=True)
+    target = uniform * cumulative[:, -1:]
+    cell = torch.searchsorted(cumulative, target).clamp(max=cumulative.shape[1] - 1)
     below = torch.where(cell > 0, cumulative.gather(1, (cell - 1).clamp(min=0)), 0.0)
     fraction = (target - below) / (cumulative.gather(1, cell) - below)
     return (value[cell] + fraction * (value[cell + 1] - value[cell]))[:, 0]

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.integrate import quad
 from scipy.special import expit, log_expit
 
@@ -103,6 +106,29 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
         # Five standard errors; of the standard deviation's, about sd / sqrt(2 n).
         assert draws[:, g].mean() == pytest.approx(mean, abs=5 * sd / np.sqrt(size))
         assert draws[:, g].std() == pytest.approx(sd, rel=5 / np.sqrt(2 * size) + 0.01)
+
+
+def test_strengths_of_an_outlier_are_drawn_where_the_law_has_almost_no_mass():
+    """600 choices at a strength of 2 under a law around 0.1: the weights underflow by 1e-100."""
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0, 2.0, 600)
+    own = np.where(rng.random(600) < expit(2 * difference), difference, -difference)
+    margin = np.append(own, rng.normal(0, 30, 20))
+    table = tabulate(read_choices(margin, np.repeat([0, 1], [600, 20])), "lognormal")
+    size, law = 2_000, stats.lognorm(math.sqrt(math.log1p(0.01)), scale=0.1 / math.sqrt(1.01))
+    mean, cv = (torch.full((size,), x, dtype=torch.float64) for x in (0.1, 0.1))
+    assert table._is_wide(cv).all()
+    draws = table.draw_strengths(mean, cv, np.random.default_rng(1))[:, 0].numpy()
+    beta = np.linspace(0.05, 3, 20_001)
+    log_density = law.logpdf(beta) + log_expit(beta[:, None] * own).sum(1)
+    assert (
+        log_density.max()
+        < law.logpdf(beta).max() + log_expit(beta[:, None] * own).sum(1).max() - 60
+    )
+    weight = np.exp(log_density - log_density.max())
+    exact = np.average(beta, weights=weight)
+    sd = np.sqrt(np.average((beta - exact) ** 2, weights=weight))
+    assert draws.mean() == pytest.approx(exact, abs=5 * sd / np.sqrt(size))
 
 
 def test_two_choices_in_a_panel_agree_with_hand_quadrature():
