@@ -173,7 +173,7 @@ def read_source(
         dataset = dataset.add_column(ROW_COLUMN, np.arange(len(dataset)))
     elif not problems:
         raise DataError(f"{name}: column '{ROW_COLUMN}' is kept for row numbers; rename it")
-    return Source(dataset, name, dict(read.dropped), read.problems)
+    return Source(_write_out_json(dataset), name, dict(read.dropped), read.problems)
 
 
 def check_preferences(
@@ -339,7 +339,7 @@ def _why_unreadable(path: Path, builder: str, error: Exception) -> DataError:
     for number, line in enumerate(_json_lines(path), start=1):
         if isinstance(line, Exception):
             return _UnreadableLinesError(f"{path}: line {number} cannot be read ({line})", path)
-    return _UnreadableLinesError(general, path)
+    return _UnreadableLinesError(f"{general}; mixdpo doctor lists the rows", path)
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
@@ -369,12 +369,29 @@ def _read_loosely(path: Path) -> tuple[Dataset, list[Problem]]:
         bad = [name for name in TEXT_COLUMNS if name in value and not _TEXT.holds(value[name])]
         problems += [Problem(number, n, _TEXT.words, shorten(value[n])) for n in bad]
         if not bad:
-            kept = {k: v for k, v in value.items() if isinstance(v, str | int | list)}
-            rows.append({**kept, ROW_COLUMN: number})
+            rows.append({**value, ROW_COLUMN: number})
+    _give_columns_one_type(rows)
     try:
         return _dataset_of(rows), problems
-    except (TypeError, ValueError) as error:  # two types in one column
+    except (TypeError, ValueError) as error:  # two types within nested values
         raise DataError(f"{path}: cannot be read as json ({error})") from error
+
+
+def _give_columns_one_type(rows: list[dict[str, Any]]) -> None:
+    """Make the values of a column text where they are of several types, as ids may be."""
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(float if isinstance(value, int) else type(value))
+    mixed = {n for n, found in kinds.items() if len(found - {type(None)}) > 1} - {*TEXT_COLUMNS}
+    for row in rows:
+        for name in mixed & row.keys():
+            row[name] = _text_of_json(row[name])
+
+
+def _text_of_json(value: object) -> str | None:
+    """Text as it is, None as None, any other value as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _dataset_of(rows: Sequence[dict[str, Any]], chunk: int = 20_000) -> Dataset:
@@ -398,6 +415,16 @@ def _rename(dataset: Dataset, columns: dict[str, str], name: str) -> Dataset:
     in_the_way = [r for r in moved.values() if r in dataset.column_names and r not in moved]
     kept = {role: f"{role}_source" for role in in_the_way}
     return dataset.rename_columns({**kept, **moved}) if moved else dataset
+
+
+def _write_out_json(dataset: Dataset) -> Dataset:
+    """Make columns of several types text; datasets keeps them as encoded JSON, quotes and all."""
+    order = dataset.column_names
+    for name, feature in dataset.features.items():
+        if type(feature).__name__ == "Json" and name not in TEXT_COLUMNS:
+            values = [_text_of_json(value) for value in dataset[name]]
+            dataset = dataset.remove_columns(name).add_column(name, values)
+    return dataset.select_columns(order)
 
 
 def _find_values(

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 from accelerate import PartialState
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, PeftModel
@@ -27,9 +28,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 
-from mixdpo_pyro.data import ROW_COLUMN, TEXT_COLUMNS, PreferenceData, load_preferences
+from mixdpo_pyro.data import (
+    ROW_COLUMN,
+    TEXT_COLUMNS,
+    PreferenceData,
+    load_preferences,
+)
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
 from mixdpo_pyro.files import write_json, written_whole
 from mixdpo_pyro.progress import console, show_stage
@@ -159,6 +165,7 @@ def write_margins(
     config = config or MarginsConfig()
     output = Path(output).expanduser()
     _check_output(output, config.overwrite)
+    _note_other_length(model, config.max_length)
     show_stage("Reading the pairs")
     pairs = load_preferences(
         data, config.split, config.config, config.annotator,
@@ -606,6 +613,18 @@ def _policy_of(name: str) -> str:
     """The policy in a run folder; any other name as it is."""
     policy = Path(name).expanduser() / "policy"
     return str(policy) if (policy / "config.json").is_file() or _is_adapter(policy) else name
+
+
+def _note_other_length(name: str, max_length: int) -> None:
+    """Say so where a run was trained with another length; its log-ratios are cut elsewhere."""
+    path = Path(name).expanduser() / "config.yaml"
+    try:
+        given = yaml.safe_load(path.read_text())
+        trained = given.get("max_length", DPOConfig.max_length)
+    except (OSError, yaml.YAMLError, AttributeError):
+        return
+    if trained != max_length:
+        console.print(f"Note: {name} was trained with max_length {trained}, not {max_length}")
 
 
 def _is_adapter(folder: Path) -> bool:

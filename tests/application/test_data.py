@@ -41,6 +41,14 @@ def test_every_format_gives_the_same_pairs(tmp_path, name):
     assert data.dropped == {}
 
 
+def test_ids_of_two_types_are_read_as_text(tmp_path):
+    rows = [{**PAIRS[0], "annotator": "x"}, {**PAIRS[1], "annotator": 17}]
+    pairs = load_preferences(write(tmp_path, "d.jsonl", rows), annotator_column="annotator").pairs
+    assert pairs["annotator"][:] == ["x", "17"]
+    assert pairs.to_pandas()["annotator"].tolist() == ["x", "17"]
+    assert pairs.column_names == ["prompt", "chosen", "rejected", "annotator", "source_row"]
+
+
 def test_split_of_a_saved_dataset_dict_is_taken_by_name(tmp_path):
     DatasetDict({"test": Dataset.from_list(PAIRS)}).save_to_disk(tmp_path / "d")
     assert len(load_preferences(str(tmp_path / "d"), split="test").pairs) == 2

@@ -75,6 +75,17 @@ def test_lines_that_are_no_json_and_columns_of_two_types_do_not_stop_it(write):
     assert [example.row for example in found.examples] == [0, 3, 6]
 
 
+@pytest.mark.parametrize("broken_lines", [[], ["{broken"]])
+def test_ids_of_two_types_are_ids_and_other_columns_survive(write, broken_lines):
+    rows = [{**row, "score": 0.5, "meta": {"a": 1}} for row in GOOD * 3]
+    rows[4]["annotator"] = 17
+    found = examine(write([*rows, *broken_lines]))
+    assert found.columns == ["prompt", "chosen", "rejected", "annotator", "score", "meta"]
+    assert found.num_usable == 6
+    assert found.annotators.most == {"y": 3, "x": 2, "17": 1}
+    assert found.is_ready == (not broken_lines)
+
+
 def test_archive_that_is_cut_is_examined_up_to_the_cut(tmp_path):
     rng = np.random.default_rng(0)
     lines = [json.dumps(pair(str(rng.random()), str(rng.random()))) + "\n" for _ in range(400)]

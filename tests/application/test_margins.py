@@ -145,6 +145,15 @@ def test_margins_equal_those_of_the_trainer(folder, tmp_path, form):
     np.testing.assert_allclose(table["margin"], expected["margin"], atol=1e-5)
 
 
+def test_run_folder_stands_for_its_policy_and_another_length_is_said(folder, tmp_path, capsys):
+    shutil.copytree(folder / "policy", tmp_path / "run" / "policy")
+    (tmp_path / "run" / "config.yaml").write_text("max_length: 77\n")
+    names = (str(tmp_path / "run"), str(folder / "policy"), str(folder / "pairs.jsonl"))
+    write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**SIZES))
+    assert (pd.read_parquet(tmp_path / "m.parquet")["margin"] == 0).all()
+    assert "was trained with max_length 77, not 128" in " ".join(capsys.readouterr().err.split())
+
+
 def test_policy_against_itself_has_no_margin(folder, tmp_path):
     names = (str(folder / "policy"), str(folder / "policy"), str(folder / "pairs.jsonl"))
     write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**SIZES))
@@ -396,12 +405,14 @@ def test_log_probabilities_that_are_not_finite_name_their_rows(folder, tmp_path)
 
 def test_columns_of_the_source_that_have_our_names_are_kept_aside(folder, tmp_path):
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()[:3]]
+    rows[1]["annotator"] = 17
     lines = [json.dumps({**row, "margin": 7, "prompts": ["x"]}) + "\n" for row in rows]
     (tmp_path / "p.jsonl").write_text("".join(lines))
     names = (str(folder / "policy"), str(folder / "reference"), str(tmp_path / "p.jsonl"))
     write_margins(*names, tmp_path / "m.parquet", MarginsConfig(**SIZES))
     table = pd.read_parquet(tmp_path / "m.parquet")
     assert table["margin_source"].tolist() == [7, 7, 7]
+    assert table["annotator"].tolist() == [rows[0]["annotator"], "17", rows[2]["annotator"]]
     assert table["prompts"].map(list).tolist() == [["x"]] * 3
     assert not {"prompt", "chosen", "rejected"} & set(table.columns)
 
