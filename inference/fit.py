@@ -41,7 +41,7 @@ _STARTS = ((-1.0, 1.5), (1.0, 0.6))
 """Starts of the two runs of SVI: shift of cv in posterior sd, factor of the scales."""
 
 _SVI_OPTIONS: dict[str, Any] = {
-    "window": 25,
+    "window": 50,
     "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
 }
 """Starts near the posterior need neither large steps nor long windows."""
@@ -280,14 +280,13 @@ def _start_guide(
     problem: _Problem, lattice: RidgeLattice, shift: float, factor: float
 ) -> FoldedGuide:
     """A guide beside the posterior: cv shifted by so many standard deviations, scales times it."""
-    location, scale = lattice.moments()
-    start = {
-        "mean": float(np.exp(location["log_mean"])),
-        "cv": max(location["cv"] + shift * scale["cv"], scale["cv"] / 2),
-    }
-    names = ("cv",) if problem.log_joint.anchor == "fixed" else ("mean", "cv")
-    scales = (factor * scale["log_mean"], factor * scale["cv"])[-len(names) :]
-    return FoldedGuide(names, tuple(start[name] for name in names), scales).double()
+    at = lattice.moments()
+    cv, cv_scale = max(at.cv + shift * at.cv_scale, at.cv_scale / 2), factor * at.cv_scale
+    if problem.log_joint.anchor == "fixed":
+        return FoldedGuide(("cv",), (cv,), (cv_scale,)).double()
+    scales = factor * at.log_mean_scale, cv_scale
+    start = float(np.exp(at.log_mean)), cv
+    return FoldedGuide(("mean", "cv"), start, scales, at.slope).double()
 
 
 def _distance_in_sd(first: Tensor, second: Tensor) -> float:

@@ -130,17 +130,24 @@ class FoldedGuide(StrengthGuide):
         names: `("mean", "cv")`, or `("cv",)` where the mean is fixed.
         initial: Initial value of each, > 0.
         initial_scale: Initial standard deviations, of the log mean given cv and of cv.
+        initial_slope: Initial slope of the log mean over :math:`\log(1 + cv^2)`.
     """
 
     def __init__(
-        self, names: tuple[str, ...], initial: tuple[float, ...], initial_scale: tuple[float, ...]
+        self,
+        names: tuple[str, ...],
+        initial: tuple[float, ...],
+        initial_scale: tuple[float, ...],
+        initial_slope: float = 0.0,
     ) -> None:
-        """Start without correlation."""
+        """Make location, scales and slope."""
         super().__init__(names, initial)
         with torch.no_grad():
             self.loc[-1] = initial[-1]
         self.log_scale = nn.Parameter(torch.tensor(initial_scale).log())
-        self.slope = nn.Parameter(torch.zeros(len(names) - 1))
+        cv, spread = initial[-1], initial_scale[-1]
+        rise = initial_slope * (math.log1p((cv + spread) ** 2) - math.log1p(cv**2))
+        self.slope = nn.Parameter(torch.full((len(names) - 1,), rise / initial_scale[0]))
 
     def median(self) -> dict[str, Tensor]:
         """The latents at the centre of the bell, shape `()`; no median where it is folded."""

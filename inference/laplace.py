@@ -23,7 +23,7 @@ from mixdpo_pyro.inference.likelihood import Likelihood
 from mixdpo_pyro.models import cv_prior, mean_prior
 from mixdpo_pyro.models.preference import MeanAnchor
 
-__all__ = ["MAX_CV", "LogJoint", "Maximum", "RidgeLattice", "explore", "maximise"]
+__all__ = ["MAX_CV", "LogJoint", "Maximum", "Moments", "RidgeLattice", "explore", "maximise"]
 
 MAX_CV = 10.0
 """Larger cv are not looked at: HalfNormal(1) is down by 50 nats."""
@@ -81,6 +81,25 @@ class LogJoint:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Location and scale of a posterior.
+
+    Attributes:
+        log_mean: Mean of the log mean.
+        log_mean_scale: Its standard deviation at given cv; 0 for a fixed mean.
+        cv: Mean of cv.
+        cv_scale: Standard deviation of cv.
+        slope: Slope of the log mean over log(1 + cv^2).
+    """
+
+    log_mean: float
+    log_mean_scale: float
+    cv: float
+    cv_scale: float
+    slope: float
+
+
+@dataclass(frozen=True)
 class RidgeLattice:
     """Log joint on a lattice along the ridge.
 
@@ -98,13 +117,20 @@ class RidgeLattice:
     scaled: Float[np.ndarray, " scaled"]
     log_density: Float[np.ndarray, "cv scaled"]
 
-    def moments(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Location and scale of `log_mean` (its scale at given cv) and of `cv`, roughly."""
+    def moments(self) -> "Moments":
+        """Locations and scales, roughly, and how the ridge leans."""
         weight = np.exp(logsumexp(self.log_density, axis=1) - logsumexp(self.log_density))
         cv = np.exp(self.log_cv)
-        location = {"log_mean": float(weight @ self.centre), "cv": float(weight @ cv)}
-        sd = math.sqrt(weight @ (cv - location["cv"]) ** 2)
-        return location, {"log_mean": float(weight @ self.scale), "cv": sd}
+        curve = np.log1p(cv**2)
+        centred = weight * (curve - weight @ curve)
+        cv_location = float(weight @ cv)
+        return Moments(
+            log_mean=float(weight @ self.centre),
+            log_mean_scale=float(weight @ self.scale),
+            cv=cv_location,
+            cv_scale=math.sqrt(weight @ (cv - cv_location) ** 2),
+            slope=float(centred @ self.centre / (centred @ curve)),
+        )
 
     def draw(self, num_samples: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Independent draws of `mean` and `cv`.

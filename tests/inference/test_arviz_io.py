@@ -10,6 +10,11 @@ from mixdpo_pyro.inference import fit, save_arviz, to_arviz, to_inference_data
 
 @pytest.fixture
 def panel(simulate):
+    """A panel whose LOO can be trusted.
+
+    Leaving out one of 12 people moves the posterior so far that ArviZ warns of Pareto k in half of
+    such panels, rightly (seeds 0, 3, 4 and 6 of the first eight); a warning fails a test here.
+    """
     margin, annotator, _ = simulate(12, 30, 0.6, seed=1)
     return fit(margin, [f"p{k:02d}" for k in annotator], num_samples=300)
 

@@ -21,7 +21,12 @@ def _brute_force_marginals(log_joint, log_mean, log_cv):
 def test_draws_follow_the_posterior_of_a_brute_force_grid(
     simulate, failure_rate, anchor, family, cv
 ):
-    """With 1,000 pairs the posterior of cv is skewed and piles up at zero: plain Laplace fails."""
+    """With 1,000 pairs the posterior of cv is skewed and piles up at zero: plain Laplace fails.
+
+    The grid's step is at most one standard deviation of log mean, where a trapezoid rule errs by
+    exp(-2 pi^2) = 3e-9. Distribution functions between grid points are linear, off by at most 0.02
+    at that step; the test of 4,000 draws fails at 0.037, so a coarse grid can only fail the test.
+    """
     margin = simulate(1_000, 1, cv)[0]
     log_joint = LogJoint(compress(margin, family), anchor, 0.1)
     log_mean, log_cv = np.linspace(-3.2, -0.2, 61), np.linspace(-9, 2.3, 114)
