@@ -87,6 +87,7 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "max_length": 128,
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": 128,
+        "reference_cache_dir": str(folder / "reference" / "log_probs"),
         "logging_steps": 10,
         "save_strategy": "no",
         "report_to": "none",

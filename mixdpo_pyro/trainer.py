@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -449,22 +450,24 @@ class _StrengthGradients(TrainerCallback):
     """Average, clip and zero the strength's gradients, as the Trainer does for the policy."""
 
     def __init__(self, trainer: MixDPOTrainer) -> None:
+        self._trainer = trainer
         self._objective = trainer.strength.objective
         self._accelerator = trainer.accelerator
-        self._warmup_steps = trainer.args.strength_warmup_steps
-        self._has_draws = trainer.args.estimator == "draws"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Give each process draws of its own; a checkpoint restores them by itself."""
-        if self._has_draws and self._accelerator.num_processes > 1 and state.global_step == 0:
+        is_replicated = isinstance(self._trainer.model_wrapped, DistributedDataParallel)
+        if self._trainer.is_fsdp_enabled and is_replicated:
+            logger.warning("FSDP was asked for, but the policy is replicated (DDP) on this device")
+        if self._trainer.args.estimator == "draws" and state.global_step == 0:
             torch.manual_seed(args.seed + _SEED_STRIDE * self._accelerator.process_index)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step < self._warmup_steps:
+        if state.global_step < self._trainer.args.strength_warmup_steps:
             self._objective.zero_grad()  # sets them to None: the optimiser passes over them
             return
         parameters = [p for p in self._objective.parameters() if p.grad is not None]

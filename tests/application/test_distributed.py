@@ -98,6 +98,16 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, policy_fold
         assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
 
 
+def test_a_sharded_policy_trains_as_one_process(tmp_path, policy_folder):
+    """FSDP2: every parameter is a DTensor, spread over both processes."""
+    two = train(tmp_path / "two", policy_folder, 2, 4, fsdp=True, family="lognormal")
+    one = train(tmp_path / "one", policy_folder, 1, 8, family="lognormal")
+    assert two["wrapper"].startswith("FSDP") and two["parameter"] == "DTensor"
+    for name in (*SHARED, "strength/cv"):
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["margins"] == pytest.approx(one["margins"], abs=1e-3)
+
+
 def test_fixed_strength_is_trl_dpo_in_two_processes(tmp_path, policy_folder):
     ours = train(tmp_path / "ours", policy_folder, 2, 4, family="fixed")
     theirs = train(tmp_path / "theirs", policy_folder, 2, 4, trl=True)

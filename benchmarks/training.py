@@ -1,0 +1,319 @@
+"""What does MixDPO cost over `trl.DPOTrainer`, does `fixed` equal it, and is cv learned right?
+
+    python benchmarks/training.py                    # every row
+    python benchmarks/training.py step loss          # some rows
+    python benchmarks/training.py ordering --seeds 5
+
+`step` interleaves training steps of the trainers (A B C B C A) on a Llama of 14 million
+parameters, batch 8, 256 tokens, and compares CPU time, since a stopwatch sees whatever else the
+machine does.
+`ordering` runs the demo's world (margins learned, annotators given) at cv 0, 0.5 and 1.0.
+Set OMP_NUM_THREADS before; it takes about an hour, most of it `ordering` and `step`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from trl import DPOConfig, DPOTrainer
+
+from mixdpo_pyro.demo import DemoConfig, run_demo
+from mixdpo_pyro.policy import build_llama, train_tokenizer
+from mixdpo_pyro.report import FinishedRun
+from mixdpo_pyro.simulate import simulate_preferences
+from mixdpo_pyro.strength import StrengthConfig
+from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+
+TESTS = Path(__file__).parents[1] / "tests"
+BATCH, LENGTH = 8, 256
+FOURTEEN_MILLION = {"hidden_size": 384, "num_layers": 8, "num_heads": 6}
+
+
+def row(name: str, allowed: str, value: str) -> None:
+    """Print a row of the table."""
+    print(f"| {name} | {allowed} | {value} |", flush=True)
+
+
+def long_pairs(count: int) -> Dataset:
+    """Pairs of about half a `LENGTH` of prompt, and completions that fill the rest."""
+    world = simulate_preferences(num_annotators=10, pairs_per_annotator=-(-count // 10)).dataset
+    times = {"prompt": 8, "chosen": 40, "rejected": 40}
+    return world.select(range(count)).map(
+        lambda pair: {name: " ".join([pair[name]] * number) for name, number in times.items()}
+    )
+
+
+def build_policy(folder: Path, pairs: Dataset, **sizes: int) -> str:
+    """A Llama from a configuration, and its tokenizer."""
+    texts = [text for name in ("prompt", "chosen", "rejected") for text in pairs[name]]
+    tokenizer = train_tokenizer(texts, vocab_size=400)
+    model = build_llama(tokenizer, **sizes)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder)
+    print(f"policy: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
+    return str(folder)
+
+
+def settings(folder: Path, **changes: object) -> dict:
+    """What both trainers are given."""
+    common = {
+        "output_dir": str(folder), "per_device_train_batch_size": BATCH, "max_length": LENGTH,
+        "learning_rate": 1e-4, "report_to": "none", "save_strategy": "no", "disable_tqdm": True,
+        "bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False,
+        "use_cpu": True, "logging_steps": 10_000, "beta": 0.1,
+    }  # fmt: skip
+    return {**common, **changes}
+
+
+def step(arguments: argparse.Namespace) -> None:
+    """Extra CPU time of a training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, common = long_pairs(64), settings(Path(folder))
+        policy = build_policy(Path(folder) / "policy", pairs, **FOURTEEN_MILLION)
+        steps = [Stepper(DPOTrainer(policy, args=DPOConfig(**common), train_dataset=pairs))]
+        for family in arguments.families:
+            args = MixDPOConfig(**common, family=family)
+            steps.append(Stepper(MixDPOTrainer(policy, args=args, train_dataset=pairs)))
+        times = np.empty((arguments.steps, len(steps)))
+        for k in range(-2, arguments.steps):  # two rounds to warm up, overwritten below
+            for which in np.roll(np.arange(len(steps)), k):
+                times[k, which] = steps[which](k)
+    base = times[:, 0].mean()
+    rng = np.random.default_rng(0)
+    for family, own in zip(arguments.families, times[:, 1:].T, strict=True):
+        extra = own - times[:, 0]
+        means = extra[rng.integers(len(extra), size=(4000, len(extra)))].mean(1)
+        low, high = 1 + np.quantile(means, [0.025, 0.975]) / base
+        row(
+            f"step time over TRL's, {family}, {len(extra)} pairs of steps of {base * 1e3:.0f} ms",
+            "1.01",
+            f"{1 + extra.mean() / base:.4f} [{low:.4f}, {high:.4f}]; extra ms a step: mean "
+            f"{extra.mean() * 1e3:.1f}, median {np.median(extra) * 1e3:.1f}",
+        )
+
+
+class Stepper:
+    """Takes one whole training step of a trainer at each call, outside its loop."""
+
+    def __init__(self, trainer: DPOTrainer) -> None:
+        """Let the trainer set itself up with one step of its own."""
+        trainer.args.max_steps = 1
+        trainer.train()
+        self._trainer = trainer
+        loader = trainer.get_train_dataloader()
+        self._batches = [dict(batch) for batch in loader]
+
+    def __call__(self, k: int) -> float:
+        """CPU seconds of step `k`: loss, backward, callbacks and optimiser."""
+        trainer = self._trainer
+        batch = dict(self._batches[k % len(self._batches)])
+        start = time.process_time()
+        trainer.training_step(trainer.model, batch)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        handler, control = trainer.callback_handler, trainer.control
+        handler.on_pre_optimizer_step(trainer.args, trainer.state, control)
+        trainer.optimizer.step()
+        handler.on_optimizer_step(trainer.args, trainer.state, control)
+        trainer.model.zero_grad()
+        return time.process_time() - start
+
+
+def loss(arguments: argparse.Namespace) -> None:
+    """The part of a step that is the likelihood: forward and backward of 8 margins."""
+    margin = (torch.randn(BATCH) * 5).requires_grad_()
+    for family in ("lognormal", "gamma", "fixed"):
+        objective = StrengthConfig(family=family).build()
+
+        def once(objective: torch.nn.Module = objective) -> float:
+            objective.zero_grad()
+            margin.grad = None
+            start = time.perf_counter()
+            objective(margin, num_total=10_000).backward()
+            return time.perf_counter() - start
+
+        values = sorted(once() for _ in range(500))
+        row(
+            f"loss part of a step, {family}, ms",
+            "1.5",
+            f"median {values[250] * 1e3:.2f}, 10% {values[50] * 1e3:.2f}, "
+            f"90% {values[450] * 1e3:.2f}",
+        )
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Peak resident memory of a training process, each in a process of its own."""
+    peaks = {
+        name: int(
+            subprocess.run(
+                [sys.executable, __file__, "peak", "--trainer", name],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.split()[-1]
+        )
+        for name in ("trl", "lognormal", "gamma", "trl2")
+    }
+    noise = abs(peaks["trl2"] / peaks["trl"] - 1)
+    for family in ("lognormal", "gamma"):
+        row(
+            f"peak memory over TRL's, {family} (two runs of TRL differ by {noise:.4f})",
+            "1.01",
+            f"{peaks[family] / peaks['trl']:.4f} ({peaks['trl'] >> 20} MiB)",
+        )
+
+
+def peak(arguments: argparse.Namespace) -> None:
+    """Train for a few steps and print this process's peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = long_pairs(32)
+        policy = build_policy(Path(folder) / "policy", pairs, **FOURTEEN_MILLION)
+        common = settings(Path(folder), max_steps=4)
+        if arguments.trainer.startswith("trl"):
+            trainer = DPOTrainer(policy, args=DPOConfig(**common), train_dataset=pairs)
+        else:
+            trainer = MixDPOTrainer(
+                policy,
+                args=MixDPOConfig(**common, family=arguments.trainer),
+                train_dataset=pairs,
+            )
+        trainer.train()
+        status = Path("/proc/self/status").read_text()
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+
+
+def parity(arguments: argparse.Namespace) -> None:
+    """Largest difference of any shared metric between `fixed` and TRL, over 50 steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = simulate_preferences(num_annotators=20, pairs_per_annotator=20).dataset
+        policy = build_policy(
+            Path(folder) / "policy", pairs, hidden_size=64, num_layers=2, num_heads=2
+        )
+        lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+        cases = {
+            "one process": ({}, None),
+            "accumulation of 2": ({"gradient_accumulation_steps": 2}, None),
+            "LoRA": ({}, lora),
+        }
+        for name, (changes, peft_config) in cases.items():
+            logs = []
+            for trainer_class, config in (
+                (DPOTrainer, DPOConfig),
+                (MixDPOTrainer, lambda **values: MixDPOConfig(family="fixed", **values)),
+            ):
+                args = config(
+                    **settings(
+                        Path(folder), max_steps=50, logging_steps=1, learning_rate=1e-3, **changes
+                    )
+                )
+                trainer = trainer_class(
+                    policy, args=args, train_dataset=pairs, peft_config=peft_config
+                )
+                trainer.train()
+                logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+            row(f"`fixed` against TRL, 50 steps, {name}", "1e-5", difference(*logs))
+        row("`fixed` against TRL, 50 steps, two processes", "1e-5", two_processes(policy, folder))
+
+
+def two_processes(policy: str, folder: str) -> str:
+    """The same under torchrun with two gloo processes, on the tests' world."""
+    logs = []
+    for name, changes in {"trl": {"trl": True}, "ours": {"family": "fixed"}}.items():
+        output = Path(folder) / name
+        output.mkdir()
+        values = settings(
+            output, max_steps=50, logging_steps=1, learning_rate=1e-3,
+            per_device_train_batch_size=4, **changes,
+        )  # fmt: skip
+        for key in ("output_dir", "report_to", "use_cpu"):
+            del values[key]
+        subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                str(TESTS / "application" / "two_processes.py"), policy, str(output),
+                json.dumps(values),
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+        )  # fmt: skip
+        logs.append(json.loads((output / "result.json").read_text())["log"])
+    return difference(*logs)
+
+
+def difference(theirs: list[dict], ours: list[dict]) -> str:
+    """Largest absolute difference over steps and shared names, and where it is."""
+    names = set(theirs[0]) & set(ours[0])
+    worst = {
+        name: max(abs(a[name] - b[name]) for a, b in zip(theirs, ours, strict=True))
+        for name in names
+    }
+    name = max(worst, key=worst.__getitem__)
+    return f"{worst[name]:.1e} ({name}); loss {worst['loss']:.1e}; {len(ours)} steps"
+
+
+def ordering(arguments: argparse.Namespace) -> None:
+    """Learned cv in worlds of cv 0, 0.5 and 1.0, margins learned and annotators given."""
+    right = {"held-out pairs": 0, "training": 0}
+    for seed in range(arguments.seeds):
+        learned: dict[str, list[float]] = {name: [] for name in right}
+        for cv in (0.0, 0.5, 1.0):
+            with tempfile.TemporaryDirectory() as folder:
+                output = str(Path(folder) / "demo")
+                run = FinishedRun.load(run_demo(DemoConfig(cv=cv, seed=seed, output_dir=output)))
+            draws = {
+                "held-out pairs": run.posterior["cv"],
+                "training": np.asarray(run.training["draws"]["cv"]),
+            }
+            for name, values in draws.items():
+                low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+                learned[name].append(middle)
+                row(
+                    f"world of cv {cv}, seed {seed}, {name}",
+                    "upper bound < 0.25 or inconclusive" if cv == 0 else "",
+                    f"{middle:.2f} [{low:.2f}, {high:.2f}] {run.facts['verdict']['value']}",
+                )
+        for name, values in learned.items():
+            right[name] += values == sorted(values)
+    for name, count in right.items():
+        row(f"cv orders the worlds, {name}", "5 of 5", f"{count} of {arguments.seeds}")
+
+
+ROWS = {
+    "loss": loss, "step": step, "memory": memory, "parity": parity, "ordering": ordering,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; default all")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of `ordering`")
+    parser.add_argument("--steps", type=int, default=200, help="pairs of steps of `step`")
+    parser.add_argument("--families", nargs="*", default=["lognormal", "gamma"])
+    parser.add_argument("--trainer", default="trl", help="trainer of `peak`")
+    arguments = parser.parse_args()
+    disable_progress_bars()
+    if arguments.rows == ["peak"]:
+        peak(arguments)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print("| row | allowed | measured |\n| --- | --- | --- |")
+    for name in arguments.rows or ROWS:
+        ROWS[name](arguments)
+
+
+if __name__ == "__main__":
+    main()
