@@ -9,12 +9,11 @@ probabilities, is float64.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.polynomial import chebyshev
 from torch import Tensor
 
 from mixdpo_pyro.models.lerch import log1p_excess, series_terms
@@ -76,8 +75,8 @@ def _table(c: float, largest_utility: float, device: torch.device) -> _Table:
     """Sum the series at the nodes and fit the polynomials."""
     alpha = max(_ALPHA, c)
     low = 1 / (1 + alpha * min(_last_utility(c), max(largest_utility, 1e-3)))
-    nodes = np.cos(math.pi * (np.arange(_NUM_NODES) + 0.5) / _NUM_NODES)
-    t = torch.from_numpy(low + (1 - low) * (nodes + 1) / 2)
+    angles = math.pi * (torch.arange(_NUM_NODES, dtype=torch.float64) + 0.5) / _NUM_NODES
+    t = low + (1 - low) * (angles.cos() + 1) / 2
     y = (1 / t - 1) / alpha
     terms = series_terms(y, torch.tensor(c, dtype=torch.float64))
     share = (1 + terms.z[0]) / (1 + terms.z)
@@ -88,18 +87,29 @@ def _table(c: float, largest_utility: float, device: torch.device) -> _Table:
     else:  # the first excess grows without bound: it is left to `_interpolate`
         slope = -terms.mean(excess - excess[0]) / c**2
     smooth = torch.stack([terms.log_total, terms.mean(terms.k * share), slope], -1)
-    powers = torch.from_numpy(_power_coefficients(nodes, smooth.numpy()))
-    coefficients = powers.to(device, torch.float32).unsqueeze(-1)
-    return _Table(alpha, 2 / (1 - low), -(1 + low) / (1 - low), coefficients, near)
+    powers = _power_coefficients(angles, smooth).to(device, torch.float32)
+    return _Table(alpha, 2 / (1 - low), -(1 + low) / (1 - low), powers.unsqueeze(-1), near)
 
 
-def _power_coefficients(nodes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Power coefficients, highest first, of polynomials through the columns of values."""
-    series = chebyshev.chebfit(nodes, values, len(nodes) - 1)
-    ends = np.abs(series)[::-1].cumsum(0)[::-1]
-    kept = np.any(ends > _NEGLIGIBLE * np.abs(values).max(0), axis=1).sum()
-    powers = np.stack([chebyshev.cheb2poly(column) for column in series[: max(kept, 2)].T], -1)
-    return powers[::-1].copy()
+def _power_coefficients(angles: Tensor, values: Float[Tensor, "nodes 3"]) -> Tensor:
+    """Coefficients, highest power first, of the polynomials through values at the nodes."""
+    degree = torch.arange(_NUM_NODES, dtype=torch.float64)
+    series = 2 / _NUM_NODES * torch.cos(degree.unsqueeze(-1) * angles) @ values
+    series[0] /= 2
+    ends = series.abs().flip(0).cumsum(0).flip(0)
+    kept = max(int((ends > _NEGLIGIBLE * values.abs().amax(0)).any(1).sum()), 2)
+    return (_chebyshev_powers()[:kept, :kept].T @ series[:kept]).flip(0)
+
+
+@lru_cache
+def _chebyshev_powers() -> Float[Tensor, "polynomials powers"]:
+    """Power coefficients of the Chebyshev polynomials, by T_n+1 = 2 v T_n - T_n-1."""
+    table = torch.zeros(_NUM_NODES, _NUM_NODES, dtype=torch.float64)
+    table[0, 0] = table[1, 1] = 1.0
+    for n in range(1, _NUM_NODES - 1):
+        table[n + 1, 1:] = 2 * table[n, :-1]
+        table[n + 1] -= table[n - 1]
+    return table
 
 
 def _last_utility(c: float) -> float:
