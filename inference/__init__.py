@@ -10,11 +10,14 @@ from mixdpo_pyro.inference.calibration import (
 )
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
+from mixdpo_pyro.inference.diagnosis import Check, Diagnosis, diagnose_choices
+from mixdpo_pyro.inference.explanations import permute_annotators, profile_label_noise
 from mixdpo_pyro.inference.fit import Fit, fit
 from mixdpo_pyro.inference.guides import build_strength_guide
 from mixdpo_pyro.inference.joint import JointFit, fit_joint
 from mixdpo_pyro.inference.laplace import Maximum
 from mixdpo_pyro.inference.local import BoundedModel, LocalGuide
+from mixdpo_pyro.inference.loo import LeaveOneOut, compare_loo, leave_one_out
 from mixdpo_pyro.inference.mcmc import NUTSRun, run_nuts
 from mixdpo_pyro.inference.objectives import StrengthObjective
 from mixdpo_pyro.inference.predictive import (
@@ -28,10 +31,13 @@ from mixdpo_pyro.inference.svi import SVIProgress, SVIState, run_svi
 __all__ = [
     "BoundedModel",
     "Calibration",
+    "Check",
     "Choices",
     "Design",
+    "Diagnosis",
     "Fit",
     "JointFit",
+    "LeaveOneOut",
     "LocalGuide",
     "Maximum",
     "NUTSRun",
@@ -43,10 +49,15 @@ __all__ = [
     "build_strength_guide",
     "calibrate",
     "choice_probabilities",
+    "compare_loo",
+    "diagnose_choices",
     "fit",
     "fit_joint",
+    "leave_one_out",
     "mean_choice_probability",
+    "permute_annotators",
     "plot_calibration",
+    "profile_label_noise",
     "read_choices",
     "replicate_choices",
     "run_nuts",

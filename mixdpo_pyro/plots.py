@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 __all__ = [
-    "plot_annotators", "plot_cv", "plot_reliability", "plot_strength_law", "plot_training",
+    "plot_agreement", "plot_annotators", "plot_calibration_curve", "plot_cv", "plot_cv_by_law",
+    "plot_cv_intervals", "plot_reliability", "plot_separation", "plot_statistic",
+    "plot_strength_law", "plot_training",
 ]  # fmt: skip
 
 _HELD_OUT, _TRAINING, _TRUTH, _PRIOR = "#2456a6", "#c8691c", "#111111", "#8a8a8a"
@@ -182,3 +184,145 @@ def _figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
 
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
+
+
+# Figures of a diagnosis
+
+
+def plot_agreement(
+    margin: np.ndarray, curves: dict[str, tuple[np.ndarray, np.ndarray]], bins: int = 12
+) -> Figure:
+    """Share of choices that agree with the sign of their margin, by the size of the margin.
+
+    Args:
+        margin: Margins, chosen minus rejected, in nats; zeros are left out.
+        curves: Name -> sizes of the margin, and the probability of agreement there.
+        bins: Number of bins with equal numbers of pairs.
+    """
+    margin = margin[margin != 0]
+    groups = [g for g in np.array_split(np.argsort(np.abs(margin)), bins) if len(g)]
+    size = np.array([np.abs(margin[g]).mean() for g in groups])
+    agrees = np.array([(margin[g] > 0).sum() for g in groups])
+    count = np.array([len(g) for g in groups])
+    # Jeffreys interval of a proportion
+    low = stats.beta.ppf(0.05, agrees + 0.5, count - agrees + 0.5)
+    high = stats.beta.ppf(0.95, agrees + 0.5, count - agrees + 0.5)
+    figure, axes = _figure()
+    axes.vlines(size, low, high, color=_TRUTH, alpha=0.6)
+    axes.plot(size, agrees / count, "o", color=_TRUTH, markersize=4, label="observed, 90%")
+    for (name, (x, y)), color in zip(curves.items(), (_HELD_OUT, _TRAINING), strict=False):
+        style = "-" if color == _HELD_OUT else "--"
+        axes.plot(x, y, color=color, linestyle=style, label=name)
+    axes.axhline(0.5, color=_PRIOR, linewidth=1)
+    axes.set(xlabel="size of the margin (nats)", ylabel="choices that agree with the margin")
+    axes.set_xlim(0, 1.1 * float(size.max()))
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def plot_cv_intervals(intervals: dict[str, tuple[float, float]], small: float = 0.25) -> Figure:
+    """The 90% interval of cv in the main fit and with every other explanation allowed for.
+
+    Args:
+        intervals: What was allowed for -> 5% and 95% quantiles of cv.
+        small: Below this, strengths count as equal.
+    """
+    figure, axes = _figure(height=1.1 + 0.38 * len(intervals))
+    rows = np.arange(len(intervals))[::-1]
+    low, high = np.array(list(intervals.values())).T
+    axes.axvspan(0, small, color=_PRIOR, alpha=0.15, linewidth=0, label=f"below {small:g}: equal")
+    axes.hlines(rows, low, high, color=_HELD_OUT, linewidth=3)
+    upper = 1.05 * max(float(high.max()), 2 * small)
+    axes.set(
+        yticks=rows, yticklabels=list(intervals), xlabel="cv of the strength, 90% interval",
+        xlim=(0, upper), ylim=(-0.7, len(rows) - 0.3),
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="upper right", fontsize=8)
+    return figure
+
+
+def plot_cv_by_law(draws: dict[str, np.ndarray]) -> Figure:
+    """Posterior of cv under each law of the strength, beside the half-normal prior.
+
+    Args:
+        draws: Law -> posterior draws of cv.
+    """
+    upper = max(1.0, *(1.1 * float(np.quantile(d, 0.995)) for d in draws.values()))
+    grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 80).tolist()
+    figure, axes = _figure()
+    colors = (_HELD_OUT, _TRAINING, "#3b7d3b")
+    for (name, values), color in zip(draws.items(), colors, strict=False):
+        axes.hist(
+            values, bins=bins, density=True, histtype="step", linewidth=1.6, color=color,
+            label=name,
+        )  # fmt: skip
+    axes.plot(grid, stats.halfnorm.pdf(grid), color=_PRIOR, label="prior")
+    axes.set(xlabel="cv of the strength (0: one strength for all)", ylabel="density")
+    axes.set_xlim(0, upper)
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_calibration_curve(
+    predicted: np.ndarray, calibrated: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Figure:
+    """Observed frequency of the first response by predicted probability, isotonic (PAV).
+
+    Args:
+        predicted: Predicted probabilities in ascending order.
+        calibrated: Isotonic fit to the choices.
+        low: Lower edge of the 90% band in which the fit of a right prediction lies.
+        high: Upper edge.
+    """
+    figure, axes = _figure(width=5.2)
+    axes.plot([0, 1], [0, 1], color=_PRIOR, linewidth=1)
+    axes.fill_between(
+        predicted, low, high, color=_HELD_OUT, alpha=0.2, linewidth=0,
+        label="where a right prediction lies, 90%",
+    )  # fmt: skip
+    axes.step(predicted, calibrated, color=_HELD_OUT, where="mid", label="observed (PAV)")
+    axes.set(
+        xlabel="predicted probability of the first response", ylabel="observed frequency",
+        xlim=(0, 1), ylim=(0, 1), aspect="equal",
+    )  # fmt: skip
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    return figure
+
+
+def plot_separation(probability: np.ndarray, is_first: np.ndarray) -> Figure:
+    """Pairs in the order of their predicted probability; dark where the first was chosen.
+
+    Args:
+        probability: Predicted probability that the first response is chosen.
+        is_first: Whether it was.
+    """
+    order = np.argsort(probability)
+    figure, axes = _figure(height=2.4)
+    # An image of one row: averages of neighbouring pairs where there are more pairs than pixels.
+    columns = np.array_split(is_first[order].astype(float), min(len(order), 900))
+    share = np.array([part.mean() for part in columns])
+    axes.imshow(
+        share[None], aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=(0, len(order), 0, 1)
+    )
+    axes.plot(np.arange(len(order)) + 0.5, probability[order], color=_TRUTH, linewidth=1.2)
+    axes.set(
+        xlabel="pairs, by predicted probability of the first response", ylabel="probability",
+        xlim=(0, len(order)), ylim=(0, 1),
+    )  # fmt: skip
+    return figure
+
+
+def plot_statistic(replicated: np.ndarray, observed: float, label: str) -> Figure:
+    """A statistic of replicated choices, and of the observed ones.
+
+    Args:
+        replicated: Its values in posterior predictive replications.
+        observed: Its value in the data.
+        label: What it is.
+    """
+    figure, axes = _figure(height=2.8)
+    axes.hist(replicated, bins=30, color=_HELD_OUT, alpha=0.45, label="replicated")
+    axes.axvline(observed, color=_TRUTH, linestyle="--", label="observed")
+    axes.set(xlabel=label, ylabel="replications")
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,237 @@
+"""Leave-one-out comparison of the families, the strengths integrated out.
+
+The unit that is left out is a pair, or a person where people chose repeatedly: what is predicted
+is then a new person. The posterior without a unit is reached from the full one by Pareto-smoothed
+importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017); many units are
+subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.special import logsumexp
+
+from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.fit import Fit
+from mixdpo_pyro.inference.laplace import LogJoint
+from mixdpo_pyro.inference.likelihood import compress, likelihood, pair_log_prob, tabulate
+from mixdpo_pyro.models import mixed_logit_log_prob
+
+__all__ = ["LeaveOneOut", "LooDifference", "compare_loo", "draw_equal_strength", "leave_one_out"]
+
+_RELIABLE_K = 0.7
+"""Shape of the importance ratios' tail above which their mean cannot be trusted."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    r"""Expected log predictive density :math:`\sum_i \log p(y_i \mid y_{-i})`, in nats.
+
+    Attributes:
+        elpd: Its estimate over all units.
+        se: Standard error: sampling of the units, and of the subsample where there is one.
+        effective_parameters: Log-likelihood at the posterior minus `elpd`.
+        worst_k: Largest Pareto shape of the importance ratios; above 0.7 `elpd` is unreliable.
+        num_units: Pairs, or people where they repeat.
+        unit: Indices of the units that were evaluated.
+        pointwise: Log predictive density of each of them.
+        surrogate: Log-likelihood of each of them at the posterior mean.
+        surrogate_total: The same summed over all units.
+    """
+
+    elpd: float
+    se: float
+    effective_parameters: float
+    worst_k: float
+    num_units: int
+    unit: Int[np.ndarray, " evaluated"]
+    pointwise: Float[np.ndarray, " evaluated"]
+    surrogate: Float[np.ndarray, " evaluated"]
+    surrogate_total: float
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether all importance ratios had a mean that can be estimated."""
+        return self.worst_k <= _RELIABLE_K
+
+
+@dataclass(frozen=True)
+class LooDifference:
+    """How much better one model predicts than another, in nats.
+
+    Attributes:
+        elpd: Difference of the expected log predictive densities.
+        se: Its standard error, units paired.
+    """
+
+    elpd: float
+    se: float
+
+
+def draw_equal_strength(result: Fit, seed: int = 0) -> Fit:
+    """The fit with draws for cv = 0, one strength for everybody, in place of its own.
+
+    The posterior of the log mean is tabulated within eight standard deviations of its mode.
+    """
+    anchor = result.mean
+    equal = compress(result.choices.margin, "fixed", result.flip_probability)
+    log_joint = LogJoint(equal, anchor, result.beta)
+    size = len(result.posterior["cv"])
+    mean = np.full(size, result.beta)
+    if anchor != "fixed":
+        mode, step = np.log(result.null.mean), 1e-3
+        at = log_joint.penalised(mode + step * np.array([-1.0, 0.0, 1.0]), np.zeros(3))
+        curvature = max((2 * at[1] - at[0] - at[2]) / step**2, 1.0)
+        grid = mode + np.linspace(-8, 8, 161) / np.sqrt(curvature)
+        log_density = log_joint.penalised(grid, np.zeros_like(grid))
+        cumulative = np.exp(log_density - log_density.max()).cumsum()
+        uniform = np.random.default_rng((seed, 7)).random(size) * cumulative[-1]
+        mean = np.exp(np.interp(uniform, cumulative, grid))
+    posterior = {"mean": mean, "cv": np.zeros(size)}
+    return replace(
+        result, family="fixed", posterior=posterior, maximum=result.null, sample_stats={}
+    )
+
+
+def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOneOut:
+    r"""Leave out each pair, or each person, and predict it.
+
+    .. math:: \widehat{\text{elpd}} = \sum_i s_i + \frac{n}{|S|} \sum_{i \in S}
+              (\log p(y_i \mid y_{-i}) - s_i)
+
+    with :math:`s_i` the log-likelihood at the posterior mean, whose sum over all units is known,
+    and S the units evaluated; without subsampling it is the plain sum.
+
+    Args:
+        result: A fit; its draws of `mean` and `cv` are used.
+        max_units: Units that are evaluated; of more, a random subset is.
+        seed: Seed of the subset. Equal seeds give equal subsets, as `compare_loo` needs.
+
+    Raises:
+        ValueError: If `max_units` is below 2.
+    """
+    if max_units < 2:
+        raise ValueError(f"Expected max_units >= 2, got {max_units}")
+    size = result.choices.num_units
+    unit = _subset(size, max_units, seed)
+    value = _pointwise(result, unit)
+    log_weight, worst = _smoothed_weights(value)
+    pointwise = logsumexp(log_weight + value, axis=0)
+    centre = _posterior_mean(result)
+    surrogate = _pointwise(centre, unit)[0]
+    total = _total(centre)
+    elpd, se = _estimate(pointwise, surrogate, total, size)
+    in_sample = logsumexp(value, axis=0) - np.log(len(value))
+    lppd, _ = _estimate(in_sample, surrogate, total, size)
+    return LeaveOneOut(elpd, se, lppd - elpd, worst, size, unit, pointwise, surrogate, total)
+
+
+def compare_loo(better: LeaveOneOut, worse: LeaveOneOut) -> LooDifference:
+    """Difference of two models of the same data, with the standard error of paired units.
+
+    Raises:
+        ValueError: If they do not evaluate the same units.
+    """
+    if better.num_units != worse.num_units or not np.array_equal(better.unit, worse.unit):
+        raise ValueError("Expected two results for the same units of the same data")
+    elpd, se = _estimate(
+        better.pointwise - worse.pointwise,
+        better.surrogate - worse.surrogate,
+        better.surrogate_total - worse.surrogate_total,
+        better.num_units,
+    )
+    return LooDifference(elpd, se)
+
+
+def rank_by_loo(results: Mapping[str, LeaveOneOut]) -> list[str]:
+    """Names from the best predictions to the worst."""
+    return sorted(results, key=lambda name: -results[name].elpd)
+
+
+def _smoothed_weights(
+    value: Float[np.ndarray, "samples evaluated"],
+) -> tuple[Float[np.ndarray, "samples evaluated"], float]:
+    """Log weights of the draws without each unit, smoothed, and the worst Pareto shape.
+
+    Where many draws give a unit the same probability, such as 1, their tail has no shape, and
+    needs none: the plain ratios are taken.
+    """
+    from arviz_stats.base import array_stats
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        smoothed, shape = array_stats.psislw(value, axis=0)  # it takes the sign off itself
+    smoothed = np.moveaxis(smoothed, -1, 0)
+    plain = -value - logsumexp(-value, axis=0)
+    is_smooth = np.isfinite(smoothed).all(0) & np.isfinite(shape)
+    return np.where(is_smooth, smoothed, plain), float(shape[is_smooth].max(initial=-np.inf))
+
+
+def _subset(size: int, limit: int, seed: int) -> np.ndarray:
+    if size <= limit:
+        return np.arange(size)
+    return np.sort(np.random.default_rng((seed, 3)).choice(size, limit, replace=False))
+
+
+def _estimate(
+    value: np.ndarray, surrogate: np.ndarray, total: float, size: int
+) -> tuple[float, float]:
+    """Sum over all units and its standard error, by the difference estimator."""
+    error = value - surrogate
+    estimate = total + size * error.mean()
+    sampling = size * value.var(ddof=1)
+    subsampling = size**2 * (1 - len(value) / size) * error.var(ddof=1) / len(value)
+    return float(estimate), float(np.sqrt(sampling + subsampling))
+
+
+def _posterior_mean(result: Fit) -> Fit:
+    mean, cv = (np.array([result.posterior[name].mean()]) for name in ("mean", "cv"))
+    return replace(result, posterior={"mean": mean, "cv": cv})
+
+
+def _total(result: Fit) -> float:
+    """Log-likelihood of all units; choices under one strength for all are independent."""
+    choices, family, flip = result.choices, result.family, result.flip_probability
+    law = compress(choices.margin, family, flip) if family == "fixed" else None
+    with torch.no_grad():
+        point = (torch.from_numpy(result.posterior[name]) for name in ("mean", "cv"))
+        return float((law or likelihood(choices, family, flip))(*point))
+
+
+def _pointwise(result: Fit, unit: np.ndarray) -> Float[np.ndarray, "samples evaluated"]:
+    mean, cv = result.posterior["mean"], result.posterior["cv"]
+    if not result.choices.has_panels:
+        margin = result.choices.margin[unit]
+        return pair_log_prob(margin, mean, cv, result.family, result.flip_probability)
+    people = people_of(result.choices, unit)
+    if result.family == "fixed":
+        return _equal_people(people, mean, result.flip_probability)
+    table = tabulate(people, result.family, result.flip_probability)
+    with torch.no_grad():
+        return table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv)).T.numpy()
+
+
+def _equal_people(
+    people: Choices, mean: np.ndarray, flip_probability: float
+) -> Float[np.ndarray, "samples people"]:
+    margin, annotator = (torch.from_numpy(x) for x in (people.margin, people.annotator))
+    parts = [
+        mixed_logit_log_prob(
+            margin, part[:, None], 0.0, "fixed", annotator=annotator,
+            flip_probability=flip_probability,
+        )
+        for part in torch.from_numpy(mean).split(max(1, 1_000_000 // people.num_pairs))
+    ]  # fmt: skip
+    return torch.cat(parts).numpy()
+
+
+def people_of(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
+    """The choices of some people only, numbered anew."""
+    assert choices.annotator is not None
+    new_index = np.full(choices.num_annotators, -1)
+    new_index[person] = np.arange(len(person))
+    index = new_index[choices.annotator]
+    labels = tuple(choices.labels[k] for k in person)
+    return Choices(choices.margin[index >= 0], index[index >= 0], labels)
