@@ -256,22 +256,23 @@ class _Answer:
     """The weakest evidence over all fits: for differences, and for equality."""
 
     p_value: float
+    lower: float
     upper: float
     probability_not_small: float
 
     @classmethod
     def of(cls, result: Fit, verdict: Verdict) -> "_Answer":
         cv = result.posterior["cv"]
-        return cls(
-            verdict.p_value, verdict.cv_interval[1], float((cv >= HOMOGENEOUS_BELOW).mean())
-        )
+        return cls(verdict.p_value, *verdict.cv_interval, float((cv >= HOMOGENEOUS_BELOW).mean()))
 
     def including(self, checks: Sequence[Check]) -> "_Answer":
         p_values = [c.p_value for c in checks if c.p_value is not None]
+        lowers = [c.cv_interval[0] for c in checks if c.cv_interval is not None]
         uppers = [c.cv_interval[1] for c in checks if c.cv_interval is not None]
         probabilities = [c.numbers.get("probability_not_small", 0.0) for c in checks]
         return _Answer(
             max([self.p_value, *p_values]),
+            min([self.lower, *lowers]),
             max([self.upper, *uppers]),
             max([self.probability_not_small, *probabilities]),
         )
@@ -302,8 +303,9 @@ def _judge(
     elif main.value == "heterogeneous" and not against:
         value = "heterogeneous"
         reason = (
-            f"People differ in strength: {interval}, p <= {answer.p_value:.2g} against equal "
-            "strengths, and no other explanation that was checked removes this."
+            f"People differ in strength: {interval}, or between {answer.lower:.2f} and "
+            f"{answer.upper:.2f} with other explanations allowed for, p <= {answer.p_value:.2g} "
+            "against equal strengths; no explanation that was checked removes this."
         )
     elif main.value == "inconclusive" or not against:
         reason = main.reason
