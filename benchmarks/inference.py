@@ -34,10 +34,13 @@ from mixdpo_pyro.inference import (
     fit,
     fit_joint,
     plot_calibration,
+    read_choices,
     simulate_choices,
 )
+from mixdpo_pyro.inference.likelihood import pair_log_prob, tabulate
 
 FAMILIES = ("gamma", "lognormal")
+NUTS_OPTIONS = {"num_samples": 400, "num_chains": 2, "num_warmup": 200}
 
 
 def row(name, target, value):
@@ -50,17 +53,18 @@ def covers(draws, truth):
 
 
 def recovery(arguments):
-    """90% intervals of mean and cv over simulated pairs."""
+    """90% intervals of mean and cv over simulated pairs; every cell has datasets of its own."""
     design = Design(10_000, 1)
     for method in arguments.methods:
-        for family in FAMILIES:
+        for number, family in enumerate(FAMILIES):
             for cv in (0.3, 0.6, 1.0):
                 hits = []
                 for seed in range(arguments.datasets or 100):
-                    margin, _, _ = simulate_choices(
-                        0.1, cv, family, design, np.random.default_rng(seed)
-                    )
-                    posterior = fit(margin, family=family, method=method, seed=seed).posterior
+                    rng = np.random.default_rng((seed, number, round(10 * cv)))
+                    margin, _, _ = simulate_choices(0.1, cv, family, design, rng)
+                    options = NUTS_OPTIONS if method == "nuts" else {}
+                    result = fit(margin, family=family, method=method, seed=seed, **options)
+                    posterior = result.posterior
                     hits.append([covers(posterior["mean"], 0.1), covers(posterior["cv"], cv)])
                 mean, spread = 100 * np.mean(hits, axis=0)
                 row(
@@ -90,6 +94,53 @@ def _panel(family, spread):
     row(f"{name}: cv interval without ids over with", ">= 3", f"{width[0] / width[1]:.2f}")
     row(f"{name}: correlation of strengths with truth", ">= 0.8", f"{correlation:.3f}")
     row(f"{name}: intervals that cover", "85-95%", f"{100 * covers(draws, strength).mean():.0f}%")
+
+
+def information(arguments):
+    """What the data of the panels row can say at all: Fisher information, best correlation.
+
+    Standard errors of cv, with the mean unknown, of 10,000 independent pairs (exact expectation
+    over the choice, 200,000 margins) and of 200 annotators with 50 choices (outer products of the
+    scores of 4,000 simulated annotators); and the correlation of true strengths with their
+    posterior means where mean and cv are known, which nothing can exceed on average.
+    """
+    for family in FAMILIES:
+        for spread in (0.5, 1.0, 1.5, 2.0, 3.0, 5.0):
+            pairs, people, correlation = _information(family, spread)
+            row(
+                f"information, {family}, sd(m * margin) = {spread:g}",
+                "",
+                f"se(cv) {pairs:.3f} of pairs, {people:.3f} of panels: ratio "
+                f"{pairs / people:.2f}; best correlation {correlation:.3f}",
+            )
+
+
+def _information(family, spread, num_annotators=4_000):
+    design = Design(num_annotators, 50, spread)
+    margin, annotator, strength = simulate_choices(
+        0.1, 0.6, family, design, np.random.default_rng(1)
+    )
+    table = tabulate(read_choices(margin, annotator), family)
+    score = _scores(lambda mean, cv: table.per_annotator(mean, cv).numpy().T)
+    of_people = score @ score.T / num_annotators * 200
+    score = _scores(lambda mean, cv: pair_log_prob(margin, mean.numpy(), cv.numpy(), family))
+    probability = np.exp(pair_log_prob(margin, np.array([0.1]), np.array([0.6]), family))[0]
+    # Both choices of a pair, weighted by their probabilities.
+    of_pairs = (score * probability / (1 - probability)) @ score.T / len(margin) * 10_000
+    known = torch.tensor([0.1], dtype=torch.float64), torch.tensor([0.6], dtype=torch.float64)
+    draws = np.mean(
+        [table.draw_strengths(*known, np.random.default_rng(k))[0].numpy() for k in range(300)], 0
+    )
+    errors = (math.sqrt(np.linalg.inv(matrix)[1, 1]) for matrix in (of_pairs, of_people))
+    return *errors, np.corrcoef(draws, strength)[0, 1]
+
+
+def _scores(log_likelihood, step=1e-3):
+    """Derivatives by log mean and cv at (0.1, 0.6), shape (2, units)."""
+    mean = 0.1 * np.exp(step * np.array([1, -1, 0, 0]))
+    cv = 0.6 + step * np.array([0, 0, 1, -1])
+    value = log_likelihood(torch.from_numpy(mean), torch.from_numpy(cv))
+    return np.stack([value[0] - value[1], value[2] - value[3]]) / (2 * step)
 
 
 def homogeneous(arguments):
@@ -217,6 +268,7 @@ ROWS = {
     "speed": speed,
     "s-mnl": s_mnl,
     "panels": panels,
+    "information": information,
     "agreement": agreement,
     "homogeneous": homogeneous,
     "recovery": recovery,

@@ -146,7 +146,7 @@ def fit(
         annotator: Annotator ids of any type, one per margin.
         family: Law of the strength: `"gamma"`, `"lognormal"`, or `"normal"` (may be negative).
         method: `"laplace"`, corrected by quadrature over (log mean, log cv), the default; `"svi"`,
-            a normal guide over both; `"nuts"`, the yardstick.
+            a folded normal guide, see :class:`FoldedGuide`; `"nuts"`, the yardstick.
         mean: Anchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
             `"fixed"` (mean = beta), `"free"` (flat in mean and in cv below 10).
         beta: Median of the mean's prior, or its fixed value; > 0.

@@ -10,7 +10,7 @@ from mixdpo_pyro.inference.likelihood import likelihood
 
 def _both(simulate, family, panels, anchor="prior", cv=0.6):
     """The exact likelihood, its polynomial, and draws from the posterior."""
-    margin, annotator, _ = simulate(*((100, 40) if panels else (4_000, 1)), cv, family)
+    margin, annotator, _ = simulate(*((100, 40) if panels else (10_000, 1)), cv, family)
     exact = likelihood(read_choices(margin, annotator if panels else None), family)
     lattice = explore(LogJoint(exact, anchor, 0.1))
     draws = lattice.draw(300, np.random.default_rng(1))
