@@ -120,7 +120,7 @@ def calibrate(
     Raises:
         ValueError: If there is no dataset.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     if num_datasets < 1:
         raise ValueError(f"Expected num_datasets >= 1, got {num_datasets}")

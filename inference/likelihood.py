@@ -315,8 +315,8 @@ class PanelTable:
     ) -> Float[Tensor, " annotators"]:
         """One strength per annotator under a law that is wide beside the grid."""
         log_law = log_law - log_law.max()
-        near = (log_law > -_LAW_NATS).nonzero()[:, 0]
-        near = slice(int(near[0]), int(near[-1]) + 1)
+        kept = (log_law > -_LAW_NATS).nonzero()[:, 0]
+        near = slice(int(kept[0]), int(kept[-1]) + 1)
         density = self._relative_likelihood[:, near] * log_law[near].exp()
         value = _draw_rows(self._strength[near], density, uniform)
         rare = (density.amax(1) < _OUTLYING).nonzero()[:, 0]

@@ -144,7 +144,7 @@ def run_svi(
         ValueError: If `batch_size` is not within 1 and the number of pairs or annotators.
         FloatingPointError: If a loss is not finite; the message names the latent or the rows.
     """
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     batches = _Batches(choices, batch_size, seed)
     build = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=0.03))
