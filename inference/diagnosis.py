@@ -327,10 +327,12 @@ def _error_rate(value: str, answer: _Answer) -> str:
             f"The probability that cv is {HOMOGENEOUS_BELOW} or more, given these data, is "
             f"{answer.probability_not_small:.2g} at most, over all fits; below 0.05 is required."
         )
+    reached = answer.p_value < _LEVEL or answer.probability_not_small < _LEVEL
+    lead = "No answer is given" if reached else "Neither answer reaches its bound"
     return (
-        f"Neither answer reaches its bound: the largest p against equal strengths is "
-        f"{answer.p_value:.2g} (below 0.05 is required) and the probability that cv is "
-        f"{HOMOGENEOUS_BELOW} or more is {answer.probability_not_small:.2g} (below 0.05)."
+        f"{lead}: the largest p against equal strengths is {answer.p_value:.2g} and the "
+        f"probability that cv is {HOMOGENEOUS_BELOW} or more is "
+        f"{answer.probability_not_small:.2g}; an answer needs one of them below 0.05."
     )
 
 
