@@ -42,6 +42,9 @@ __all__ = ["Check", "Diagnosis", "diagnose_choices"]
 
 _LEVEL = 0.05
 
+_WHO_LEVEL = 0.02
+"""Level of the permutation test, which alone stands where the link is not logistic."""
+
 _MAX_PEOPLE = 2000
 """People whose choices tell label noise from differences; of more, the first of a random order."""
 
@@ -132,7 +135,7 @@ def diagnose_choices(
     another model have another scale; the answer is about cv.
 
     Heterogeneous needs repeated choices of people, equal strengths rejected at 5% by the
-    likelihood ratio, by the permutation test of who chose, and with every other explanation
+    likelihood ratio, by the permutation test of who chose (at 2%), and with every other explanation
     allowed for, and better predictions of people left out. Homogeneous needs a 95% upper bound of
     cv below 0.25 in every fit. Anything else is inconclusive.
 
@@ -319,7 +322,7 @@ def _error_rate(value: str, answer: _Answer) -> str:
     if value == "heterogeneous":
         return (
             "Data of people who are alike are called heterogeneous at most 5 times in 100: each "
-            "of several tests has to reject at 5%; here the largest p is "
+            "of several tests has to reject at 5%, that of who chose at 2%; here the largest p is "
             f"{answer.p_value:.2g}."
         )
     if value == "homogeneous":
@@ -378,7 +381,7 @@ def _check_who_chose(
             "not checked",
         )
     test = permute_annotators(choices, stratum, num_permutations, seed)
-    stands = test.p_value < _LEVEL
+    stands = test.p_value < _WHO_LEVEL
     sentence = (
         f"Given the size of the margin it {'matters' if stands else 'does not show'} who chose: "
         f"people's agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "
