@@ -135,9 +135,9 @@ def diagnose_choices(
     another model have another scale; the answer is about cv.
 
     Heterogeneous needs repeated choices of people, equal strengths rejected at 5% by the
-    likelihood ratio, by the permutation test of who chose (at 2%), and with every other explanation
-    allowed for, and better predictions of people left out. Homogeneous needs a 95% upper bound of
-    cv below 0.25 in every fit. Anything else is inconclusive.
+    likelihood ratio, by the permutation test of who chose (at 2%), and with every other
+    explanation allowed for, and better predictions of people left out. Homogeneous needs a 95%
+    upper bound of cv below 0.25 in every fit. Anything else is inconclusive.
 
     Args:
         margins: Margins in nats, chosen minus rejected, shape `(pairs,)`.
