@@ -139,7 +139,7 @@ def masks(arguments):
 
 def row(name, world, cv, has_ids, arguments):
     start, values = time.perf_counter(), []
-    for seed in range(arguments.datasets):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.datasets):
         data = world(np.random.default_rng((seed, int(100 * cv))), cv)
         diagnosis = diagnose_choices(
             **(data if has_ids else without_ids(data)),
@@ -193,6 +193,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []], help="default: all")
     parser.add_argument("--datasets", type=int, default=50, help="datasets per world")
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--cv", type=float, nargs="+", default=[0.0, 0.3, 0.6, 1.0])
     arguments = parser.parse_args()
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()}, torch {torch.__version__}")

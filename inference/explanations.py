@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.fit import Fit
-from mixdpo_pyro.inference.laplace import LogJoint, _ridge, explore
+from mixdpo_pyro.inference.laplace import LogJoint, _at_rows, _ridge, explore
 from mixdpo_pyro.inference.likelihood import Likelihood, compress, likelihood
 from mixdpo_pyro.inference.loo import people_of
 from mixdpo_pyro.models import mean_prior
@@ -348,9 +348,8 @@ def _best_means(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best log mean at each cv, its standard deviation, and the penalised likelihood there."""
     joint = LogJoint(law, result.mean, result.beta)
-    objective = partial(joint.penalised, cv=cv)
-    best, scale = _ridge(objective, start, joint.anchor)
-    return best, scale, objective(best)
+    best, scale = _ridge(partial(_at_rows, joint.penalised, cv), start, joint.anchor)
+    return best, scale, joint.penalised(best, cv)
 
 
 def boundary_p_value(ratio: float) -> float:

@@ -26,7 +26,8 @@ from mixdpo_pyro.data import (
 )
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.files import RUN_FILE, write_json, written_whole
-from mixdpo_pyro.inference import Fit, assess_heterogeneity, fit, save_arviz
+from mixdpo_pyro.inference import save_arviz
+from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.progress import show_stage, train_with_progress
 from mixdpo_pyro.report import (
     HISTORY_FILE,
@@ -95,7 +96,8 @@ def execute_run(
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
     learned = trainer.strength.summary()
-    result = _fit_margins(margins, training, learned["mean"])
+    diagnosis = _diagnose_margins(margins, training)
+    result = diagnosis.result
     save_arviz(result.to_arviz(), folder / POSTERIOR_FILE)
 
     draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
@@ -115,7 +117,12 @@ def execute_run(
             "annotator_column": training.annotator_column,
             "has_panels": result.choices.has_panels,
         },
-        "verdict": asdict(assess_heterogeneity(result)),
+        "verdict": asdict(diagnosis.verdict),
+        "error_rate": diagnosis.error_rate,
+        "checks": [
+            {"name": check.name, "status": check.status, "sentence": check.sentence}
+            for check in diagnosis.checks
+        ],
         "versions": _versions(),
         "seconds": round(time.monotonic() - started, 1),
         "truth": truth,
@@ -206,21 +213,19 @@ def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame
     return margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
 
 
-def _fit_margins(margins: pd.DataFrame, training: MixDPOConfig, learned_mean: float) -> Fit:
-    """Posterior of the strength given the margins.
+def _diagnose_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Diagnosis:
+    """Posterior of the strength given the margins, and what it says. Plain DPO is lognormal.
 
-    Plain DPO is diagnosed as lognormal. A mean that was free in training has no prior to go by:
-    the prior of the fit then stands around the mean that was learned.
+    The mean's prior stands around the one strength that fits the held-out pairs best, whatever
+    the mean's anchor in training: the scale of a policy's margins is its own, and a prior that
+    contradicts it would look like differences in strength.
     """
     column = training.annotator_column
     ids = None if column is None else margins[column].to_numpy()
-    is_free = training.mean == "free"
-    return fit(
+    return diagnose_choices(
         margins["margin"].to_numpy(np.float64),
         annotator=None if ids is None or len(set(ids)) < 2 else ids,
         family="lognormal" if training.family == "fixed" else training.family,
-        mean="prior" if is_free else training.mean,
-        beta=learned_mean if is_free else training.beta,
         seed=training.seed,
     )
 
