@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,17 @@ from mixdpo_pyro import plots
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.files import RUN_FILE, written_whole
 from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.run_checks import (
+    CALIBRATION,
+    RunCheck,
+    Status,
+    TrainingTail,
+    check_run,
+    contraction,
+    failed_names,
+    overall_status,
+    posterior_anchor,
+)
 
 __all__ = ["FinishedRun", "summary_lines", "write_report"]
 
@@ -26,6 +38,8 @@ TRAINING_POSTERIOR_FILE = "training_posterior.json"
 MARGINS_FILE = "margins.parquet"
 HISTORY_FILE = "log_history.json"
 
+_DPI = 180
+"""Sharp on a phone's screen and in print; the figures are 5.2 inches wide."""
 
 _DISAGREEMENT = (
     "Training and the held-out pairs disagree about cv. Trust the held-out pairs: while a policy "
@@ -45,6 +59,8 @@ class FinishedRun:
         posterior: Draws of `mean`, `cv` and, with annotators, `strength`, samples first.
         annotators: Labels of the columns of `strength`.
         training: Draws and summary of the guide that training learned.
+        diagnostics: What `posterior.nc` says about its computation: its attributes, such as the
+            `method`, and per draw `lp` and, for NUTS, `diverging`.
     """
 
     folder: Path
@@ -54,6 +70,7 @@ class FinishedRun:
     posterior: dict[str, np.ndarray]
     annotators: list[str]
     training: dict[str, Any]
+    diagnostics: dict[str, Any]
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -63,7 +80,7 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
-        posterior, annotators = _read(folder / POSTERIOR_FILE, _read_posterior)
+        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, _read_posterior)
         return cls(
             folder=folder,
             facts=_read(folder / RUN_FILE, _read_json),
@@ -72,6 +89,7 @@ class FinishedRun:
             posterior=posterior,
             annotators=annotators,
             training=_read(folder / TRAINING_POSTERIOR_FILE, _read_json),
+            diagnostics=diagnostics,
         )
 
     @cached_property
@@ -95,9 +113,52 @@ class FinishedRun:
 
     @cached_property
     def accuracy(self) -> float:
-        """Share of held-out pairs whose margin is positive; ties count one half."""
-        margin = self.margins["margin"].to_numpy()
-        return float(np.mean((margin > 0) + 0.5 * (margin == 0)))
+        """Share of held-out pairs whose margin is positive; ties count one half.
+
+        Margins that are not finite are left out; without any other it is not a number.
+        """
+        margin = _finite(self.margins["margin"])
+        return float(np.mean((margin > 0) + 0.5 * (margin == 0))) if len(margin) else math.nan
+
+    @cached_property
+    def tail(self) -> TrainingTail:
+        """The logged training, and its last third."""
+        return TrainingTail.of_history(self.history)
+
+    @property
+    def guide_interval(self) -> tuple[float, float] | None:
+        """The 90% interval of cv under the guide of training; None where it is a point."""
+        draws = np.asarray(self.training["draws"]["cv"], dtype=float)
+        if not np.isfinite(draws).all() or np.ptp(draws) == 0:
+            return None
+        low, high = np.quantile(draws, [0.05, 0.95])
+        return float(low), float(high)
+
+    @cached_property
+    def checks(self) -> list[RunCheck]:
+        """Whether the run can be trusted, see :mod:`mixdpo_pyro.run_checks`."""
+        return check_run(self)
+
+    @property
+    def status(self) -> Status:
+        """PASS, REVIEW or FAIL of all checks."""
+        return overall_status(self.checks)
+
+    @property
+    def status_sentence(self) -> str:
+        """The status in one sentence."""
+        if self.status == "FAIL":
+            return (
+                f"The verdict is not to be trusted. Failed: {failed_names(self.checks, 'FAIL')}."
+            )
+        if self.status == "PASS":
+            return "Every check that applies has passed."
+        unknown = failed_names(self.checks, "not available")
+        parts = [
+            failed_names(self.checks, "REVIEW"),
+            f"not available: {unknown}" if unknown else "",
+        ]
+        return f"Before you rely on the verdict, look at {'; '.join(filter(None, parts))}."
 
 
 def write_report(folder: str | Path) -> Path:
@@ -110,13 +171,26 @@ def write_report(folder: str | Path) -> Path:
         OutputError: If the folder is not a run folder, or one of its files is damaged.
     """
     run = FinishedRun.load(folder)
-    figures = []
+    try:
+        page, images = _page(run)
+    except KeyError as error:
+        raise OutputError(f"{folder}: the key {error} is missing in its files") from error
     (run.folder / "figures").mkdir(exist_ok=True)
-    for name, (title, alt, figure) in _figures(run).items():
-        image = _png(figure)
+    for name, image in images.items():
         with written_whole(run.folder / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(image)
-        encoded = base64.b64encode(image).decode()
+    path = run.folder / "report.html"
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
+    """The page, and its figures as PNG."""
+    figures, images = [], {}
+    for name, (title, alt, figure) in _figures(run).items():
+        images[name] = _png(figure, _DPI)
+        encoded = base64.b64encode(images[name]).decode()
         figures.append({"name": name, "title": title, "alt": alt, "data": encoded})
     environment = Environment(
         loader=PackageLoader("mixdpo_pyro"), autoescape=select_autoescape(), trim_blocks=True
@@ -124,10 +198,7 @@ def write_report(folder: str | Path) -> Path:
     page = environment.get_template("report.html").render(
         run=run, facts=run.facts, rows=learned_rows(run), figures=figures
     )
-    path = run.folder / "report.html"
-    with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return page, images
 
 
 def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
@@ -151,7 +222,9 @@ def summary_lines(folder: str | Path) -> list[str]:
     """The outcome of a run in a few lines of text."""
     run = FinishedRun.load(folder)
     verdict = run.facts["verdict"]
-    lines = [f"{verdict['value']}: {verdict['reason']}", ""]
+    distrust = "not to be trusted: " if run.status == "FAIL" else ""
+    lines = [f"{distrust}{verdict['value']}: {verdict['reason']}"]
+    lines += [f"{run.status}: {run.status_sentence}", ""]
     has_truth = run.reward_slope is not None
     lines.append(f"{'':22}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
     for row in learned_rows(run):
@@ -186,36 +259,21 @@ def _interval(draws: np.ndarray) -> str:
 
 
 def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
-    truth, family = run.facts["truth"], run.facts["diagnosed_family"]
-    cv, training_cv = run.posterior["cv"], np.asarray(run.training["draws"]["cv"])
-    cv_text = _interval(cv)
-    figures = {
-        "strength_law": (
-            "The strength of preference",
-            f"Density of strength over mean strength; cv {cv_text} given the held-out pairs.",
-            plots.plot_strength_law(cv, family, float(run.training["cv"]), truth),
-        ),
-        "cv": (
-            "From prior to posterior: the coefficient of variation",
-            f"Histogram of posterior draws of cv, median and 90% interval {cv_text}.",
-            plots.plot_cv(cv, training_cv, truth and float(truth["cv"])),
-        ),
-        "reliability": (
-            "Are the predicted probabilities right on held-out pairs?",
-            "Observed frequency against predicted probability in ten bins, with 90% intervals.",
-            plots.plot_reliability(*_oriented_predictions(run)),
-        ),
-    }
-    if any("loss" in entry for entry in run.history):  # a short run may have logged nothing
+    """Name -> title, alternative text and figure; those without finite numbers are left out."""
+    truth = run.facts["truth"]
+    figures = _posterior_figures(run) if _has_finite_draws(run) else {}
+    if len(run.tail.table):  # a short run may have logged nothing
         figures["training"] = (
             "Training",
-            "Loss, accuracy, mean strength and cv over the steps of training.",
-            plots.plot_training(run.history),
+            _training_words(run),
+            plots.plot_training(
+                run.history, run.tail.first_step, run.guide_interval, _loss_label(run)
+            ),
         )
-    if run.annotators:
+    if run.annotators and np.isfinite(run.posterior["strength"]).all():
         figures["annotators"] = (
             "Annotators",
-            f"Strength of {len(run.annotators)} annotators relative to their mean, 90% intervals.",
+            _annotator_words(run),
             plots.plot_annotators(
                 run.posterior["strength"], run.annotators, truth and truth["strengths"]
             ),
@@ -223,22 +281,111 @@ def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
     return figures
 
 
+def _posterior_figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
+    truth, family = run.facts["truth"], run.facts["diagnosed_family"]
+    draws = {name: _finite(run.posterior[name]) for name in ("cv", "mean")}
+    learned = {name: _finite(run.training["draws"][name]) for name in ("cv", "mean")}
+    narrowed = contraction(run)
+    words = f"median and 90% interval {_interval(draws['cv'])}"
+    figures = {
+        "strength_law": (
+            "The strength of preference",
+            f"Density of strength over mean strength; its cv has {words} given the held-out "
+            "pairs. The median over the prior is grey.",
+            plots.plot_strength_law(
+                draws["cv"], family, float(run.training["cv"]), truth, show_prior=True
+            ),
+        ),
+        "cv": (
+            "From prior to posterior",
+            f"Histograms of posterior draws beside the prior: cv, {words}, "
+            f"{_narrowed(narrowed['cv'])}; mean strength, {_interval(draws['mean'])}"
+            + (f", {_narrowed(narrowed['log_mean'])}." if "log_mean" in narrowed else "."),
+            plots.plot_prior_to_posterior(
+                draws, learned, narrowed, _prior_median(run), truth and float(truth["cv"])
+            ),
+        ),
+    }
+    if len(_finite(run.margins["margin"])):
+        figures["reliability"] = (
+            "Are the predicted probabilities right on held-out pairs?",
+            "Observed frequency against predicted probability in ten bins, with 90% intervals; "
+            + next(c.sentence for c in run.checks if c.name == CALIBRATION),
+            plots.plot_reliability(*_oriented_predictions(run)),
+        )
+    return figures
+
+
+def _has_finite_draws(run: FinishedRun) -> bool:
+    return all(
+        len(_finite(source[name])) > 1
+        for source in (run.posterior, run.training["draws"])
+        for name in ("mean", "cv")
+    )
+
+
+def _narrowed(value: float) -> str:
+    if not math.isfinite(value):
+        return "its draws not all finite"
+    return f"its prior variance narrowed by {max(value, 0):.0%}"
+
+
+def _prior_median(run: FinishedRun) -> float | None:
+    """Median of the mean's prior in the fit of the held-out pairs; None where it was fixed."""
+    if posterior_anchor(run) == "fixed":
+        return None
+    return float(run.diagnostics.get("beta", run.facts["beta"]))
+
+
+def _loss_label(run: FinishedRun) -> str:
+    is_elbo = run.facts["family"] != "fixed" and run.facts["anchor"] != "free"
+    return "negative ELBO\n(nats a pair)" if is_elbo else "loss (nats a pair)"
+
+
+def _training_words(run: FinishedRun) -> str:
+    table = run.tail.table
+    loss = table["loss"]
+    words = (
+        f"{_loss_label(run)} over the steps of training, from {loss.iloc[0]:.3f} to "
+        f"{loss.iloc[-1]:.3f}"
+    ).replace("\n", " ")
+    if "strength/cv" in table and run.facts["family"] != "fixed":
+        cv = table["strength/cv"]
+        words += f"; cv from {cv.iloc[0]:.2f} to {cv.iloc[-1]:.2f}"
+    return f"{words}; accuracy of the training batches."
+
+
+def _annotator_words(run: FinishedRun) -> str:
+    relative = run.posterior["strength"].mean(0)
+    order = np.argsort(relative)
+    shown = "" if len(order) <= 40 else "; of many, forty evenly spread over the order"
+    return (
+        f"Strength of {len(order):,} annotators relative to their mean, 90% intervals{shown}; "
+        f"weakest {run.annotators[order[0]]}, strongest {run.annotators[order[-1]]}."
+    )
+
+
 def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
     """Predicted probability of the first response and whether it was chosen, in random order."""
-    margin = run.margins["margin"].to_numpy(np.float64)
+    margin = _finite(run.margins["margin"])
     is_first = np.random.default_rng(run.facts["seed"]).random(len(margin)) < 0.5
     log_prob = mixed_logit_log_prob(
         torch.as_tensor(np.where(is_first, margin, -margin)),
-        torch.tensor(np.median(run.posterior["mean"]), dtype=torch.float64),
-        torch.tensor(np.median(run.posterior["cv"]), dtype=torch.float64),
+        torch.tensor(np.median(_finite(run.posterior["mean"])), dtype=torch.float64),
+        torch.tensor(np.median(_finite(run.posterior["cv"])), dtype=torch.float64),
         family=run.facts["diagnosed_family"],
     )
     return log_prob.exp().numpy(), is_first
 
 
-def _png(figure: Figure) -> bytes:
+def _finite(values: Any) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def _png(figure: Figure, dpi: int | None = None) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", dpi=dpi or "figure")
     return buffer.getvalue()
 
 
@@ -255,11 +402,15 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _read_posterior(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def _read_posterior(path: Path) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
     import xarray as xr
 
     with xr.open_datatree(path, engine="h5netcdf") as tree:
         group = tree["posterior"].to_dataset().stack(sample=("chain", "draw")).load()
+        diagnostics = {str(name): value for name, value in tree.attrs.items()}
+        if "sample_stats" in tree.children:
+            found = tree["sample_stats"].to_dataset().load().data_vars
+            diagnostics |= {str(name): value.to_numpy() for name, value in found.items()}
     draws = {str(k): v.transpose("sample", ...).to_numpy() for k, v in group.data_vars.items()}
     labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else []
-    return draws, labels
+    return draws, labels, diagnostics

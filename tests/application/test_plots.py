@@ -30,14 +30,31 @@ def test_strength_law_shows_truth_and_training_only_where_there_are_any():
     assert not {"truth", "learned in training"} & set(plain)
 
 
-def test_cv_figure_marks_point_prior_and_truth():
-    draws = np.random.default_rng(0).gamma(9, 0.1, 200)
-    with_point = lines_of(plots.plot_cv(draws, np.full(5, 0.7), truth=0.9))
-    assert {"learned in training (a point)", "truth"} <= set(with_point)
-    without = lines_of(plots.plot_cv(draws, draws))
-    assert not {"learned in training (a point)", "truth"} & set(without)
-    prior = without["prior"]
-    np.testing.assert_allclose(prior.get_ydata(), stats.halfnorm.pdf(prior.get_xdata()))
+def test_strength_law_over_the_prior_is_the_median_of_its_laws():
+    """At the mean itself the density falls with cv, so its median is that at the median cv."""
+    figure = plots.plot_strength_law(np.full(9, 0.5), "lognormal", 0.0, show_prior=True)
+    prior = lines_of(figure)["prior, median"]
+    at_mean = np.interp(1.0, prior.get_xdata(), prior.get_ydata())
+    expected = plots._relative_density(np.array([1.0]), stats.halfnorm.ppf(0.5), "lognormal")[0]
+    assert at_mean == pytest.approx(expected, rel=0.02)
+
+
+def test_prior_to_posterior_marks_point_priors_contraction_and_truth():
+    draws = {"cv": np.random.default_rng(0).gamma(9, 0.1, 200), "mean": np.linspace(0.1, 0.3, 200)}
+    points = {"cv": np.full(5, 0.7), "mean": np.full(5, 0.2)}
+    narrowed = {"cv": 0.75, "log_mean": -0.1}
+    figure = plots.plot_prior_to_posterior(draws, points, narrowed, 0.1, true_cv=0.9)
+    assert {"learned in training (a point)", "truth"} <= set(lines_of(figure))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "variance narrowed by 75%", "variance (of the log) narrowed by 0%",
+    ]  # fmt: skip
+    laws = (stats.halfnorm(), stats.lognorm(0.5, scale=0.1))
+    for axes, law in zip(figure.axes, laws, strict=True):
+        prior = {line.get_label(): line for line in axes.get_lines()}["prior"]
+        np.testing.assert_allclose(prior.get_ydata(), law.pdf(prior.get_xdata()))
+    fixed = plots.plot_prior_to_posterior(draws, draws, {"cv": 0.5}, None)
+    assert len(fixed.axes) == 1
+    assert not {"learned in training (a point)", "truth"} & set(lines_of(fixed))
 
 
 def test_reliability_points_lie_on_the_diagonal_for_true_probabilities():
@@ -96,3 +113,11 @@ def test_training_figure_takes_the_logged_steps():
     assert [axes.get_lines()[0].get_ydata().tolist() for axes in figure.axes] == [
         [0.7, 0.6], [0.4, 0.5], [0.1, 0.2], [1.0, 2.0],
     ]  # fmt: skip
+    assert [axes.get_ylabel() for axes in figure.axes][-1] == "cv of strength"
+
+
+def test_training_figure_of_plain_dpo_and_of_few_columns_shows_what_there_is():
+    plain = [{"step": s, "loss": 0.6, "strength/mean": 0.1, "strength/cv": 0.0} for s in (1, 2)]
+    assert [axes.get_ylabel() for axes in plots.plot_training(plain, loss_label="L").axes] == ["L"]
+    shaded = plots.plot_training([{"step": 1, "loss": 1.0, "strength/cv": 1.0}] * 2, 1, (0.5, 2))
+    assert [len(axes.patches) for axes in shaded.axes] == [1, 2]

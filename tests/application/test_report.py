@@ -4,6 +4,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import assess_heterogeneity, fit, save_arviz
@@ -32,8 +33,8 @@ def run_folder(tmp_path):
     save_arviz(result.to_arviz(), tmp_path / "posterior.nc")
     write = {
         "log_history.json": [
-            {"step": s, "loss": 0.7 / s, "rewards/accuracies": 0.5, "strength/mean": 0.5,
-             "strength/cv": 0.4} for s in (1, 2)
+            {"step": s, "loss": 0.5, "rewards/accuracies": 0.5, "strength/mean": 0.5,
+             "strength/cv": 0.4, "learning_rate": 1 - s / 60} for s in range(1, 61)
         ],
         "training_posterior.json": {
             "draws": {"mean": [0.5] * 9, "cv": list(np.linspace(0.3, 0.7, 9))},
@@ -83,6 +84,94 @@ def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
     assert "Training and the held-out pairs disagree" in write_report(run_folder).read_text()
 
 
+def change(folder, name, function):
+    """Read a JSON file of the run, change it in place, write it back."""
+    value = json.loads((folder / name).read_text())
+    function(value)
+    (folder / name).write_text(json.dumps(value))
+
+
+def test_every_check_is_a_row_with_its_number_and_threshold(run_folder):
+    page = write_report(run_folder).read_text()
+    run = FinishedRun.load(run_folder)
+    assert run.status == "REVIEW"  # three annotators
+    assert page.count('<span class="status">') == 1 + len(run.checks)
+    for check in run.checks:
+        assert str(escape(check.sentence)) in page
+        assert str(escape(check.threshold)) in page
+    assert "look at" in page.split("</div>")[0] and "repeated choices" in page.split("</div>")[0]
+    assert "not to be trusted" not in page.split("<h2>")[0]
+
+
+def test_failed_run_shows_its_verdict_struck_through(run_folder):
+    change(run_folder, "log_history.json", lambda history: history.__delitem__(slice(5, None)))
+    page = write_report(run_folder).read_text()
+    verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
+    top = page.split("<h2>")[0]
+    assert "<title>MixDPO report: not to be trusted</title>" in top
+    assert f"<s>{verdict['value']}</s>" in top
+    assert "Failed: steps of training." in top
+    lines = summary_lines(run_folder)
+    assert lines[0].startswith(f"not to be trusted: {verdict['value']}")
+    assert lines[1].startswith("FAIL: ")
+
+
+def test_run_whose_margins_and_draws_are_not_finite_still_ends_in_a_page(run_folder):
+    margins = pd.read_parquet(run_folder / "margins.parquet")
+    margins.loc[:2, "margin"] = np.nan
+    margins.to_parquet(run_folder / "margins.parquet")
+    change(run_folder, "training_posterior.json", lambda t: t["draws"].update(cv=[np.nan] * 9))
+    page = write_report(run_folder).read_text()
+    assert FinishedRun.load(run_folder).status == "FAIL"
+    assert "3 held-out margins" in page
+    assert page.count("<img") == 2  # training and annotators
+
+
+def test_plain_dpo_without_annotators_and_without_logged_losses(run_folder):
+    def plain(facts):
+        facts.update(family="fixed", anchor="prior", truth=None)
+        facts["data"].update(annotator_column=None, has_panels=False)
+
+    change(run_folder, "run.json", plain)
+    change(run_folder, "log_history.json", lambda history: history.__delitem__(slice(None)))
+    change(run_folder, "training_posterior.json", lambda t: t.update(
+        draws={"mean": [0.5] * 9, "cv": [0.0] * 9}, cv=0.0))  # fmt: skip
+    margins = pd.read_parquet(run_folder / "margins.parquet").drop(columns="annotator")
+    margins.to_parquet(run_folder / "margins.parquet")
+    result = fit(margins["margin"].to_numpy(copy=True), family="lognormal", beta=0.5)
+    save_arviz(result.to_arviz(), run_folder / "posterior.nc")
+    page = write_report(run_folder).read_text()
+    assert "plain DPO, the strength is fixed at 0.5" in page
+    assert "There are no annotator ids" in page
+    assert page.count("<img") == 3
+    statuses = {check.name: check.status for check in FinishedRun.load(run_folder).checks}
+    assert statuses["repeated choices"] == statuses["drift of cv"] == "does not apply"
+    assert statuses["drift of the loss"] == "not available"
+
+
+def test_prior_is_that_of_the_posterior_file(run_folder):
+    """The fit may have asked another prior than training; its attributes say which."""
+    run = FinishedRun.load(run_folder)
+    assert run.diagnostics["method"] == "laplace"
+    assert np.isfinite(run.diagnostics["lp"]).all()
+    variance = np.var(np.log(run.posterior["mean"]))
+    percent = f"{1 - variance / 0.25:.0%}"
+    assert f"prior variance narrowed by {percent}" in write_report(run_folder).read_text()
+
+
+def test_page_prints_whole_and_needs_no_network(run_folder):
+    page = write_report(run_folder).read_text()
+    assert "@media print" in page and "break-inside: avoid" in page
+    for forbidden in ("<script", "@import", "url(", "<link", 'src="http'):
+        assert forbidden not in page
+
+
+def test_missing_key_is_named(run_folder):
+    change(run_folder, "run.json", lambda facts: facts.pop("seed"))
+    with pytest.raises(OutputError, match="the key 'seed' is missing"):
+        write_report(run_folder)
+
+
 def test_accuracy_counts_ties_one_half(run_folder):
     run = FinishedRun.load(run_folder)
     run.margins["margin"] = np.resize([1.0, -1.0, 0.0], 300)
@@ -103,6 +192,7 @@ def test_summary_says_verdict_and_table(run_folder):
     lines = summary_lines(run_folder)
     verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
     assert lines[0] == f"{verdict['value']}: {verdict['reason']}"
+    assert lines[1].startswith("REVIEW: ")
     assert any(line.startswith("truth") and "2.00" in line for line in lines)
 
 
