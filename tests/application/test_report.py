@@ -103,6 +103,17 @@ def test_every_check_is_a_row_with_its_number_and_threshold(run_folder):
     assert "not to be trusted" not in page.split("<h2>")[0]
 
 
+def test_other_explanations_of_the_verdict_are_shown_where_the_run_looked_at_them(run_folder):
+    assert "something else explain" not in write_report(run_folder).read_text()
+    found = {"name": "a <skew>", "status": "contradicts", "sentence": "It is 3."}
+    change(
+        run_folder, "run.json", lambda facts: facts.update(checks=[found], error_rate="1 in 20.")
+    )
+    page = write_report(run_folder).read_text()
+    assert "a &lt;skew&gt;" in page and 'class="contradicts"' in page and "It is 3." in page
+    assert "1 in 20." in page.split("<h2>")[0]
+
+
 def test_failed_run_shows_its_verdict_struck_through(run_folder):
     change(run_folder, "log_history.json", lambda history: history.__delitem__(slice(5, None)))
     page = write_report(run_folder).read_text()
