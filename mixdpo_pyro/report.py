@@ -27,6 +27,7 @@ from mixdpo_pyro.run_checks import (
     check_run,
     contraction,
     failed_names,
+    flip_probability,
     overall_status,
     posterior_anchor,
 )
@@ -374,6 +375,7 @@ def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
         torch.tensor(np.median(_finite(run.posterior["mean"])), dtype=torch.float64),
         torch.tensor(np.median(_finite(run.posterior["cv"])), dtype=torch.float64),
         family=run.facts["diagnosed_family"],
+        flip_probability=flip_probability(run),
     )
     return log_prob.exp().numpy(), is_first
 

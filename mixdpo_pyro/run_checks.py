@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALIBRATION", "RunCheck", "Status", "TrainingTail", "check_run", "contraction",
-    "failed_names", "overall_status", "posterior_anchor",
+    "failed_names", "flip_probability", "overall_status", "posterior_anchor",
 ]  # fmt: skip
 
 CALIBRATION = "predicted probabilities"
@@ -204,6 +204,11 @@ def contraction(run: "FinishedRun") -> dict[str, float]:
 def posterior_anchor(run: "FinishedRun") -> str:
     """Anchoring of the mean in the fit of the held-out pairs; where not said, that of training."""
     return str(run.diagnostics.get("mean_anchor", run.facts["anchor"]))
+
+
+def flip_probability(run: "FinishedRun") -> float:
+    """Probability of a flipped label that the fit of the held-out pairs assumed."""
+    return float(run.diagnostics.get("flip_probability", 0.0))
 
 
 # Training
@@ -415,7 +420,7 @@ def _training_agrees(run: "FinishedRun") -> RunCheck:
 
 def _accuracy(run: "FinishedRun") -> RunCheck:
     """Share of positive margins with a Jeffreys interval, pairs taken as independent."""
-    name, threshold = "held-out accuracy", "90% interval above 0.5"
+    name, threshold = "held-out accuracy", "90% interval above 0.5, pairs independent"
     margin = _finite(run.margins["margin"])
     if len(margin) == 0:
         return _unavailable(name, threshold, "No held-out margin is finite.")
@@ -470,7 +475,9 @@ def _calibration_errors(
 ) -> tuple[float, Float[np.ndarray, " replications"]]:
     """The observed error, and that of choices drawn from the law."""
     family, size = run.facts["diagnosed_family"], np.abs(margin)
-    predicted = np.exp(pair_log_prob(size, np.array([mean]), np.array([cv]), family)).ravel()
+    flip = flip_probability(run)
+    at = np.array([mean]), np.array([cv])
+    predicted = np.exp(pair_log_prob(size, *at, family, flip)).ravel()
     order = np.argsort(size, kind="stable")
     edges = np.linspace(0, len(size), _BINS + 1).astype(int)[:-1]
     expected = np.add.reduceat(predicted[order], edges)
@@ -484,7 +491,7 @@ def _calibration_errors(
     def replicate(number: int) -> np.ndarray:
         shape = (number, int(person.max()) + 1)
         strength = sample_strengths(family, np.full(shape, mean), np.full(shape, cv), rng)
-        chance = expit(strength[:, person] * size[order])
+        chance = flip + (1 - 2 * flip) * expit(strength[:, person] * size[order])
         return errors(rng.random(chance.shape) < chance)
 
     at_once = int(np.clip(_MAX_CHOICES // len(size), 1, _REPLICATIONS))

@@ -312,6 +312,18 @@ def test_overconfident_predictions_are_caught(mean, status):
     assert row(run, CALIBRATION).status == status
 
 
+def test_flipped_labels_that_the_posterior_assumed_are_predicted():
+    """A fifth of 4,000 labels is flipped: known, the predictions are right; unknown, they fail."""
+    rng = np.random.default_rng(0)
+    margins = choices_of(rng, 200, 20)
+    margins["margin"] *= np.where(rng.random(len(margins)) < 0.2, -1, 1)
+    run = replace(passing_run(), margins=margins)
+    run.posterior.update(mean=np.full(3, MEAN), cv=np.full(3, CV))
+    assert row(run, CALIBRATION).status == "REVIEW"
+    run.diagnostics["flip_probability"] = 0.2
+    assert row(replace(run), CALIBRATION).status == "PASS"
+
+
 def test_shared_strengths_widen_what_right_predictions_give():
     """Ten people with eighty choices each vary more than eight hundred people with one each."""
     run = replace(passing_run(), margins=choices_of(np.random.default_rng(0), 10, 80))
