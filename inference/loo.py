@@ -6,7 +6,7 @@ importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 201
 subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,12 +161,25 @@ def _smoothed_weights(
     """
     from arviz_stats.base import array_stats
 
-    with np.errstate(divide="ignore", invalid="ignore"):
-        smoothed, shape = array_stats.psislw(value, axis=0)  # it takes the sign off itself
-    smoothed = np.moveaxis(smoothed, -1, 0)
     plain = -value - logsumexp(-value, axis=0)
+    smoothed, shape = _pareto_smoothed(value, array_stats.psislw)
     is_smooth = np.isfinite(smoothed).all(0) & np.isfinite(shape)
     return np.where(is_smooth, smoothed, plain), float(shape[is_smooth].max(initial=-np.inf))
+
+
+def _pareto_smoothed(
+    value: Float[np.ndarray, "samples evaluated"], smooth: Callable[..., tuple]
+) -> tuple[Float[np.ndarray, "samples evaluated"], Float[np.ndarray, " evaluated"]]:
+    """Smoothed log weights and shapes; NaN where the tail of a unit has no shape."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        try:
+            smoothed, shape = smooth(value, axis=0)  # it takes the sign off itself
+            return np.moveaxis(smoothed, -1, 0), shape
+        except ValueError:  # a tail of equal weights in any unit fails all of them
+            if value.shape[1] == 1:
+                return np.full_like(value, np.nan), np.array([np.nan])
+            parts = [_pareto_smoothed(column[:, None], smooth) for column in value.T]
+            return np.hstack([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
 def _subset(size: int, limit: int, seed: int) -> np.ndarray:

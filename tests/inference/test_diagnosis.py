@@ -130,3 +130,12 @@ def test_negative_strengths_show_under_the_normal_law():
     assert low < middle < high
     assert 0.12 < middle < 0.3
     assert diagnosis.differences["normal"].elpd > diagnosis.differences["lognormal"].elpd + 10
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_margins_of_a_policy_that_has_hardly_moved_are_inconclusive(has_ids):
+    """Every draw gives every pair the probability one half, so that weights have no tail."""
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0, 1e-7, 60)
+    ids = np.repeat(np.arange(12), 5) if has_ids else None
+    assert diagnose_choices(margin, ids, **QUICK).verdict.value == "inconclusive"
