@@ -143,7 +143,7 @@ def set_cell(table, row, column, value):
 
 
 BROKEN = {
-    "nan": (broken(lambda t: set_cell(t, 17, "margin", np.nan)), r"row 17 has 'nan' in column 'mar"),
+    "nan": (broken(lambda t: set_cell(t, 17, "margin", np.nan)), r"row 17 has 'nan' in column"),
     "text": (broken(lambda t: set_cell(t, 3, "margin", "high")), r"row 3 has 'high' in column"),
     "missing column": (broken(lambda t: t.drop(columns="margin")), "column 'margin' is missing"),
     "missing id": (
