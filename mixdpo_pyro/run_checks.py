@@ -265,13 +265,13 @@ def _loss_has_settled(tail: TrainingTail) -> RunCheck:
     if found is None:
         return _unavailable(name, threshold, _too_few(tail))
     change, error, p_value = found
-    half = error * float(stats.t.ppf(0.95, len(tail.points) - 2))
+    half = error * float(stats.t.ppf(1 - SLOPE_LEVEL / 2, len(tail.points) - 2))
     value = f"{change:+.3f} [{change - half:+.3f}, {change + half:+.3f}] nats"
     if p_value >= SLOPE_LEVEL or abs(change) <= MATERIAL_LOSS:
         hidden = max(half - change, 0.0)
         sentence = (
-            f"Flat over the last third of the training; a fall of {hidden:.2g} nats could hide "
-            "in the noise."
+            "No change beyond the noise over the last third of the training (95% interval); a "
+            f"fall of {hidden:.2g} nats could hide in it."
         )
         return RunCheck(name, "PASS", value, threshold, sentence)
     moves = "falls" if change < 0 else "rises"
