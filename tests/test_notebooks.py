@@ -4,9 +4,40 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+MAX_BYTES = 200_000
+"""Of a notebook with its outputs, so that a change of a figure stays a small difference."""
+
+
+def check_beta_posterior(names):
+    low, high = np.quantile(names["panel"].posterior["cv"], [0.001, 0.999])
+    assert low < names["cv"] < high
+    assert names["correlation"] > 0.5
+
+
+def check_posterior_predictive_checks(names):
+    spread, replications, observed = (names[k] for k in ("spread", "replications", "observed"))
+    assert spread(replications["one strength for all"]).max() < observed
+    low, high = np.quantile(spread(replications["lognormal"]), [0.005, 0.995])
+    assert low < observed < high
+
+
+def check_svi_from_scratch(names):
+    """Pyro's loss and ours differ by less than five standard errors."""
+    pyro_loss, our_loss = np.array(names["pyro_loss"]), np.array(names["our_loss"])
+    error = np.hypot(pyro_loss.std(), our_loss.std()) / np.sqrt(len(our_loss))
+    assert abs(pyro_loss.mean() - our_loss.mean()) < 5 * error
+
+
+def check_is_my_data_heterogeneous(names):
+    assert names["diagnosis"].verdict.value == "heterogeneous"
+    assert names["shuffled"].verdict.value != "heterogeneous"
+    assert names["no_ids"].verdict.value != "heterogeneous"
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -23,14 +54,18 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
-def test_notebook_runs_shortened(notebook, monkeypatch):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_shortened_and_tells_the_truth(path, monkeypatch):
+    """Seeds are fixed; what a notebook says about the simulated truth holds."""
     import matplotlib.pyplot as plt
 
     monkeypatch.setenv("CI", "true")
+    monkeypatch.delenv("MIXDPO_MARGINS", raising=False)
     namespace = {}
     try:
-        for source in code(notebook):
+        for source in code(json.loads(path.read_text())):
             exec(compile(source, "cell", "exec"), namespace)
+        globals()[f"check_{path.stem}"](namespace)
     finally:
         plt.close("all")
 
@@ -45,6 +80,26 @@ def test_notebook_is_kept_clean(notebook):
             text = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
             assert not re.search(r"/(home|root|tmp|work|Users)/", text)
     assert any(cell.get("outputs") for cell in notebook["cells"])
+    assert [cell["id"] for cell in notebook["cells"]] == [
+        f"cell-{k:02d}" for k in range(len(notebook["cells"]))
+    ]
+
+
+def test_notebook_was_run_from_the_top(notebook):
+    """Cells were executed once, in order, and figures show as images."""
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            is_figure = "".join(data.get("text/plain", "")).startswith("<Figure")
+            assert ("image/png" in data) == is_figure
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_small_and_listed(path):
+    assert path.stat().st_size < MAX_BYTES
+    assert f"{{doc}}`notebooks/{path.stem}`" in (ROOT / "docs" / "notebooks.md").read_text()
 
 
 def test_notebook_is_half_prose(notebook):
