@@ -33,7 +33,7 @@ from mixdpo_pyro.annotators import (
 )
 from mixdpo_pyro.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.data import ROW_COLUMN
-from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
+from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
 from mixdpo_pyro.guards import drop_unusable, why_mean_drifts
 from mixdpo_pyro.metrics import evaluate_groups
 from mixdpo_pyro.model_card import PAPER, append_strength
@@ -129,7 +129,10 @@ class MixDPOTrainer(DPOTrainer):
             prepared, dataset_name, args.max_length, args.truncation_mode, args.strict
         )
         if too_long := len(dataset) - len(prepared):
-            dropped["a prompt longer than max_length"] = too_long
+            reason = "a prompt longer than max_length"
+            if args.strict:
+                raise DataError(f"{dataset_name} dataset: {too_long} pairs with {reason} (strict)")
+            dropped[reason] = too_long
         self.dropped[dataset_name] = dropped
         return kept
 

@@ -63,16 +63,20 @@ def test_nothing_left_is_an_error():
         drop_unusable(tokenized(SAME), "eval", 8, "keep_start")
 
 
+def trainer_of(rows, folder, policy, **settings):
+    return MixDPOTrainer(
+        policy,
+        args=MixDPOConfig(str(folder), max_length=128, report_to="none", **settings),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
 def test_trainer_counts_what_it_drops(tmp_path, policy_folder):
     rows = take(small_world(), 12).to_list()
     rows[3]["rejected"] = rows[3]["chosen"]
     rows[5]["chosen"] = ""
     rows[7]["prompt"] = rows[7]["prompt"] * 200
-    trainer = MixDPOTrainer(
-        policy_folder,
-        args=MixDPOConfig(str(tmp_path), max_length=128, report_to="none"),
-        train_dataset=Dataset.from_list(rows),
-    )
+    trainer = trainer_of(rows, tmp_path, policy_folder)
     assert len(trainer.train_dataset) == 9
     assert trainer.dropped["train"] == {
         "identical completions": 1,
@@ -80,6 +84,13 @@ def test_trainer_counts_what_it_drops(tmp_path, policy_folder):
         "a prompt longer than max_length": 1,
     }
     assert 7 not in trainer.train_dataset["source_row"][:]
+
+
+def test_strict_trainer_refuses_what_trl_drops(tmp_path, policy_folder):
+    rows = take(small_world(), 4).to_list()
+    rows[1]["prompt"] = rows[1]["prompt"] * 200
+    with pytest.raises(DataError, match="train dataset: 1 pairs with a prompt longer than"):
+        trainer_of(rows, tmp_path, policy_folder, strict=True)
 
 
 @pytest.mark.parametrize("mean", [0.049, 0.21])
