@@ -92,7 +92,7 @@ def execute_run(
     margins = _held_out_margins(trainer, data)
     if not is_main:
         return
-    write_json(trainer.state.log_history, folder / HISTORY_FILE)
+    write_json(_finite_entries(trainer.state.log_history), folder / HISTORY_FILE)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
     learned = trainer.strength.summary()
@@ -202,6 +202,11 @@ def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
         (folder / "training_args.bin").unlink(missing_ok=True)
         trainer.create_model_card(model_name=folder.parent.name.removesuffix(".partial"))
         (Path(trainer.args.output_dir) / "README.md").replace(folder / "README.md")
+
+
+def _finite_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without what is not finite, such as the gradient of a step that fp16 skipped."""
+    return [{name: v for name, v in entry.items() if np.isfinite(v)} for entry in history]
 
 
 def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame:
