@@ -10,7 +10,7 @@ otherwise; one dataset per seed. Wrong is: `heterogeneous` where cv = 0, `homoge
 cv >= 0.25. Right is the other of the two; `inconclusive` is neither.
 
 Last answers (50 datasets a world from seed 1000; right, wrong, inconclusive). With ids: cv = 0:
-48, 1, 1; 0.3, 0.6 and 1: 50, 0, 0. Without ids (5,000 pairs): cv = 0: 3, 0, 47; 0.3, 0.6 and 1: 0, 0,
+48, 1, 1; 0.3, 0.6 and 1: 50, 0, 0. Without ids (5,000 pairs), cv = 0: 3, 0, 47; 0.3, 0.6, 1: 0, 0,
 50. Equal people and 10% of labels flipped: 24, 0, 26; noisy margins: 48, 0, 2; length that matters
 and is not given: 47, 0, 3, and given: 45, 0, 5; a Cauchy link: 19, 1, 30; rare large errors: 0, 0,
 50; pairs shared by five with noisy margins: 37, 1, 12. Different people (cv = 0.6), ids and noisy

@@ -405,8 +405,8 @@ def _check_label_noise(main: Verdict, result: Fit) -> Check:
     low, high = noise.cv_interval
     flip_low, flip_high = noise.flip_interval
     sentence = (
-        f"With {100 * noise.flip_probability:.1f}% of labels flipped, as the data have it (90%: "
-        f"{100 * flip_low:.1f} to {100 * flip_high:.1f}%), cv is between {low:.2f} and "
+        f"With flipped labels estimated too ({100 * flip_low:.1f} to {100 * flip_high:.1f}% of "
+        f"them, 90%; likeliest {100 * noise.flip_probability:.1f}%), cv is between {low:.2f} and "
         f"{high:.2f}, p = {noise.p_value:.2g} against equal strengths."
     )
     if result.choices.num_annotators > _MAX_PEOPLE:
