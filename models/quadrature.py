@@ -38,6 +38,10 @@ _SCAN_STEPS = 16
 _MAX_SCANS = 60
 # Pairs times nodes handled at once; bounds the memory of the intermediate results.
 _CHUNK = 1 << 18
+# Up to so many pairs a bracket not much wider than the usual window of 13 is taken as it is: no
+# utility is then above some 7 nats, where the integrand would be sharper.
+_FEW_PAIRS = 256
+_NARROW_BRACKET = 16.0
 # Narrowest kink of a Normal integrand that is resolved, in standard deviations of the strength.
 _SHARPEST_KINK = 1e-6
 
@@ -161,7 +165,15 @@ def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
     """Nodes over the strength whose log weights are those of its posterior given the choices."""
     coordinate = _COORDINATES[family]
     with torch.no_grad():
-        low, high = _window(panel, coordinate)
+        low, high = coordinate.bracket(panel)
+        if family == "lognormal" and panel.group is None and len(low) <= _FEW_PAIRS:
+            # More nodes are cheaper than the search for a narrower window.
+            is_narrow = bool((high - low).max() <= _NARROW_BRACKET)
+            num_nodes *= 2 if is_narrow else 1
+        else:
+            is_narrow = False
+        if not is_narrow:
+            low, high = _window(panel, coordinate)
         t = _grid(low, high, num_nodes)
         log_step = ((high - low) / (num_nodes - 1)).log()
     beta, log_density = coordinate.nodes(panel)(t)

@@ -207,3 +207,26 @@ def test_groups_without_ids_are_single_pairs():
     alone = quadrature_log_prob(Panel(margin, mean, cv), "lognormal", 64)
     grouped = quadrature_log_prob(Panel(margin, mean, cv, torch.arange(7)), "lognormal", 64)
     torch.testing.assert_close(alone, grouped)
+
+
+@pytest.mark.parametrize("cv", [0.05, 0.6, 2.5, 40.0])
+def test_few_pairs_have_the_integral_of_many(cv):
+    """Few pairs take more nodes on a certain bracket, many take fewer on a searched window.
+
+    Each is promised to 1e-8 nats, relative to the log-probability where that is larger than one,
+    and its slopes to 1e-7.
+    """
+    magnitude = torch.logspace(-5, 3, 200, dtype=torch.float64)
+    margin = torch.cat([magnitude, -magnitude])
+    slopes, values = [], []
+    for size in (len(margin), 50):
+        inputs = margin.clone().requires_grad_(), torch.tensor(float(cv)).double().requires_grad_()
+        parts = [
+            mixed_logit_log_prob(part, 1.0, inputs[1], "lognormal")
+            for part in inputs[0].split(size)
+        ]
+        values.append(torch.cat(parts))
+        slopes.append(torch.autograd.grad(values[-1].sum(), inputs))
+    torch.testing.assert_close(values[1], values[0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(slopes[1][0], slopes[0][0], rtol=0, atol=1e-7)
+    torch.testing.assert_close(slopes[1][1], slopes[0][1], rtol=1e-7, atol=1e-7)
