@@ -8,7 +8,12 @@
 parameters, batch 8, 256 tokens, and compares CPU time, since a stopwatch sees whatever else the
 machine does.
 `ordering` runs the demo's world (margins learned, annotators given) at cv 0, 0.5 and 1.0.
-Set OMP_NUM_THREADS before; it takes about an hour, most of it `ordering` and `step`.
+Set OMP_NUM_THREADS before; it takes two hours of one idle core, most of it `ordering` and `step`.
+
+Last answers (2 cores, torch 2.13, one thread): loss part 1.4 ms for both families. `fixed` equals
+TRL to 6e-8 in all four cases. Ordering right in 2 of 2 seeds, homogeneous worlds inconclusive.
+Peak memory 1.017 (lognormal) and 0.995 (gamma) where two runs of TRL differ by 0.05. The full
+step and five seeds of `ordering` have not been run.
 """
 
 import argparse
