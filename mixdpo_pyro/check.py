@@ -27,6 +27,7 @@ from mixdpo_pyro.inference.likelihood import pair_log_prob
 from mixdpo_pyro.inference.predictive import sample_strengths
 from mixdpo_pyro.margin_file import MarginData, read_margins
 from mixdpo_pyro.models import Family
+from mixdpo_pyro.pages import encode_png, write_images
 
 __all__ = [
     "CHECK_FILE", "Calibration", "CheckConfig", "Posterior", "PredictiveCheck", "Statistic",
@@ -427,10 +428,8 @@ def write_check(
     found: PredictiveCheck, folder: Path, config: CheckConfig, sources: Sequence[str]
 ) -> None:
     """Write `check.json`, `groups.csv` and `figures/*.png` into a folder."""
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in _figures(found).items():
-        with written_whole(folder / "figures" / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png")
+    images = {name: encode_png(figure) for name, figure in _figures(found).items()}
+    write_images(images, folder)
     if len(found.groups):
         with written_whole(folder / "groups.csv") as temporary:
             found.groups.to_csv(temporary, index=False, float_format="%.6g")

@@ -1,7 +1,6 @@
 """Finished runs side by side: a table, and a self-contained page with the intervals."""
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mixdpo_pyro.errors import ConfigError, OutputError
-from mixdpo_pyro.files import written_whole
 from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.pages import encode_png, interval_words, render_page, write_page
 
 __all__ = [
     "LOADERS",
@@ -107,21 +105,17 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.parent.is_dir() or path.is_dir():
         raise OutputError(f"{path}: expected the name of a file in a folder that exists")
-    environment = Environment(
-        loader=PackageLoader("mixdpo_pyro"), autoescape=select_autoescape(), trim_blocks=True
-    )
-    buffer = io.BytesIO()
-    plot_intervals(runs).savefig(buffer, format="png", dpi=150)
-    page = environment.get_template("compare.html").render(
+    page = render_page(
+        "compare.html",
         headings=_HEADINGS,
         rows=_rows(runs),
         notes=_notes(runs),
-        figure=base64.b64encode(buffer.getvalue()).decode(),
-        alt="; ".join(f"{r.name}: cv {_interval(r.cv)}, mean {_interval(r.mean)}" for r in runs),
+        figure=base64.b64encode(encode_png(plot_intervals(runs), dpi=150)).decode(),
+        alt="; ".join(
+            f"{r.name}: cv {interval_words(r.cv)}, mean {interval_words(r.mean)}" for r in runs
+        ),
     )
-    with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    return write_page(page, path)
 
 
 def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
@@ -218,8 +212,8 @@ _TERMINAL_TABLES = (
 def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     return [
         [
-            run.name, run.verdict, _interval(run.cv), _interval(run.mean), f"{run.accuracy:.3f}",
-            f"{run.log_prob:.4f}", run.family, run.anchor, f"{run.num_pairs:,}",
+            run.name, run.verdict, interval_words(run.cv), interval_words(run.mean),
+            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.anchor, f"{run.num_pairs:,}",
             f"{run.num_annotators:,}" if run.num_annotators else "-", Path(run.data).name,
         ]
         for run in runs
@@ -240,12 +234,6 @@ def _notes(runs: Sequence[RunSummary]) -> list[str]:
             "comparable."
         )
     return notes
-
-
-def _interval(draws: np.ndarray) -> str:
-    """Median and 90% interval; a point where all draws are equal."""
-    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
-    return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _cut(name: str, length: int = 28) -> str:

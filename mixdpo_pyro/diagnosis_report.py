@@ -1,19 +1,15 @@
 """The page of a diagnosis: one self-contained HTML file, the verdict first."""
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from mixdpo_pyro import plots
-from mixdpo_pyro.files import written_whole
 from mixdpo_pyro.inference.diagnosis import Diagnosis
 from mixdpo_pyro.inference.likelihood import pair_log_prob
-from mixdpo_pyro.report import _png
+from mixdpo_pyro.pages import PageFigure, embed_figures, render_page, write_images, write_page
 
 __all__ = ["write_diagnosis_report"]
 
@@ -40,27 +36,16 @@ def write_diagnosis_report(
     Returns:
         Path of the page.
     """
-    figures = []
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, (title, alt, figure) in _figures(diagnosis, annotators).items():
-        image = _png(figure)
-        with written_whole(folder / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(image)
-        encoded = base64.b64encode(image).decode()
-        figures.append({"name": name, "title": title, "alt": alt, "data": encoded})
-    environment = Environment(
-        loader=PackageLoader("mixdpo_pyro"), autoescape=select_autoescape(), trim_blocks=True
-    )
-    page = environment.get_template("diagnosis.html").render(
+    figures, images = embed_figures(_figures(diagnosis, annotators))
+    page = render_page(
+        "diagnosis.html",
         facts=facts,
         figures=figures,
         annotators=None if annotators is None else _ends(annotators),
         groups=None if groups is None else groups.to_dict("records"),
     )
-    path = folder / "report.html"
-    with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    write_images(images, folder)
+    return write_page(page, folder / "report.html")
 
 
 def _ends(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -69,9 +54,7 @@ def _ends(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
-def _figures(
-    diagnosis: Diagnosis, annotators: pd.DataFrame | None
-) -> dict[str, tuple[str, str, Figure]]:
+def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:
     low, high = diagnosis.verdict.cv_interval
     intervals = {"main fit": (low, high)} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval

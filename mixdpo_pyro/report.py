@@ -1,7 +1,5 @@
 """The report of a run: one self-contained HTML file, made from the files of the run folder."""
 
-import base64
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -12,13 +10,19 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.figure import Figure
 
 from mixdpo_pyro import plots
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.files import RUN_FILE, written_whole
+from mixdpo_pyro.files import RUN_FILE
 from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.pages import (
+    PageFigure,
+    embed_figures,
+    interval_words,
+    render_page,
+    write_images,
+    write_page,
+)
 from mixdpo_pyro.run_checks import (
     CALIBRATION,
     RunCheck,
@@ -176,28 +180,15 @@ def write_report(folder: str | Path) -> Path:
         page, images = _page(run)
     except KeyError as error:
         raise OutputError(f"{folder}: the key {error} is missing in its files") from error
-    (run.folder / "figures").mkdir(exist_ok=True)
-    for name, image in images.items():
-        with written_whole(run.folder / "figures" / f"{name}.png") as temporary:
-            temporary.write_bytes(image)
-    path = run.folder / "report.html"
-    with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    write_images(images, run.folder)
+    return write_page(page, run.folder / "report.html")
 
 
 def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
     """The page, and its figures as PNG."""
-    figures, images = [], {}
-    for name, (title, alt, figure) in _figures(run).items():
-        images[name] = _png(figure, _DPI)
-        encoded = base64.b64encode(images[name]).decode()
-        figures.append({"name": name, "title": title, "alt": alt, "data": encoded})
-    environment = Environment(
-        loader=PackageLoader("mixdpo_pyro"), autoescape=select_autoescape(), trim_blocks=True
-    )
-    page = environment.get_template("report.html").render(
-        run=run, facts=run.facts, rows=learned_rows(run), figures=figures
+    figures, images = embed_figures(_figures(run), _DPI)
+    page = render_page(
+        "report.html", run=run, facts=run.facts, rows=learned_rows(run), figures=figures
     )
     return page, images
 
@@ -244,22 +235,16 @@ def summary_lines(folder: str | Path) -> list[str]:
 
 
 def _learned_row(source: str, draws: dict[str, np.ndarray], slope: float | None) -> dict[str, str]:
-    reward_mean = "" if slope is None else _interval(draws["mean"] * slope)
+    reward_mean = "" if slope is None else interval_words(draws["mean"] * slope)
     return {
         "source": source,
-        "cv": _interval(draws["cv"]),
-        "mean": _interval(draws["mean"]),
+        "cv": interval_words(draws["cv"]),
+        "mean": interval_words(draws["mean"]),
         "reward_mean": reward_mean,
     }
 
 
-def _interval(draws: np.ndarray) -> str:
-    """Median and 90% interval; a point where all draws are equal."""
-    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
-    return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
+def _figures(run: FinishedRun) -> dict[str, PageFigure]:
     """Name -> title, alternative text and figure; those without finite numbers are left out."""
     truth = run.facts["truth"]
     figures = _posterior_figures(run) if _has_finite_draws(run) else {}
@@ -282,12 +267,12 @@ def _figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
     return figures
 
 
-def _posterior_figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
+def _posterior_figures(run: FinishedRun) -> dict[str, PageFigure]:
     truth, family = run.facts["truth"], run.facts["diagnosed_family"]
     draws = {name: _finite(run.posterior[name]) for name in ("cv", "mean")}
     learned = {name: _finite(run.training["draws"][name]) for name in ("cv", "mean")}
     narrowed = contraction(run)
-    words = f"median and 90% interval {_interval(draws['cv'])}"
+    words = f"median and 90% interval {interval_words(draws['cv'])}"
     figures = {
         "strength_law": (
             "The strength of preference",
@@ -300,7 +285,7 @@ def _posterior_figures(run: FinishedRun) -> dict[str, tuple[str, str, Figure]]:
         "cv": (
             "From prior to posterior",
             f"Histograms of posterior draws beside the prior: cv, {words}, "
-            f"{_narrowed(narrowed['cv'])}; mean strength, {_interval(draws['mean'])}"
+            f"{_narrowed(narrowed['cv'])}; mean strength, {interval_words(draws['mean'])}"
             + (f", {_narrowed(narrowed['log_mean'])}." if "log_mean" in narrowed else "."),
             plots.plot_prior_to_posterior(
                 draws, learned, narrowed, _prior_median(run), truth and float(truth["cv"])
@@ -383,12 +368,6 @@ def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
 def _finite(values: Any) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     return array[np.isfinite(array)]
-
-
-def _png(figure: Figure, dpi: int | None = None) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi or "figure")
-    return buffer.getvalue()
 
 
 def _read(path: Path, reader: Any) -> Any:
