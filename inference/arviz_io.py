@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.choices import Choices, orient_at_random, random_subset
 from mixdpo_pyro.inference.fit import Fit
 from mixdpo_pyro.inference.likelihood import pair_log_prob, tabulate
 from mixdpo_pyro.inference.predictive import replicate_choices
@@ -18,7 +18,7 @@ from mixdpo_pyro.models import cv_prior, mean_prior
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["save_arviz", "to_arviz", "to_inference_data"]
+__all__ = ["read_draws", "save_arviz", "to_arviz", "to_inference_data"]
 
 _DIMS: dict[Any, Any] = {
     "strength": ["annotator"],
@@ -59,10 +59,9 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
         raise ValueError(f"Expected max_pairs >= 1, got {max_pairs}")
     rng = np.random.default_rng(seed)
     choices = result.choices
-    pair = _subset(choices.num_pairs, max_pairs, rng)
-    person = _subset(choices.num_annotators, max_pairs, rng)
-    is_first = rng.random(len(pair)) < 0.5
-    margin = np.where(is_first, 1, -1) * choices.margin[pair]
+    pair = random_subset(choices.num_pairs, max_pairs, rng)
+    person = random_subset(choices.num_annotators, max_pairs, rng)
+    margin, is_first = orient_at_random(choices.margin[pair], rng)
     ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator[pair]]
     variables: dict[str, dict[str, np.ndarray]] = {
         "posterior": result.posterior,
@@ -116,10 +115,29 @@ def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
     return path
 
 
-def _subset(size: int, limit: int, rng: np.random.Generator) -> np.ndarray:
-    if size <= limit:
-        return np.arange(size)
-    return np.sort(rng.choice(size, limit, replace=False))
+def read_draws(
+    path: str | Path,
+) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
+    """Posterior draws of a file that `save_arviz` wrote.
+
+    Returns:
+        Name -> draws, samples first; labels of the annotators, the columns of `strength`, if
+        there are; attributes of the root and arrays of `sample_stats`.
+
+    Raises:
+        OSError, ValueError, RuntimeError or KeyError: If it is no such file.
+    """
+    import xarray as xr
+
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        group = tree["posterior"].to_dataset().stack(sample=("chain", "draw")).load()
+        diagnostics = {str(name): value for name, value in tree.attrs.items()}
+        if "sample_stats" in tree.children:
+            found = tree["sample_stats"].to_dataset().load().data_vars
+            diagnostics |= {str(name): value.to_numpy() for name, value in found.items()}
+    draws = {str(k): v.transpose("sample", ...).to_numpy() for k, v in group.data_vars.items()}
+    labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else []
+    return draws, labels, diagnostics
 
 
 def _dataset(

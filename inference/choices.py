@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Choices", "read_choices"]
+__all__ = ["Choices", "agreement", "orient_at_random", "random_subset", "read_choices"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,34 @@ class Choices:
     def has_panels(self) -> bool:
         """Whether ids are given and somebody chose more than once."""
         return 0 < self.num_annotators < self.num_pairs
+
+
+def agreement(margin: Float[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
+    """Whether choices agree with their margins: 1 or 0, and one half for a margin of zero."""
+    return (margin > 0) + 0.5 * (margin == 0)
+
+
+def orient_at_random(
+    margin: Float[np.ndarray, " pairs"], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " pairs"], np.ndarray]:
+    """Call either response the first, at random.
+
+    Args:
+        margin: Margins of the chosen over the rejected response.
+        rng: Source of the orientation.
+
+    Returns:
+        Margins of the first over the second response, and whether the first was chosen.
+    """
+    is_first = rng.random(len(margin)) < 0.5
+    return np.where(is_first, margin, -margin), is_first
+
+
+def random_subset(size: int, limit: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
+    """All numbers below `size`, or `limit` of them drawn at random, in ascending order."""
+    if size <= limit:
+        return np.arange(size)
+    return np.sort(rng.choice(size, limit, replace=False))
 
 
 def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = None) -> Choices:

@@ -8,7 +8,7 @@ from scipy.special import erfc
 
 from mixdpo_pyro.inference.fit import Fit
 
-__all__ = ["HOMOGENEOUS_BELOW", "Verdict", "assess_heterogeneity"]
+__all__ = ["HOMOGENEOUS_BELOW", "Verdict", "assess_heterogeneity", "boundary_p_value"]
 
 HOMOGENEOUS_BELOW = 0.25
 """A cv that is this small with 95% probability counts as homogeneous."""
@@ -52,7 +52,7 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
     """
     low, high = (float(q) for q in np.quantile(result.posterior["cv"], [0.05, 0.95]))
     ratio = max(0.0, 2 * (result.maximum.penalised - result.null.penalised))
-    p_value = 1.0 if ratio == 0 else float(0.5 * erfc(np.sqrt(ratio / 2)))
+    p_value = boundary_p_value(ratio)
     is_rejected = p_value < _LEVEL
     evidence = f"cv is between {low:.2f} and {high:.2f} (90%), p = {p_value:.2g} against cv = 0"
     value: Literal["heterogeneous", "homogeneous", "inconclusive"] = "inconclusive"
@@ -71,3 +71,11 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
             "another link."
         )
     return Verdict(value, (low, high), ratio, p_value, reason)
+
+
+def boundary_p_value(ratio: float) -> float:
+    r"""P-value of a likelihood ratio where the null is on the boundary.
+
+    .. math:: \tfrac12 \Pr(\chi^2_0 \ge LR) + \tfrac12 \Pr(\chi^2_1 \ge LR)
+    """
+    return 1.0 if ratio <= 0 else float(0.5 * erfc(np.sqrt(ratio / 2)))

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.optimize import minimize_scalar
-from scipy.special import erfc, expit, logsumexp
+from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
-from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.choices import Choices, agreement
+from mixdpo_pyro.inference.criticism import boundary_p_value
 from mixdpo_pyro.inference.fit import Fit
 from mixdpo_pyro.inference.laplace import LogJoint, _at_rows, _ridge, explore
 from mixdpo_pyro.inference.likelihood import Likelihood, compress, likelihood
@@ -27,7 +28,7 @@ from mixdpo_pyro.models import mean_prior
 
 __all__ = [
     "CovariateFit", "LabelNoise", "PermutationTest", "PriorAnswer", "anchor_strength",
-    "boundary_p_value", "compare_priors", "contraction", "fit_covariate", "margin_evidence",
+    "compare_priors", "contraction", "fit_covariate", "margin_evidence",
     "margin_reliability", "permute_annotators", "profile_label_noise",
 ]  # fmt: skip
 
@@ -147,7 +148,7 @@ def permute_annotators(
     choices, stratum = _limit(choices, stratum, rng)
     assert choices.annotator is not None
     size = np.abs(choices.margin)
-    agrees = np.where(choices.margin == 0, 0.5, choices.margin > 0)
+    agrees = agreement(choices.margin)
     bins = _bins(size, stratum)
     order = np.argsort(bins, kind="stable")
     bins, agrees, person = bins[order], agrees[order], choices.annotator[order]
@@ -350,14 +351,6 @@ def _best_means(
     joint = LogJoint(law, result.mean, result.beta)
     best, scale = _ridge(partial(_at_rows, joint.penalised, cv), start, joint.anchor)
     return best, scale, joint.penalised(best, cv)
-
-
-def boundary_p_value(ratio: float) -> float:
-    r"""P-value of a likelihood ratio where the null is on the boundary.
-
-    .. math:: \tfrac12 \Pr(\chi^2_0 \ge LR) + \tfrac12 \Pr(\chi^2_1 \ge LR)
-    """
-    return 1.0 if ratio <= 0 else float(0.5 * erfc(np.sqrt(ratio / 2)))
 
 
 def _interval(grid: np.ndarray, mass: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.choices import Choices, random_subset
 from mixdpo_pyro.inference.fit import Fit
 from mixdpo_pyro.inference.laplace import LogJoint
 from mixdpo_pyro.inference.likelihood import compress, likelihood, pair_log_prob, tabulate
@@ -116,7 +116,7 @@ def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOne
     if max_units < 2:
         raise ValueError(f"Expected max_units >= 2, got {max_units}")
     size = result.choices.num_units
-    unit = _subset(size, max_units, seed)
+    unit = random_subset(size, max_units, np.random.default_rng((seed, 3)))
     value = _pointwise(result, unit)
     log_weight, worst = _smoothed_weights(value)
     pointwise = logsumexp(log_weight + value, axis=0)
@@ -180,12 +180,6 @@ def _pareto_smoothed(
                 return np.full_like(value, np.nan), np.array([np.nan])
             parts = [_pareto_smoothed(column[:, None], smooth) for column in value.T]
             return np.hstack([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _subset(size: int, limit: int, seed: int) -> np.ndarray:
-    if size <= limit:
-        return np.arange(size)
-    return np.sort(np.random.default_rng((seed, 3)).choice(size, limit, replace=False))
 
 
 def _estimate(

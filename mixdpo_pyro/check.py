@@ -23,6 +23,8 @@ from scipy.special import expit
 from mixdpo_pyro import plots
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.files import write_json, written_whole
+from mixdpo_pyro.inference.arviz_io import read_draws
+from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
 from mixdpo_pyro.inference.likelihood import pair_log_prob
 from mixdpo_pyro.inference.predictive import sample_strengths
 from mixdpo_pyro.margin_file import MarginData, read_margins
@@ -198,24 +200,17 @@ def read_posterior(path: str | Path) -> Posterior:
     Raises:
         DataError: Naming the file, if it is missing, damaged, or holds another posterior.
     """
-    import xarray as xr
-
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            attributes = dict(tree.attrs)
-            group = tree["posterior"].to_dataset().stack(sample=("chain", "draw")).load()
-        draws = {str(k): v.transpose("sample", ...).to_numpy() for k, v in group.items()}
-        strength = draws.get("strength")
-        labels = [] if strength is None else group["annotator"].to_numpy().astype(str).tolist()
+        draws, labels, attributes = read_draws(path)
         return Posterior(
             attributes["family"],
             float(attributes["flip_probability"]),
             draws["mean"],
             draws["cv"],
-            strength,
+            draws.get("strength"),
             labels,
         )
     except KeyError as error:
@@ -223,22 +218,6 @@ def read_posterior(path: str | Path) -> Posterior:
     except (OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as NetCDF ({message})") from error
-
-
-def orient_at_random(
-    margin: Float[np.ndarray, " pairs"], rng: np.random.Generator
-) -> tuple[Float[np.ndarray, " pairs"], np.ndarray]:
-    """Call either response the first, at random.
-
-    Args:
-        margin: Margins of the chosen over the rejected response.
-        rng: Source of the orientation.
-
-    Returns:
-        Margins of the first over the second response, and whether the first was chosen.
-    """
-    is_first = rng.random(len(margin)) < 0.5
-    return np.where(is_first, margin, -margin), is_first
 
 
 def calibrate_predictions(
@@ -266,7 +245,7 @@ def _isotonic(choices: np.ndarray) -> np.ndarray:
 def _check(
     data: MarginData, posterior: Posterior, config: CheckConfig, rng: np.random.Generator
 ) -> PredictiveCheck:
-    kept = _subset(len(data.margin), config.max_pairs, rng)
+    kept = random_subset(len(data.margin), config.max_pairs, rng)
     margin = data.margin[kept]
     draw = np.arange(config.num_replications) % len(posterior.cv)
     people, person = _people(data, kept)
@@ -276,7 +255,7 @@ def _check(
     same = _agreement_probability(posterior, draw, size, person, known, rng)
     anew = _agreement_probability(posterior, draw, size, person, np.full_like(known, -1), rng)
     same_choices, anew_choices = rng.random(same.shape) < same, rng.random(anew.shape) < anew
-    agrees = np.where(margin == 0, 0.5, margin > 0)
+    agrees = agreement(margin)
     replicated: dict[str, np.ndarray] = {}
     statistics = []
     law = np.arange(min(200, len(posterior.cv)))
@@ -300,12 +279,6 @@ def _check(
         num_known=int((known >= 0).sum()),
         num_annotators=0 if data.annotator is None else len(people),
     )
-
-
-def _subset(size: int, limit: int, rng: np.random.Generator) -> np.ndarray:
-    if size <= limit:
-        return np.arange(size)
-    return np.sort(rng.choice(size, limit, replace=False))
 
 
 def _people(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

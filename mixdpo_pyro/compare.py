@@ -213,8 +213,9 @@ def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     return [
         [
             run.name, run.verdict, interval_words(run.cv), interval_words(run.mean),
-            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.anchor, f"{run.num_pairs:,}",
-            f"{run.num_annotators:,}" if run.num_annotators else "-", Path(run.data).name,
+            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.anchor,
+            f"{run.num_pairs:,}", f"{run.num_annotators:,}" if run.num_annotators else "-",
+            Path(run.data).name,
         ]
         for run in runs
     ]  # fmt: skip

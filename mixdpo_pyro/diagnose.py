@@ -12,6 +12,7 @@ from scipy.special import polygamma
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.files import write_json, written_whole
 from mixdpo_pyro.inference import Fit, fit, save_arviz
+from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.likelihood import tabulate
 from mixdpo_pyro.margin_file import MarginData, read_margins
@@ -183,7 +184,7 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     choices = result.choices
     assert choices.annotator is not None
     draws = _strengths(result, seed)
-    agrees = (choices.margin > 0) + 0.5 * (choices.margin == 0)
+    agrees = agreement(choices.margin)
     count = np.bincount(choices.annotator)
     law_mean, law_cv = result.posterior["mean"], result.posterior["cv"]
     is_gamma = result.family == "gamma"
@@ -245,7 +246,7 @@ def diagnosis_facts(
 ) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON; what is not finite becomes null."""
     choices, verdict = diagnosis.choices, diagnosis.verdict
-    agrees = (choices.margin > 0) + 0.5 * (choices.margin == 0)
+    agrees = agreement(choices.margin)
     facts = {
         "verdict": asdict(verdict),
         "error_rate": diagnosis.error_rate,

@@ -38,6 +38,7 @@ from mixdpo_pyro.data import (
 )
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
 from mixdpo_pyro.files import write_json, written_whole
+from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.progress import console, show_stage
 
 __all__ = [
@@ -583,7 +584,7 @@ def _summarise(
         num_pairs=len(margin),
         dropped=dropped,
         truncated=sequences.truncated,
-        accuracy=float(np.mean((margin > 0) + 0.5 * (margin == 0))),
+        accuracy=float(agreement(margin).mean()),
         pairs_per_second=rate,
     )
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mixdpo_pyro.inference.choices import agreement
+
 __all__ = ["GroupMetrics", "evaluate_groups"]
 
 _LEVELS = (0.05, 0.95)
@@ -86,8 +88,7 @@ def evaluate_groups(
 
 def _statistics(margin: np.ndarray) -> np.ndarray:
     """Accuracy and mean of the last axis, stacked first."""
-    accuracy = (margin > 0).mean(-1) + 0.5 * (margin == 0).mean(-1)
-    return np.stack([accuracy, margin.mean(-1)])
+    return np.stack([agreement(margin).mean(-1), margin.mean(-1)])
 
 
 def _resampled(margin: np.ndarray, num_resamples: int, rng: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,8 @@ import torch
 from mixdpo_pyro import plots
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.files import RUN_FILE
+from mixdpo_pyro.inference.arviz_io import read_draws
+from mixdpo_pyro.inference.choices import agreement, orient_at_random
 from mixdpo_pyro.models import mixed_logit_log_prob
 from mixdpo_pyro.pages import (
     PageFigure,
@@ -85,7 +87,7 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
-        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, _read_posterior)
+        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, read_draws)
         return cls(
             folder=folder,
             facts=_read(folder / RUN_FILE, _read_json),
@@ -123,7 +125,7 @@ class FinishedRun:
         Margins that are not finite are left out; without any other it is not a number.
         """
         margin = _finite(self.margins["margin"])
-        return float(np.mean((margin > 0) + 0.5 * (margin == 0))) if len(margin) else math.nan
+        return float(agreement(margin).mean()) if len(margin) else math.nan
 
     @cached_property
     def tail(self) -> TrainingTail:
@@ -353,10 +355,11 @@ def _annotator_words(run: FinishedRun) -> str:
 
 def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
     """Predicted probability of the first response and whether it was chosen, in random order."""
-    margin = _finite(run.margins["margin"])
-    is_first = np.random.default_rng(run.facts["seed"]).random(len(margin)) < 0.5
+    margin, is_first = orient_at_random(
+        _finite(run.margins["margin"]), np.random.default_rng(run.facts["seed"])
+    )
     log_prob = mixed_logit_log_prob(
-        torch.as_tensor(np.where(is_first, margin, -margin)),
+        torch.as_tensor(margin),
         torch.tensor(np.median(_finite(run.posterior["mean"])), dtype=torch.float64),
         torch.tensor(np.median(_finite(run.posterior["cv"])), dtype=torch.float64),
         family=run.facts["diagnosed_family"],
@@ -381,17 +384,3 @@ def _read(path: Path, reader: Any) -> Any:
 
 def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def _read_posterior(path: Path) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
-    import xarray as xr
-
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        group = tree["posterior"].to_dataset().stack(sample=("chain", "draw")).load()
-        diagnostics = {str(name): value for name, value in tree.attrs.items()}
-        if "sample_stats" in tree.children:
-            found = tree["sample_stats"].to_dataset().load().data_vars
-            diagnostics |= {str(name): value.to_numpy() for name, value in found.items()}
-    draws = {str(k): v.transpose("sample", ...).to_numpy() for k, v in group.data_vars.items()}
-    labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else []
-    return draws, labels, diagnostics

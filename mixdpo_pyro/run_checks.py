@@ -15,6 +15,7 @@ from scipy import stats
 from scipy.special import expit
 
 from mixdpo_pyro.guards import MEAN_DRIFT, why_mean_drifts
+from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.laplace import MAX_CV
 from mixdpo_pyro.inference.likelihood import pair_log_prob
 from mixdpo_pyro.inference.predictive import sample_strengths
@@ -496,7 +497,7 @@ def _calibration_errors(
 
     at_once = int(np.clip(_MAX_CHOICES // len(size), 1, _REPLICATIONS))
     numbers = [min(at_once, _REPLICATIONS - k) for k in range(0, _REPLICATIONS, at_once)]
-    observed = errors(((margin > 0) + 0.5 * (margin == 0))[order][None])
+    observed = errors(agreement(margin)[order][None])
     return float(observed[0]), np.concatenate([replicate(n) for n in numbers])
 
 

@@ -5,9 +5,9 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from mixdpo_pyro.inference import fit, read_choices
+from mixdpo_pyro.inference.criticism import boundary_p_value
 from mixdpo_pyro.inference.explanations import (
     anchor_strength,
-    boundary_p_value,
     compare_priors,
     contraction,
     fit_covariate,
