@@ -38,6 +38,19 @@ class _Peer(StrengthObjective):
         model = PreferenceModel("fixed", beta=beta)
         super().__init__(model, build_strength_guide(model))
 
+    def forward(
+        self,
+        margin: Float[Tensor, " batch"],
+        annotator: Tensor | None = None,
+        num_total: int | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss; who chose and how many pairs there are do not enter."""
+        return self.loss(margin)
+
+    def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+        """Mean loss of a batch in nats."""
+        raise NotImplementedError
+
 
 class RobustDPO(_Peer):
     r"""An estimate of DPO's loss on clean labels that is unbiased under flips (rDPO).
@@ -58,12 +71,7 @@ class RobustDPO(_Peer):
         super().__init__(beta)
         self.flip_probability = flip_probability
 
-    def forward(
-        self,
-        margin: Float[Tensor, " batch"],
-        annotator: Tensor | None = None,
-        num_total: int | None = None,
-    ) -> Float[Tensor, ""]:
+    def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean loss of a batch in nats."""
         kept, flipped = self._terms(margin)
         return ((kept - flipped) / (1 - 2 * self.flip_probability)).mean()
@@ -82,12 +90,7 @@ class ConservativeDPO(RobustDPO):
         | A note on DPO with noisy preferences (Mitchell, 2023)
     """
 
-    def forward(
-        self,
-        margin: Float[Tensor, " batch"],
-        annotator: Tensor | None = None,
-        num_total: int | None = None,
-    ) -> Float[Tensor, ""]:
+    def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean loss of a batch in nats."""
         kept, flipped = self._terms(margin)
         return (kept + flipped).mean()
@@ -130,12 +133,7 @@ class BetaDPO(_Peer):
         self.register_buffer("margin_mean", torch.zeros(()))
         self.register_buffer("margin_scale", torch.zeros(()))
 
-    def forward(
-        self,
-        margin: Float[Tensor, " batch"],
-        annotator: Tensor | None = None,
-        num_total: int | None = None,
-    ) -> Float[Tensor, ""]:
+    def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean loss of the pairs that are kept, in nats; updates the averages."""
         fixed = margin.detach()
         everyones = gather(fixed)
