@@ -27,6 +27,7 @@ __all__ = [
     "find_problems",
     "keys_of_pairs",
     "load_preferences",
+    "named_columns",
     "pair_keys",
     "read_source",
     "split_pairs",
@@ -84,6 +85,12 @@ class Source:
 class _Rule(NamedTuple):
     words: str
     holds: Callable[[object], bool]
+
+
+def named_columns(config: Any) -> dict[str, str]:
+    """Role -> column, for those of prompt, chosen and rejected that a configuration names."""
+    named = {name: getattr(config, name) for name in TEXT_COLUMNS}
+    return {name: column for name, column in named.items() if column is not None}
 
 
 def load_preferences(

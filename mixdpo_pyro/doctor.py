@@ -23,6 +23,7 @@ from mixdpo_pyro.data import (
     drop_useless,
     find_problems,
     keys_of_pairs,
+    named_columns,
     read_source,
     text_of,
 )
@@ -78,11 +79,6 @@ class DoctorConfig:
             raise ConfigError(f"max_length: expected at least 2, got {self.max_length}")
         if self.examples < 0:
             raise ConfigError(f"examples: expected at least 0, got {self.examples}")
-
-    def columns(self) -> dict[str, str]:
-        """Role -> column, for the roles that are named."""
-        named = {name: getattr(self, name) for name in TEXT_COLUMNS}
-        return {name: column for name, column in named.items() if column is not None}
 
 
 @dataclass(frozen=True)
@@ -292,7 +288,7 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
     """
     config = config or DoctorConfig()
     source = read_source(
-        name, config.split, config.config, config.reader, config.columns(), is_lenient=True
+        name, config.split, config.config, config.reader, named_columns(config), is_lenient=True
     )
     column = config.annotator
     if column is None and DEFAULT_ANNOTATOR_COLUMN in source.pairs.column_names:

@@ -35,6 +35,7 @@ from mixdpo_pyro.data import (
     TEXT_COLUMNS,
     PreferenceData,
     load_preferences,
+    named_columns,
 )
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
 from mixdpo_pyro.files import write_json, written_whole
@@ -112,11 +113,6 @@ class MarginsConfig:
         if self.max_length < 2:
             raise ConfigError(f"max_length: expected at least 2, got {self.max_length}")
 
-    def columns(self) -> dict[str, str]:
-        """Role -> column, for the roles that are named."""
-        named = {name: getattr(self, name) for name in TEXT_COLUMNS}
-        return {name: column for name, column in named.items() if column is not None}
-
 
 @dataclass(frozen=True)
 class MarginsSummary:
@@ -170,7 +166,7 @@ def write_margins(
     show_stage("Reading the pairs")
     pairs = load_preferences(
         data, config.split, config.config, config.annotator,
-        reader=config.reader, columns=config.columns(),
+        reader=config.reader, columns=named_columns(config),
     )  # fmt: skip
     models = _Models.load(_policy_of(model), _policy_of(reference), config)
     sequences = _Sequences.prepare(pairs, models, config)
