@@ -210,7 +210,7 @@ def _take_step(
     margin, annotator = batches.batch(rows)
     try:
         loss = objective(margin, annotator, num_total=batches.num_units)
-    except ValueError as error:  # Pyro's validation sees a number that is not finite first
+    except ValueError as error:  # the likelihood's checks see a parameter that is not finite first
         raise FloatingPointError(_why_not_finite(objective, margin, rows)) from error
     if not torch.isfinite(loss):
         raise FloatingPointError(_why_not_finite(objective, margin, rows))
