@@ -4,7 +4,8 @@
     python benchmarks/inference.py speed s-mnl      # some rows
     python benchmarks/inference.py calibration --plot calibration.png
 
-Rows that simulate take `--datasets` (default 100 for recovery, 200 for the homogeneous truth).
+Rows that simulate take `--datasets` (default 100 for recovery, 200 for the
+homogeneous truth, 20 for panels).
 Set OMP_NUM_THREADS before: two threads are often slower than one on small machines.
 
 Last answers (2 cores, torch 2.13, one thread): 1,000,000 margins in 1.3 s (gamma) and 1.8 s
@@ -89,25 +90,36 @@ def recovery(arguments):
 
 
 def panels(arguments):
-    """200 annotators with 50 choices each, at two spreads of beta times margin."""
+    """200 annotators with 50 choices each, at several spreads of beta times margin."""
     for family in FAMILIES:
-        for spread in (1.0, 3.0):
-            _panel(family, spread)
+        for spread in (0.5, 1.0, 3.0):
+            results = [_panel(family, spread, seed) for seed in range(arguments.datasets or 20)]
+            ratio, correlation, coverage = np.transpose(results)
+            name = f"panels, {family}, sd(m * margin) = {spread:g}, {len(results)} datasets"
+            low, middle, high = np.quantile(ratio, [0.05, 0.5, 0.95])
+            row(
+                f"{name}: cv interval without ids over with",
+                ">= 3",
+                f"median {middle:.2f} ({low:.2f} to {high:.2f})",
+            )
+            row(
+                f"{name}: correlation of strengths with truth",
+                ">= 0.8",
+                f"mean {correlation.mean():.3f} ({correlation.min():.3f} to "
+                f"{correlation.max():.3f})",
+            )
+            row(f"{name}: intervals that cover", "85-95%", f"{100 * coverage.mean():.1f}%")
 
 
-def _panel(family, spread):
-    design = Design(200, 50, spread)
-    margin, annotator, strength = simulate_choices(
-        0.1, 0.6, family, design, np.random.default_rng(0)
-    )
-    with_ids, without = fit(margin, annotator, family), fit(margin, family=family)
+def _panel(family, spread, seed):
+    rng = np.random.default_rng((seed, round(10 * spread)))
+    margin, annotator, strength = simulate_choices(0.1, 0.6, family, Design(200, 50, spread), rng)
+    with_ids = fit(margin, annotator, family, seed=seed)
+    without = fit(margin, family=family, seed=seed)
     width = [np.diff(np.quantile(r.posterior["cv"], [0.05, 0.95]))[0] for r in (without, with_ids)]
     draws = with_ids.posterior["strength"]
     correlation = np.corrcoef(draws.mean(0), strength)[0, 1]
-    name = f"panels, {family}, sd(m * margin) = {spread:g}"
-    row(f"{name}: cv interval without ids over with", ">= 3", f"{width[0] / width[1]:.2f}")
-    row(f"{name}: correlation of strengths with truth", ">= 0.8", f"{correlation:.3f}")
-    row(f"{name}: intervals that cover", "85-95%", f"{100 * covers(draws, strength).mean():.0f}%")
+    return width[0] / width[1], correlation, covers(draws, strength).mean()
 
 
 def information(arguments):

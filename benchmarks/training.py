@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig
+from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.demo import DemoConfig, run_demo
@@ -93,7 +94,8 @@ def step(arguments: argparse.Namespace) -> None:
             args = MixDPOConfig(**common, family=family)
             steps.append(Stepper(MixDPOTrainer(policy, args=args, train_dataset=pairs)))
         times = np.empty((arguments.steps, len(steps)))
-        for k in range(-2, arguments.steps):  # two rounds to warm up, overwritten below
+        # Two rounds to warm up; their times are overwritten by the last two.
+        for k in tqdm(range(-2, arguments.steps), desc="rounds of steps", mininterval=10):
             for which in np.roll(np.arange(len(steps)), k):
                 times[k, which] = steps[which](k)
     base = times[:, 0].mean()
@@ -159,44 +161,36 @@ def loss(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak resident memory of a training process, each in a process of its own."""
-    peaks = {
-        name: int(
-            subprocess.run(
-                [sys.executable, __file__, "peak", "--trainer", name],
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout.split()[-1]
-        )
-        for name in ("trl", "lognormal", "gamma", "trl2")
-    }
-    noise = abs(peaks["trl2"] / peaks["trl"] - 1)
-    for family in ("lognormal", "gamma"):
-        row(
-            f"peak memory over TRL's, {family} (two runs of TRL differ by {noise:.4f})",
-            "1.01",
-            f"{peaks[family] / peaks['trl']:.4f} ({peaks['trl'] >> 20} MiB)",
-        )
+    """Peak resident memory of a training process, several processes for each trainer.
 
-
-def peak(arguments: argparse.Namespace) -> None:
-    """Train for a few steps and print this process's peak memory."""
+    glibc's allocator is told to hand large blocks back at once: what it happens to keep differs
+    by 5% between two runs of the same program.
+    """
+    names = ("trl", *arguments.families)
+    peaks: dict[str, list[int]] = {name: [] for name in names}
+    blocks = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     with tempfile.TemporaryDirectory() as folder:
         pairs = long_pairs(32)
         policy = build_policy(Path(folder) / "policy", pairs, **FOURTEEN_MILLION)
-        common = settings(Path(folder), max_steps=4)
-        if arguments.trainer.startswith("trl"):
-            trainer = DPOTrainer(policy, args=DPOConfig(**common), train_dataset=pairs)
-        else:
-            trainer = MixDPOTrainer(
-                policy,
-                args=MixDPOConfig(**common, family=arguments.trainer),
-                train_dataset=pairs,
-            )
-        trainer.train()
-        status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+        pairs.save_to_disk(f"{folder}/pairs")
+        values = json.dumps(settings(Path(folder), max_steps=4))
+        script = Path(__file__).with_name("peak_memory.py")
+        for run in range(arguments.memory_runs):
+            for name in np.roll(names, run):
+                command = [sys.executable, str(script), name, policy, f"{folder}/pairs", values]
+                done = subprocess.run(
+                    command, check=True, capture_output=True, text=True, env=os.environ | blocks
+                )
+                peaks[name].append(int(done.stdout.split()[-1]))
+    base = np.median(peaks["trl"])
+    low, high = np.array([min(peaks["trl"]), max(peaks["trl"])]) / base
+    for family in arguments.families:
+        row(
+            f"peak memory over TRL's, {family}, medians of {arguments.memory_runs} processes",
+            "1.01",
+            f"{np.median(peaks[family]) / base:.4f} ({base / 2**20:.0f} MiB; TRL itself "
+            f"{low:.4f} to {high:.4f})",
+        )
 
 
 def parity(arguments: argparse.Namespace) -> None:
@@ -308,12 +302,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds of `ordering`")
     parser.add_argument("--steps", type=int, default=200, help="pairs of steps of `step`")
     parser.add_argument("--families", nargs="*", default=["lognormal", "gamma"])
-    parser.add_argument("--trainer", default="trl", help="trainer of `peak`")
+    parser.add_argument("--memory_runs", type=int, default=5, help="processes of `memory`")
     arguments = parser.parse_args()
     disable_progress_bars()
-    if arguments.rows == ["peak"]:
-        peak(arguments)
-        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| row | allowed | measured |\n| --- | --- | --- |")
     for name in arguments.rows or ROWS:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 from scipy.special import expit
 
 from mixdpo_pyro.inference.fit import Method, fit
@@ -73,8 +72,10 @@ class Calibration:
         One test looks at the ranks, which a biased posterior shifts, the other at their distance
         from the middle, which one too narrow or too wide stretches or shrinks.
         """
+        from scipy.stats import kstest
+
         uniform = self.uniform(name)
-        tests = (stats.kstest(x, "uniform").pvalue for x in (uniform, np.abs(2 * uniform - 1)))
+        tests = (kstest(x, "uniform").pvalue for x in (uniform, np.abs(2 * uniform - 1)))
         return min(1.0, 2 * float(min(tests)))
 
 
@@ -109,7 +110,7 @@ def calibrate(
         family: Law of the strength.
         method: Method of :func:`fit`.
         num_datasets: Number of simulated datasets.
-        num_draws: Posterior draws per dataset.
+        num_draws: Posterior draws per dataset that the truth is ranked among.
         design: Shape of the data; default, 20 annotators with 10 choices each.
         sampler: Takes margins, annotators and a seed, and returns draws of `mean` and `cv`;
             default, `fit`. With another one the calibration of anything can be looked at.
@@ -125,9 +126,11 @@ def calibrate(
     if num_datasets < 1:
         raise ValueError(f"Expected num_datasets >= 1, got {num_datasets}")
     shape = design or Design()
+    # Neighbours of a Markov chain are alike: every fourth draw is ranked.
+    num_samples = 4 * num_draws if method == "nuts" else num_draws
 
     def default(margin: np.ndarray, annotator: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_draws, **options}
+        arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
         return fit(margin, annotator, family, method, **arguments).posterior
 
     sample = sampler or default
@@ -140,8 +143,9 @@ def calibrate(
         }
         margin, annotator, _ = simulate_choices(**truth, family=family, design=shape, rng=rng)
         draws = sample(margin, annotator, int(rng.integers(2**31)))
+        apart = np.linspace(0, len(draws["cv"]) - 1, num_draws).astype(int)
         for name in _PARAMETERS:
-            ranks[name].append(int((draws[name][:num_draws] < truth[name]).sum()))
+            ranks[name].append(int((draws[name][apart] < truth[name]).sum()))
     label = f"{method}, {family}"
     return Calibration(label, {k: np.array(v) for k, v in ranks.items()}, num_draws)
 
@@ -149,13 +153,14 @@ def calibrate(
 def plot_calibration(calibrations: Sequence[Calibration]) -> "Figure":
     """Distribution of the ranks minus the uniform one, with 95% bands, a row per calibration."""
     from matplotlib.figure import Figure
+    from scipy.stats import kstwo
 
     figure = Figure(figsize=(8, 2.2 * len(calibrations)), layout="constrained")
     axes = figure.subplots(len(calibrations), 2, sharex=True, sharey=True, squeeze=False)
     for row, calibration in zip(axes, calibrations, strict=True):
         for axis, name in zip(row, _PARAMETERS, strict=True):
             uniform = np.sort(calibration.uniform(name))
-            band = stats.kstwo.ppf(0.95, len(uniform))
+            band = kstwo.ppf(0.95, len(uniform))
             axis.axhspan(-band, band, color="0.9")
             axis.step(uniform, np.arange(1, len(uniform) + 1) / len(uniform) - uniform)
             axis.set_title(f"{calibration.label}: {name}", fontsize=9)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.criticism import HOMOGENEOUS_BELOW, Verdict, assess_heterogeneity
@@ -561,7 +561,7 @@ def _evidence_status(main: Verdict, differ: bool) -> CheckStatus:
 def _share_not_positive(result: Fit | None) -> tuple[float, float, float] | None:
     if result is None:
         return None
-    low, middle, high = np.quantile(norm.cdf(-1 / result.posterior["cv"]), [0.05, 0.5, 0.95])
+    low, middle, high = np.quantile(ndtr(-1 / result.posterior["cv"]), [0.05, 0.5, 0.95])
     return float(low), float(middle), float(high)
 
 

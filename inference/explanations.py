@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logsumexp
-from scipy.stats import norm
+from scipy.special import expit, logsumexp, ndtr
 
 from mixdpo_pyro.inference.choices import Choices, agreement
 from mixdpo_pyro.inference.criticism import boundary_p_value
@@ -79,7 +78,7 @@ def margin_evidence(choices: Choices) -> float:
     """
     margin = choices.margin
     total = margin if choices.annotator is None else np.bincount(choices.annotator, margin)
-    return float(norm.sf(total.sum() / np.sqrt((total**2).sum())))
+    return float(ndtr(-total.sum() / np.sqrt((total**2).sum())))
 
 
 # Who chose

@@ -1,14 +1,14 @@
 """The learned strength as one object: its configuration, its objective, its law, its files."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy import stats
+from scipy.special import gammaincinv, ndtri
 from torch import Tensor
 
 from mixdpo_pyro.errors import ConfigError, OutputError
@@ -167,7 +167,6 @@ def law_quantile(probability: float, mean: float, cv: float, family: str) -> flo
     if family == "fixed" or cv == 0:
         return mean
     if family == "gamma":
-        return float(stats.gamma.ppf(probability, cv**-2, scale=mean * cv**2))
-    log_variance = torch.tensor(cv, dtype=torch.float64).square().log1p().item()
-    median = mean / (1 + cv**2) ** 0.5
-    return float(stats.lognorm.ppf(probability, log_variance**0.5, scale=median))
+        return mean * cv**2 * float(gammaincinv(cv**-2, probability))
+    sigma = math.sqrt(math.log1p(cv**2))
+    return mean * math.exp(sigma * float(ndtri(probability)) - sigma**2 / 2)
