@@ -205,7 +205,7 @@ def diagnose_choices(
         loo=loo,
         differences=differences,
         checks=checks,
-        contraction=contraction(result),
+        contraction=contraction(result.posterior, result.mean),
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
     )

@@ -6,6 +6,7 @@ omitted covariates and any other link; the second is not, and the permutation te
 alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -24,6 +25,7 @@ from mixdpo_pyro.inference.laplace import LogJoint, _at_rows, _ridge, explore
 from mixdpo_pyro.inference.likelihood import Likelihood, compress, likelihood
 from mixdpo_pyro.inference.loo import people_of
 from mixdpo_pyro.models import mean_prior
+from mixdpo_pyro.models.preference import MeanAnchor
 
 __all__ = [
     "CovariateFit", "LabelNoise", "PermutationTest", "PriorAnswer", "anchor_strength",
@@ -493,14 +495,20 @@ def _prior_answer(
     return PriorAnswer(name, (float(np.exp(low)), float(np.exp(high))), float(below))
 
 
-def contraction(result: Fit) -> dict[str, float]:
+def contraction(posterior: Mapping[str, np.ndarray], mean: MeanAnchor) -> dict[str, float]:
     r"""How much the data narrowed the prior: :math:`1 - \mathrm{Var} / \mathrm{Var}_{prior}`.
 
     Of `cv`, whose half-normal prior has variance :math:`1 - 2/\pi`, and of `log_mean`, where it
-    has a prior. Near 1 the data decide; near 0 the answer is the prior's.
+    has a prior. Near 1 the data decide; at 0 or below the answer is the prior's. Not a number
+    where a draw is not finite.
+
+    Args:
+        posterior: Draws of `cv` and, unless the mean is fixed, of `mean`.
+        mean: Anchoring of the mean.
     """
-    value = {"cv": 1 - float(result.posterior["cv"].var()) / (1 - 2 / np.pi)}
-    if result.mean == "prior":
-        prior = float(mean_prior(result.beta).base_dist.scale) ** 2
-        value["log_mean"] = 1 - float(np.log(result.posterior["mean"]).var()) / prior
+    with np.errstate(invalid="ignore"):
+        value = {"cv": 1 - float(posterior["cv"].var()) / (1 - 2 / np.pi)}
+        if mean == "prior":
+            prior = float(mean_prior().base_dist.scale) ** 2
+            value["log_mean"] = 1 - float(np.log(posterior["mean"]).var()) / prior
     return value

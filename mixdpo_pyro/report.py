@@ -16,6 +16,7 @@ from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.files import RUN_FILE
 from mixdpo_pyro.inference.arviz_io import read_draws
 from mixdpo_pyro.inference.choices import agreement, orient_at_random
+from mixdpo_pyro.inference.explanations import contraction
 from mixdpo_pyro.models import mixed_logit_log_prob
 from mixdpo_pyro.pages import (
     PageFigure,
@@ -31,7 +32,6 @@ from mixdpo_pyro.run_checks import (
     Status,
     TrainingTail,
     check_run,
-    contraction,
     failed_names,
     flip_probability,
     overall_status,
@@ -273,7 +273,7 @@ def _posterior_figures(run: FinishedRun) -> dict[str, PageFigure]:
     truth, family = run.facts["truth"], run.facts["diagnosed_family"]
     draws = {name: _finite(run.posterior[name]) for name in ("cv", "mean")}
     learned = {name: _finite(run.training["draws"][name]) for name in ("cv", "mean")}
-    narrowed = contraction(run)
+    narrowed = contraction(run.posterior, posterior_anchor(run))
     words = f"median and 90% interval {interval_words(draws['cv'])}"
     figures = {
         "strength_law": (

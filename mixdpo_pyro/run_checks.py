@@ -16,15 +16,17 @@ from scipy.special import expit
 
 from mixdpo_pyro.guards import MEAN_DRIFT, why_mean_drifts
 from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.explanations import contraction
 from mixdpo_pyro.inference.laplace import MAX_CV
 from mixdpo_pyro.inference.likelihood import pair_log_prob
 from mixdpo_pyro.inference.predictive import sample_strengths
 
 if TYPE_CHECKING:
+    from mixdpo_pyro.models.preference import MeanAnchor
     from mixdpo_pyro.report import FinishedRun
 
 __all__ = [
-    "CALIBRATION", "RunCheck", "Status", "TrainingTail", "check_run", "contraction",
+    "CALIBRATION", "RunCheck", "Status", "TrainingTail", "check_run",
     "failed_names", "flip_probability", "overall_status", "posterior_anchor",
 ]  # fmt: skip
 
@@ -85,8 +87,6 @@ MAX_SEED_DISAGREEMENT = 0.5
 _REPLICATIONS = 400
 _BINS = 10
 _MAX_CHOICES = 2_000_000  # replicated at once
-_CV_PRIOR_VARIANCE = 1 - 2 / np.pi
-_MEAN_PRIOR_VARIANCE = 0.5**2
 
 
 @dataclass(frozen=True)
@@ -188,23 +188,9 @@ def failed_names(checks: list[RunCheck], status: Status) -> str:
     return ", ".join(check.name for check in checks if check.status == status)
 
 
-def contraction(run: "FinishedRun") -> dict[str, float]:
-    r"""How much the held-out pairs narrowed the priors: :math:`1 - \mathrm{Var}/\mathrm{Var}_0`.
-
-    Of `cv`, whose half-normal prior has variance :math:`1 - 2/\pi`, and of `log_mean`, whose prior
-    has standard deviation 0.5, where the mean was not fixed. Near 1 the data decide; at 0 or below
-    the answer is the prior's.
-    """
-    value = {"cv": 1 - _spread(run.posterior["cv"]) ** 2 / _CV_PRIOR_VARIANCE}
-    if posterior_anchor(run) != "fixed":
-        log_mean = np.log(run.posterior["mean"])
-        value["log_mean"] = 1 - _spread(log_mean) ** 2 / _MEAN_PRIOR_VARIANCE
-    return value
-
-
-def posterior_anchor(run: "FinishedRun") -> str:
+def posterior_anchor(run: "FinishedRun") -> "MeanAnchor":
     """Anchoring of the mean in the fit of the held-out pairs; where not said, that of training."""
-    return str(run.diagnostics.get("mean_anchor", run.facts["anchor"]))
+    return run.diagnostics.get("mean_anchor", run.facts["anchor"])
 
 
 def flip_probability(run: "FinishedRun") -> float:
@@ -392,7 +378,7 @@ def _data_speak(run: "FinishedRun") -> RunCheck:
         "information about cv",
         f"variance at least {MIN_CONTRACTION:.0%} below the prior's",
     )
-    value = contraction(run)["cv"]
+    value = contraction(run.posterior, posterior_anchor(run))["cv"]
     if not np.isfinite(value):
         return _unavailable(name, threshold, "The posterior's draws are not finite.")
     sentence = "Share of the prior's variance of cv that the held-out pairs took away."

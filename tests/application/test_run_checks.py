@@ -12,7 +12,6 @@ from mixdpo_pyro.run_checks import (
     DRIFT_FAIL,
     DRIFT_REVIEW,
     TrainingTail,
-    contraction,
     overall_status,
 )
 
@@ -260,17 +259,6 @@ def test_posterior_that_reaches_the_largest_cv_fails():
     run.posterior["cv"][:20] = 9.9
     found = row(run, "computation of the posterior")
     assert (found.status, found.value) == ("FAIL", "4.0% of draws")
-
-
-def test_contraction_of_known_draws():
-    """A half-normal of half the prior's scale has a quarter of its variance; so has the mean."""
-    run = passing_run()
-    grid = (np.arange(20_000) + 0.5) / 20_000
-    run.posterior["cv"] = stats.halfnorm.ppf(grid, scale=0.5)
-    run.posterior["mean"] = stats.lognorm.ppf(grid, 0.25)
-    assert contraction(run) == pytest.approx({"cv": 0.75, "log_mean": 0.75}, abs=1e-3)
-    run.diagnostics["mean_anchor"] = "fixed"
-    assert list(contraction(run)) == ["cv"]
 
 
 def test_prior_that_stays_is_reviewed():

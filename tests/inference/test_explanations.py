@@ -193,9 +193,17 @@ def test_priors_disagree_where_data_say_nothing():
     half = stats.halfnorm.ppf(0.95, scale=0.5)
     assert upper["half-normal, scale 0.5"] == pytest.approx(half, abs=0.03)
     assert upper["exponential, mean 0.5"] == pytest.approx(0.5 * np.log(20), abs=0.05)
-    assert contraction(result)["cv"] == pytest.approx(0.0, abs=0.1)
+    assert contraction(result.posterior, "prior")["cv"] == pytest.approx(0.0, abs=0.1)
+
+
+def test_contraction_of_known_draws():
+    """A half-normal of half the prior's scale has a quarter of its variance; so has the mean."""
+    grid = (np.arange(20_000) + 0.5) / 20_000
+    draws = {"cv": stats.halfnorm.ppf(grid, scale=0.5), "mean": stats.lognorm.ppf(grid, 0.25)}
+    assert contraction(draws, "prior") == pytest.approx({"cv": 0.75, "log_mean": 0.75}, abs=1e-3)
+    assert list(contraction(draws, "fixed")) == ["cv"]
 
 
 def test_contraction_is_nearly_whole_where_data_are_plenty(simulate):
     margin, annotator, _ = simulate(200, 50, 0.5)
-    assert contraction(fit(margin, annotator))["cv"] > 0.95
+    assert contraction(fit(margin, annotator).posterior, "prior")["cv"] > 0.95
