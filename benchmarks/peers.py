@@ -11,11 +11,11 @@ xlogit maximises a simulated likelihood over Halton draws, by L-BFGS-B, since it
 diverges on some cases with a maximum. NumPyro samples mean, cv and the 2,000 strengths, not
 centred, by NUTS with the priors of `fit`. Neither is a dependency.
 
-Last answers (one thread of a busy machine, 100,000 choices, sd(mean * margin) = 1; xlogit 0.2.7
+Last answers (one thread of an idle machine, 100,000 choices, sd(mean * margin) = 1; xlogit 0.2.7
 with 500 draws in batches of 50; NumPyro 0.22 with 100 + 100 transitions, too few to report from):
-ours 7.7 s with 1,000 draws of everybody's strength; xlogit 83.7 s, 10.9 times ours, 0.002 nats
-below our maximum; NumPyro 135 s, 17.6 times ours, effective size of cv 61, and its posterior of
-cv, 0.582 +- 0.018, is ours, 0.582 +- 0.019. An earlier run had xlogit at 7.8 times.
+ours 2.8 s with 1,000 draws of everybody's strength; xlogit 31.1 s, 11.2 times ours, 0.002 nats
+below our maximum; NumPyro 46.7 s, 16.8 times ours, effective size of cv 61, and its posterior of
+cv, 0.582 +- 0.018, is ours, 0.582 +- 0.019. Earlier runs had xlogit at 7.8 and 10.9 times.
 """
 
 import argparse
