@@ -166,14 +166,11 @@ def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
     coordinate = _COORDINATES[family]
     with torch.no_grad():
         low, high = coordinate.bracket(panel)
-        if family == "lognormal" and panel.group is None and len(low) <= _FEW_PAIRS:
-            # More nodes are cheaper than the search for a narrower window.
-            is_narrow = bool((high - low).max() <= _NARROW_BRACKET)
-            num_nodes *= 2 if is_narrow else 1
+        is_few = family == "lognormal" and panel.group is None and len(low) <= _FEW_PAIRS
+        if is_few and bool((high - low).max() <= _NARROW_BRACKET):
+            num_nodes *= 2  # cheaper than the search for a narrower window
         else:
-            is_narrow = False
-        if not is_narrow:
-            low, high = _window(panel, coordinate)
+            low, high = _window(panel, coordinate, low, high)
         t = _grid(low, high, num_nodes)
         log_step = ((high - low) / (num_nodes - 1)).log()
     beta, log_density = coordinate.nodes(panel)(t)
@@ -231,15 +228,17 @@ def _grid(low: Tensor, high: Tensor, num_points: int) -> Float[Tensor, "nodes gr
     return low + (high - low) * fraction
 
 
-def _window(panel: Panel, coordinate: "_Coordinate") -> tuple[Tensor, Tensor]:
-    """The part of the coordinate where the integrand matters, per group.
+def _window(
+    panel: Panel, coordinate: "_Coordinate", low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The part of the bracket `low` to `high` where the integrand matters, per group.
 
     Starts from bounds that hold for certain and shrinks to the points that matter and one step
     around them, until most of them do; a peak between two points is next to the best of them. The
     step at each end is then scanned on its own. What happens to one group does not depend on the
     others.
     """
-    nodes, (low, high) = coordinate.nodes(panel), coordinate.bracket(panel)
+    nodes = coordinate.nodes(panel)
     index = torch.arange(_SCAN_STEPS + 1, device=low.device).unsqueeze(-1)
     for _ in range(_MAX_SCANS):
         heights = _heights(_grid(low, high, _SCAN_STEPS + 1), panel, nodes)

@@ -29,7 +29,7 @@ def panel(simulate):
 
 
 def test_svi_agrees_with_the_exact_posterior(simulate, tmp_path):
-    """Means within 0.2 posterior sd and sds within 15% of NUTS."""
+    """Means within 0.2 posterior sd and sds within 15% of the exact posterior's."""
     margin, annotator, _ = simulate(40, 20, 0.6)
     svi, exact = (fit(margin, annotator, method=m, num_samples=4_000) for m in ("svi", "laplace"))
     for name in ("mean", "cv"):
