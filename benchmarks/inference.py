@@ -63,7 +63,8 @@ from mixdpo_pyro.inference import (
     read_choices,
     simulate_choices,
 )
-from mixdpo_pyro.inference.likelihood import pair_log_prob, tabulate
+from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
+from mixdpo_pyro.inference.likelihood.panels import tabulate
 
 FAMILIES = ("gamma", "lognormal")
 NUTS_OPTIONS = {"num_samples": 400, "num_chains": 2, "num_warmup": 200}

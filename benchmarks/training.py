@@ -39,12 +39,13 @@ from peft import LoraConfig
 from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
-from mixdpo_pyro.demo import DemoConfig, run_demo
-from mixdpo_pyro.policy import build_llama, train_tokenizer
-from mixdpo_pyro.report import FinishedRun
-from mixdpo_pyro.simulate import simulate_preferences
-from mixdpo_pyro.strength import StrengthConfig
-from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+from mixdpo_pyro.data.simulation import simulate_preferences
+from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.training.learned_strength import StrengthConfig
+from mixdpo_pyro.training.tiny_llama import build_llama, train_tokenizer
+from mixdpo_pyro.training.trainer import MixDPOTrainer
+from mixdpo_pyro.workflows.demo import DemoConfig, run_demo
 
 TESTS = Path(__file__).parents[1] / "tests"
 BATCH, LENGTH = 8, 256
@@ -250,7 +251,7 @@ def two_processes(policy: str, folder: str) -> str:
         subprocess.run(
             [
                 sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-                str(TESTS / "application" / "two_processes.py"), policy, str(output),
+                str(TESTS / "training" / "two_processes.py"), policy, str(output),
                 json.dumps(values),
             ],
             check=True,

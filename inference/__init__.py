@@ -1,32 +1,29 @@
 """How we learn it: from margins to a posterior (Pyro and ArviZ)."""
 
-from mixdpo_pyro.inference.arviz_io import save_arviz, to_arviz, to_inference_data
-from mixdpo_pyro.inference.calibration import (
-    Calibration,
-    Design,
-    calibrate,
-    plot_calibration,
-    simulate_choices,
-)
 from mixdpo_pyro.inference.choices import Choices, read_choices
-from mixdpo_pyro.inference.criticism import Verdict, assess_heterogeneity
-from mixdpo_pyro.inference.diagnosis import Check, Diagnosis, diagnose_choices
-from mixdpo_pyro.inference.explanations import permute_annotators, profile_label_noise
-from mixdpo_pyro.inference.fit import Fit, fit
-from mixdpo_pyro.inference.guides import build_strength_guide
-from mixdpo_pyro.inference.joint import JointFit, fit_joint
-from mixdpo_pyro.inference.laplace import Maximum
-from mixdpo_pyro.inference.local import BoundedModel, LocalGuide
+from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
+from mixdpo_pyro.inference.export import save_arviz, to_arviz, to_inference_data
+from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, compare_loo, leave_one_out
-from mixdpo_pyro.inference.mcmc import NUTSRun, run_nuts
-from mixdpo_pyro.inference.objectives import StrengthObjective
+from mixdpo_pyro.inference.maximum_likelihood import JointFit, fit_joint
+from mixdpo_pyro.inference.methods.bounds import BoundedModel, LocalGuide
+from mixdpo_pyro.inference.methods.guides import build_strength_guide
+from mixdpo_pyro.inference.methods.log_joint import Maximum
+from mixdpo_pyro.inference.methods.nuts import NUTSRun, run_nuts
+from mixdpo_pyro.inference.methods.objectives import StrengthObjective
+from mixdpo_pyro.inference.methods.svi import SVIProgress, SVIState, run_svi
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
     mean_choice_probability,
     replicate_choices,
     sample_new_strengths,
 )
-from mixdpo_pyro.inference.svi import SVIProgress, SVIState, run_svi
+from mixdpo_pyro.inference.robustness.checks import Check
+from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
+from mixdpo_pyro.inference.robustness.permutation import permute_annotators
+from mixdpo_pyro.inference.sbc import Calibration, calibrate, plot_calibration
+from mixdpo_pyro.inference.simulation import Design, simulate_choices
+from mixdpo_pyro.inference.verdict import Verdict, assess_heterogeneity
 
 __all__ = [
     "BoundedModel",

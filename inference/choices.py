@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["Choices", "agreement", "orient_at_random", "random_subset", "read_choices"]
+__all__ = [
+    "Choices",
+    "agreement",
+    "orient_at_random",
+    "people_of",
+    "random_subset",
+    "read_choices",
+]
 
 
 @dataclass(frozen=True)
@@ -140,3 +147,13 @@ def _check_margin(margin: np.ndarray) -> None:
             f"Expected margins that differ, got {margin.size} times {margin[0]:g}: "
             "mean and spread of the strength cannot be told apart"
         )
+
+
+def people_of(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
+    """The choices of some people only, numbered anew."""
+    assert choices.annotator is not None
+    new_index = np.full(choices.num_annotators, -1)
+    new_index[person] = np.arange(len(person))
+    index = new_index[choices.annotator]
+    labels = tuple(choices.labels[k] for k in person)
+    return Choices(choices.margin[index >= 0], index[index >= 0], labels)

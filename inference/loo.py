@@ -14,13 +14,22 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mixdpo_pyro.inference.choices import Choices, random_subset
-from mixdpo_pyro.inference.fit import Fit
-from mixdpo_pyro.inference.laplace import LogJoint
-from mixdpo_pyro.inference.likelihood import compress, likelihood, pair_log_prob, tabulate
+from mixdpo_pyro.inference.choices import Choices, people_of, random_subset
+from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.likelihood.marginal import likelihood
+from mixdpo_pyro.inference.likelihood.pairs import compress, pair_log_prob
+from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.methods.log_joint import LogJoint
 from mixdpo_pyro.models import mixed_logit_log_prob
 
-__all__ = ["LeaveOneOut", "LooDifference", "compare_loo", "draw_equal_strength", "leave_one_out"]
+__all__ = [
+    "LeaveOneOut",
+    "LooDifference",
+    "compare_loo",
+    "draw_equal_strength",
+    "leave_one_out",
+    "rank_by_loo",
+]
 
 _RELIABLE_K = 0.7
 """Shape of the importance ratios' tail above which their mean cannot be trusted."""
@@ -232,13 +241,3 @@ def _equal_people(
         for part in torch.from_numpy(mean).split(max(1, 1_000_000 // people.num_pairs))
     ]  # fmt: skip
     return torch.cat(parts).numpy()
-
-
-def people_of(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
-    """The choices of some people only, numbered anew."""
-    assert choices.annotator is not None
-    new_index = np.full(choices.num_annotators, -1)
-    new_index[person] = np.arange(len(person))
-    index = new_index[choices.annotator]
-    labels = tuple(choices.labels[k] for k in person)
-    return Choices(choices.margin[index >= 0], index[index >= 0], labels)

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
-from mixdpo_pyro.inference.fit import Fit
-from mixdpo_pyro.inference.likelihood import pair_log_prob
+from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.models import Family, strength_distribution
 
 __all__ = [

@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixdpo_pyro.data import load_preferences
+    from mixdpo_pyro.data.loading import load_preferences
+    from mixdpo_pyro.data.simulation import simulate_preferences
     from mixdpo_pyro.errors import MixDPOError
     from mixdpo_pyro.inference import assess_heterogeneity, fit
     from mixdpo_pyro.models import PreferenceModel, mixed_logit_log_prob
-    from mixdpo_pyro.simulate import simulate_preferences
-    from mixdpo_pyro.strength import Strength
-    from mixdpo_pyro.trainer import MixDPOConfig, MixDPOTrainer
+    from mixdpo_pyro.training.config import MixDPOConfig
+    from mixdpo_pyro.training.learned_strength import Strength
+    from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 __all__ = [
     "MixDPOConfig",
@@ -29,16 +30,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "MixDPOConfig": "trainer",
+    "MixDPOConfig": "training.trainer",
     "MixDPOError": "errors",
-    "MixDPOTrainer": "trainer",
+    "MixDPOTrainer": "training.trainer",
     "PreferenceModel": "models",
-    "Strength": "strength",
+    "Strength": "training.learned_strength",
     "assess_heterogeneity": "inference",
     "fit": "inference",
-    "load_preferences": "data",
+    "load_preferences": "data.loading",
     "mixed_logit_log_prob": "models",
-    "simulate_preferences": "simulate",
+    "simulate_preferences": "data.simulation",
 }
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from mixdpo_pyro.cli import main
+from mixdpo_pyro.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,13 +1,8 @@
 """What we believe: the preference likelihood with a random strength (torch and Pyro only)."""
 
-from mixdpo_pyro.models.conditional import ConditionalStrength, conditional_strength
 from mixdpo_pyro.models.distributions import GammaLogit, LogNormalLogit, MixedLogit, NormalLogit
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series
-from mixdpo_pyro.models.gamma_logit import gamma_log_prob
-from mixdpo_pyro.models.lerch import lerch_phi_minus_one
-from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
-from mixdpo_pyro.models.preference import LatentStrengthModel, PreferenceModel
-from mixdpo_pyro.models.strength import (
+from mixdpo_pyro.models.families import (
     FAMILIES,
     Family,
     cv_prior,
@@ -17,6 +12,11 @@ from mixdpo_pyro.models.strength import (
     normal_parameters,
     strength_distribution,
 )
+from mixdpo_pyro.models.gamma.lerch import lerch_phi_minus_one
+from mixdpo_pyro.models.gamma.series import gamma_log_prob
+from mixdpo_pyro.models.individual_strength import ConditionalStrength, conditional_strength
+from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
+from mixdpo_pyro.models.pyro_models import LatentStrengthModel, PreferenceModel
 
 __all__ = [
     "FAMILIES",

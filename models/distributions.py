@@ -7,8 +7,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from mixdpo_pyro.models.estimators import Estimator, resolve_estimator
+from mixdpo_pyro.models.families import Family, check_family
 from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
-from mixdpo_pyro.models.strength import Family, check_family
 
 __all__ = ["GammaLogit", "LogNormalLogit", "MixedLogit", "NormalLogit"]
 

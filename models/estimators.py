@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from mixdpo_pyro.models.strength import Family
+from mixdpo_pyro.models.families import Family
 
-__all__ = ["Draws", "Estimator", "Quadrature", "Series", "resolve_estimator"]
+__all__ = ["DrawKind", "Draws", "Estimator", "Quadrature", "Series", "resolve_estimator"]
 
 DrawKind: TypeAlias = Literal["plain", "antithetic", "sobol"]
 

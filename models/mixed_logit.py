@@ -12,16 +12,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.models.draws import draw_strengths, draws_log_prob, segment_sum
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
-from mixdpo_pyro.models.gamma_logit import gamma_log_prob
+from mixdpo_pyro.models.families import Family, check_family
+from mixdpo_pyro.models.gamma.series import gamma_log_prob
+from mixdpo_pyro.models.monte_carlo import draw_strengths, draws_log_prob, segment_sum
 from mixdpo_pyro.models.quadrature import (
     Panel,
     choice_log_prob,
     default_num_nodes,
     quadrature_log_prob,
 )
-from mixdpo_pyro.models.strength import Family, check_family
 
 __all__ = ["check_parameters", "flat_panel", "mixed_logit_log_prob"]
 

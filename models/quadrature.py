@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.models.strength import lognormal_parameters
+from mixdpo_pyro.models.families import lognormal_parameters
 
 __all__ = [
     "Nodes",
@@ -32,16 +32,27 @@ __all__ = [
 # The integrand is cut where it is exp(-21) = 8e-10 of its peak, that of the derivative by a margin
 # at exp(-19) = 6e-9 of its own: the wider the window, the coarser the steps.
 _WINDOW_NATS = 21.0
+
 _SLOPE_NATS = 19.0
+
 _REFINEMENT = 8
+
 _SCAN_STEPS = 16
+
 _MAX_SCANS = 60
+
+
 # Pairs times nodes handled at once; bounds the memory of the intermediate results.
 _CHUNK = 1 << 18
+
+
 # Up to so many pairs a bracket not much wider than the usual window of 13 is taken as it is: no
 # utility is then above some 7 nats, where the integrand would be sharper.
 _FEW_PAIRS = 256
+
 _NARROW_BRACKET = 16.0
+
+
 # Narrowest kink of a Normal integrand that is resolved, in standard deviations of the strength.
 _SHARPEST_KINK = 1e-6
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from mixdpo_pyro.files import written_whole
+from mixdpo_pyro.io import written_whole
 
 FOLDER = Path(__file__).resolve().parent
 

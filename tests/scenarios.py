@@ -18,7 +18,7 @@ TRAINING_MARKS = [RENAMED, NO_PIN]
 @cache
 def small_world(num_annotators=6, pairs_per_annotator=8, cv=0.5):
     """A simulated world with row numbers, as the readers number them."""
-    from mixdpo_pyro.simulate import simulate_preferences
+    from mixdpo_pyro.data.simulation import simulate_preferences
 
     world = simulate_preferences(num_annotators, pairs_per_annotator, cv=cv)
     return world.dataset.add_column("source_row", np.arange(len(world.dataset)))
@@ -26,7 +26,7 @@ def small_world(num_annotators=6, pairs_per_annotator=8, cv=0.5):
 
 def build_policy_folder(folder, dataset, **sizes):
     """A random small Llama and its tokenizer, saved to `folder`."""
-    from mixdpo_pyro.policy import build_llama, train_tokenizer
+    from mixdpo_pyro.training.tiny_llama import build_llama, train_tokenizer
 
     texts = [text for name in ("prompt", "chosen", "rejected") for text in dataset[name]]
     tokenizer = train_tokenizer(texts, vocab_size=400)

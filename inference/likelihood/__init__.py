@@ -1,0 +1,1 @@
+"""The marginal likelihood, compressed for many evaluations."""

@@ -1,0 +1,31 @@
+"""The marginal likelihood of a dataset: per pair, or per annotator where annotators repeat."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.likelihood.pairs import compress
+from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.models import Family
+
+__all__ = ["Likelihood", "likelihood"]
+
+
+@runtime_checkable
+class Likelihood(Protocol):
+    """Total log-likelihood in nats, at many parameters at once."""
+
+    def __call__(
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of the whole dataset at each point, in nats; float64, differentiable."""
+        ...
+
+
+def likelihood(choices: Choices, family: Family, flip_probability: float = 0.0) -> Likelihood:
+    """The marginal likelihood of a dataset: by pair, or by person where people repeat."""
+    if choices.has_panels:
+        return tabulate(choices, family, flip_probability)
+    return compress(choices.margin, family, flip_probability)

@@ -1,0 +1,1 @@
+"""Methods that compute a posterior: Laplace with quadrature, SVI and NUTS."""

@@ -1,0 +1,80 @@
+"""Objectives that learn the strength, alone or jointly with whatever produced the margins."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mixdpo_pyro.inference.methods.guides import StrengthGuide
+from mixdpo_pyro.models import PreferenceModel
+
+__all__ = ["StrengthObjective"]
+
+
+class StrengthObjective(torch.nn.Module):
+    r"""Negative evidence lower bound per pair, strengths integrated out.
+
+    .. math:: \frac{1}{N} \Big( \mathbb{E}_q \big[ -\tfrac{N}{B} \sum_i
+              \log \mathbb{E}_{\beta \mid m, cv}\, \sigma(\beta \Delta_i) \big]
+              + \mathrm{KL}(q \,\|\, p) \Big)
+
+    in nats, so that it compares with the loss of DPO. It is differentiable in the margins, hence
+    in the policy, and in the guide. The loss is that of `pyro.infer.Trace_ELBO` for this model and
+    guide, without its traces, which take longer than the likelihood of a training batch.
+    `parameters()` holds all parameters of model and guide; the global parameter store of Pyro
+    stays empty, so that objectives coexist in one process.
+
+    Args:
+        model: Preference model.
+        guide: Its guide, see :func:`build_strength_guide`.
+        num_particles: Draws from the guide per evaluation.
+    """
+
+    def __init__(
+        self, model: PreferenceModel, guide: StrengthGuide, num_particles: int = 1
+    ) -> None:
+        """Keep model and guide; no parameters are made."""
+        super().__init__()
+        self.model = model
+        self.guide = guide
+        self.num_particles = num_particles
+
+    def forward(
+        self,
+        margin: Float[Tensor, " batch"],
+        annotator: Int[Tensor, " batch"] | None = None,
+        num_total: int | None = None,
+    ) -> Float[Tensor, ""]:
+        """Loss of a batch of margins.
+
+        Args:
+            margin: Log-ratio margins in nats, chosen minus rejected.
+            annotator: Annotator ids; pairs of one annotator then share their strength.
+            num_total: Pairs (or annotators, with ids) in the whole dataset; default, this batch.
+        """
+        latents, log_guide = self.guide.rsample(self.num_particles)
+        log_prior = self.model.log_prior(latents)
+        log_prob = self.model.log_prob(
+            margin, annotator=annotator, **{**self._constants(), **latents}
+        )
+        num_units = log_prob.shape[-1]
+        num_total = num_units if num_total is None else num_total
+        log_joint = log_prior + num_total / num_units * log_prob.sum(-1)
+        return (log_guide - log_joint).mean() / num_total
+
+    @torch.no_grad()
+    def location(self) -> dict[str, Tensor]:
+        """`mean` and `cv` at the guide's median (the point, where it is one), shape `()`."""
+        return {**self._constants(), **self.guide.median()}
+
+    @torch.no_grad()
+    def draw(self, num_samples: int, seed: int = 0) -> dict[str, Float[Tensor, " samples"]]:
+        """Draws of `mean` and `cv` from the guide; the global generator is left as it was."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            draws = self.guide.draw(num_samples)
+        return {name: v.expand(num_samples) for name, v in {**self._constants(), **draws}.items()}
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Values of what is not latent: the mean where it is fixed, cv = 0 of plain DPO."""
+        beta = torch.tensor(self.model.beta, dtype=torch.float64)
+        return {"mean": beta, "cv": torch.zeros_like(beta)}

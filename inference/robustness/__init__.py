@@ -1,0 +1,1 @@
+"""Explanations other than differences between annotators."""

@@ -1,0 +1,336 @@
+"""Explanations other than differences between annotators, and what each does to the evidence."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from mixdpo_pyro.inference.choices import Choices, people_of
+from mixdpo_pyro.inference.fitting import Fit, fit
+from mixdpo_pyro.inference.likelihood.marginal import likelihood
+from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
+from mixdpo_pyro.inference.methods.laplace import explore
+from mixdpo_pyro.inference.methods.log_joint import LogJoint, maximise
+from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
+from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
+from mixdpo_pyro.inference.robustness.permutation import PermutationTest, permute_annotators
+from mixdpo_pyro.inference.robustness.priors import compare_priors
+from mixdpo_pyro.inference.robustness.scale import anchor_strength
+from mixdpo_pyro.inference.verdict import HOMOGENEOUS_BELOW, Verdict, assess_heterogeneity
+from mixdpo_pyro.models import Family
+
+__all__ = [
+    "LEVEL",
+    "Check",
+    "CheckStatus",
+    "DiagnosisFits",
+    "check_families",
+    "check_label_noise",
+    "check_length",
+    "check_margin_noise",
+    "check_normalised",
+    "check_prediction",
+    "check_priors",
+    "check_who_chose",
+]
+
+LEVEL = 0.05
+
+_WHO_LEVEL = 0.02
+"""Level of the permutation test, which alone stands where the link is not logistic."""
+
+_MAX_PEOPLE = 2000
+"""People whose choices tell label noise from differences; of more, the first of a random order."""
+
+CheckStatus = Literal["stands", "contradicts", "not checked", "information"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One explanation other than differences between people, and what it does to the evidence.
+
+    Attributes:
+        name: The explanation.
+        sentence: What was found, in plain English.
+        status: Whether the answer of the main fit stands, is contradicted, could not be checked,
+            or is information only.
+        p_value: P-value of equal strengths with the explanation allowed for, if there is one.
+        cv_interval: 5% and 95% quantiles of cv with the explanation allowed for, if there are.
+        numbers: What else was measured.
+    """
+
+    name: str
+    sentence: str
+    status: CheckStatus
+    p_value: float | None = None
+    cv_interval: tuple[float, float] | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiagnosisFits:
+    """What every fit of one diagnosis shares."""
+
+    choices: Choices
+    beta: float
+    seed: int
+    num_samples: int
+
+    def fit(self, family: Family, margin: np.ndarray | None = None) -> Fit:
+        """Fit these choices, or other margins of the same choices with a prior of their own.
+
+        As :func:`fit`, without strengths of annotators, which a verdict does not need.
+        """
+        choices, beta = self.choices, self.beta
+        if margin is not None:
+            choices = Choices(margin, choices.annotator, choices.labels)
+            beta = anchor_strength(choices)
+        joint = LogJoint(likelihood(choices, family), "prior", beta)
+        maximum, null = maximise(joint)
+        return Fit(
+            posterior=explore(joint).draw(self.num_samples, np.random.default_rng(self.seed)),
+            choices=choices,
+            family=family,
+            mean="prior",
+            beta=beta,
+            method="laplace",
+            flip_probability=0.0,
+            seed=self.seed,
+            maximum=maximum,
+            null=null,
+        )
+
+    def fit_with_strengths(self, family: Family) -> Fit:
+        """The same draws, and strengths of annotators."""
+        choices = self.choices
+        ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator]
+        return fit(
+            choices.margin, ids, family, beta=self.beta, seed=self.seed,
+            num_samples=self.num_samples,
+        )  # fmt: skip
+
+
+# The checks
+
+
+def check_prediction(
+    main: Verdict, difference: LooDifference, loo: LeaveOneOut, choices: Choices
+) -> Check:
+    """Do different strengths predict left-out units better than one strength?"""
+    unit = "people" if choices.has_panels else "pairs"
+    sentence = (
+        f"Different strengths predict {unit} left out better than one strength by "
+        f"{difference.elpd:.1f} nats (se {difference.se:.1f})."
+    )
+    if difference.elpd <= 0:
+        sentence = (
+            f"One strength predicts {unit} left out as well as different ones: the difference is "
+            f"{difference.elpd:.1f} nats (se {difference.se:.1f})."
+        )
+    if not loo.is_reliable:
+        sentence += f" The estimate is unreliable (Pareto k = {loo.worst_k:.2f})."
+    return Check(
+        "prediction of what was left out",
+        sentence,
+        _evidence_status(main, difference.elpd > 0),
+        numbers={"elpd_difference": difference.elpd, "se": difference.se},
+    )
+
+
+def check_who_chose(
+    main: Verdict,
+    choices: Choices,
+    stratum: np.ndarray | None,
+    num_permutations: int,
+    seed: int,
+) -> Check:
+    """Does it matter who chose, given the margin?"""
+    name = "another link, label noise or errors in the margins, whatever their form"
+    if not choices.has_panels:
+        return Check(
+            name,
+            "Without repeated choices per annotator, people cannot be told from the link: give "
+            "annotator ids.",
+            "not checked",
+        )
+    test = permute_annotators(choices, stratum, num_permutations, seed)
+    stands = test.p_value < _WHO_LEVEL
+    sentence = (
+        f"Given the size of the margin it {'matters' if stands else 'does not show'} who chose: "
+        f"people's agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "
+        f"{test.num_permutations} permutations)."
+    )
+    numbers = {
+        "statistic": test.statistic, "null_mean": test.null_mean, "null_sd": test.null_sd
+    }  # fmt: skip
+    return Check(name, sentence, _evidence_status(main, stands), test.p_value, numbers=numbers)
+
+
+def _excess(test: PermutationTest) -> str:
+    if test.null_sd == 0:
+        return "as it would by chance"
+    z = (test.statistic - test.null_mean) / test.null_sd
+    return f"{abs(z):.1f} standard deviations {'more' if z > 0 else 'less'} than by chance"
+
+
+def check_label_noise(main: Verdict, result: Fit) -> Check:
+    """Flipped labels, estimated together with cv."""
+    noise = profile_label_noise(replace(result, choices=_some_people(result.choices)))
+    low, high = noise.cv_interval
+    flip_low, flip_high = noise.flip_interval
+    sentence = (
+        f"With flipped labels estimated too ({100 * flip_low:.1f} to {100 * flip_high:.1f}% of "
+        f"them, 90%; likeliest {100 * noise.flip_probability:.1f}%), cv is between {low:.2f} and "
+        f"{high:.2f}, p = {noise.p_value:.2g} against equal strengths."
+    )
+    if result.choices.num_annotators > _MAX_PEOPLE:
+        sentence += f" (From {_MAX_PEOPLE:,} people drawn at random.)"
+    return Check(
+        "label noise",
+        sentence,
+        _status(main, noise.p_value, high),
+        noise.p_value,
+        noise.cv_interval,
+        {"flip_probability": noise.flip_probability, "likelihood_ratio": noise.likelihood_ratio},
+    )
+
+
+def _some_people(choices: Choices, seed: int = 0) -> Choices:
+    """All choices of at most `_MAX_PEOPLE` random people; pairs without people as they are."""
+    if not choices.has_panels or choices.num_annotators <= _MAX_PEOPLE:
+        return choices
+    order = np.random.default_rng((seed, 13)).permutation(choices.num_annotators)
+    return people_of(choices, np.sort(order[:_MAX_PEOPLE]))
+
+
+def check_priors(main: Verdict, result: Fit) -> Check:
+    """The answer under other priors of cv."""
+    answers = compare_priors(result)
+    low = min(answers, key=lambda a: a.cv_interval[1])
+    high = max(answers, key=lambda a: a.cv_interval[1])
+    sentence = (
+        f"Over {len(answers)} priors the 95% bound of cv moves from {low.cv_interval[1]:.2f} "
+        f"({low.name}) to {high.cv_interval[1]:.2f} ({high.name})."
+    )
+    interval = (min(a.cv_interval[0] for a in answers), high.cv_interval[1])
+    return Check(
+        "the prior",
+        sentence,
+        _status(main, 0.0, interval[1]),
+        cv_interval=interval,
+        numbers={
+            "probability_not_small": max(1 - a.probability_small for a in answers),
+            **{f"upper bound, {a.name}": a.cv_interval[1] for a in answers},
+        },
+    )
+
+
+def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Check:
+    """The verdict under the other positive families; the weakest of them counts."""
+    others = {
+        name: assess_heterogeneity(each)
+        for name, each in fits.items()
+        if name not in (family, "fixed", "normal")
+    }
+    if not others:
+        return Check("the law of the strength", "Only one law was fitted.", "not checked")
+    parts = [
+        f"{name}: cv between {v.cv_interval[0]:.2f} and {v.cv_interval[1]:.2f}, "
+        f"p = {v.p_value:.2g}"
+        for name, v in others.items()
+    ]
+    p_value = max(v.p_value for v in others.values())
+    weakest = max(others.values(), key=lambda v: v.cv_interval[1])
+    return Check(
+        "the law of the strength",
+        f"Under another law, {'; '.join(parts)}.",
+        _status(main, p_value, weakest.cv_interval[1]),
+        p_value,
+        weakest.cv_interval,
+    )
+
+
+def check_length(
+    main: Verdict, problem: DiagnosisFits, family: Family, length: np.ndarray | None
+) -> Check:
+    """Length beside the margin."""
+    name = "length"
+    if length is None:
+        sentence = "The data have no columns chosen_tokens and rejected_tokens."
+        return Check(name, sentence, "not checked")
+    try:
+        covariate = fit_covariate(problem.choices, length)
+    except ValueError as error:
+        return Check(name, f"{error}.", "not checked")
+    adjusted = problem.fit(family, covariate.adjusted)
+    check = _refitted(main, name, adjusted)
+    sentence = (
+        f"Beside the margin, length has a coefficient of {covariate.coefficient:.3g} per unit "
+        f"(z = {covariate.z:.1f}); with its effect taken into the margins, {check.sentence}"
+    )
+    numbers = {"coefficient": covariate.coefficient, "z": covariate.z, **check.numbers}
+    return Check(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
+
+
+def check_normalised(
+    main: Verdict, problem: DiagnosisFits, family: Family, normalised: np.ndarray | None
+) -> Check:
+    """Log-ratios per token in place of sums."""
+    name = "length normalisation"
+    if normalised is None:
+        sentence = "This needs log-probabilities and numbers of tokens."
+        return Check(name, sentence, "not checked")
+    check = _refitted(main, name, problem.fit(family, normalised))
+    return replace(check, sentence=f"With log-ratios per token, {check.sentence}")
+
+
+def check_margin_noise(
+    main: Verdict, problem: DiagnosisFits, family: Family, second: np.ndarray | None
+) -> Check:
+    """Errors of the margins, by a second policy's margins of the same pairs."""
+    name = "errors in the margins"
+    if second is None:
+        sentence = "Give the margins of a second policy for the same pairs."
+        return Check(name, sentence, "not checked")
+    first = problem.choices.margin
+    reliability = margin_reliability(first, second)
+    numbers = {"reliability": reliability}
+    if reliability <= 0:
+        sentence = f"The two policies' margins do not agree (correlation {reliability:.2f})."
+        return Check(name, sentence, "contradicts", 1.0, numbers=numbers)
+    average = first / np.sqrt(first @ first) + second / np.sqrt(second @ second)
+    check = _refitted(main, name, problem.fit(family, average))
+    sentence = (
+        f"The two policies' margins correlate with {reliability:.2f}, so that about "
+        f"{100 * (1 - reliability):.0f}% of the variance of one is error; with their average, "
+        f"which has half of it, {check.sentence}"
+    )
+    numbers |= check.numbers
+    return Check(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
+
+
+def _refitted(main: Verdict, name: str, refit: Fit) -> Check:
+    verdict = assess_heterogeneity(refit)
+    low, high = verdict.cv_interval
+    return Check(
+        name,
+        f"cv is between {low:.2f} and {high:.2f}, p = {verdict.p_value:.2g}.",
+        _status(main, verdict.p_value, high),
+        verdict.p_value,
+        verdict.cv_interval,
+        {"probability_not_small": float((refit.posterior["cv"] >= HOMOGENEOUS_BELOW).mean())},
+    )
+
+
+def _status(main: Verdict, p_value: float, upper: float) -> CheckStatus:
+    """Whether the main fit's answer stands with this p-value and upper bound of cv."""
+    if main.value == "homogeneous":
+        return "stands" if upper < HOMOGENEOUS_BELOW else "contradicts"
+    return _evidence_status(main, p_value < LEVEL)
+
+
+def _evidence_status(main: Verdict, differ: bool) -> CheckStatus:
+    """What further evidence for differences, or its lack, means for the main fit's answer."""
+    if main.value != "heterogeneous":
+        return "information"
+    return "stands" if differ else "contradicts"

@@ -1,0 +1,137 @@
+"""Simulation-based calibration: are posteriors as wide as they claim?
+
+Parameters are drawn from the prior, data from the parameters, a posterior from the data; the rank
+of the truth among the draws is uniform if, and only if, the posterior is right on average (Talts,
+Betancourt, Simpson, Vehtari, Gelman 2018, arXiv 1804.06788).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mixdpo_pyro.inference.fitting import Method, fit
+from mixdpo_pyro.models import Family
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+from mixdpo_pyro.inference.simulation import Design, simulate_choices
+
+__all__ = ["Calibration", "Sampler", "calibrate", "plot_calibration"]
+
+Sampler = Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
+
+_PARAMETERS = ("mean", "cv")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of the truth among posterior draws.
+
+    Attributes:
+        label: What was calibrated.
+        ranks: Per parameter, the number of draws below the truth, shape `(datasets,)`.
+        num_draws: Draws per posterior.
+    """
+
+    label: str
+    ranks: dict[str, Int[np.ndarray, " datasets"]]
+    num_draws: int
+
+    def uniform(self, name: str) -> Float[np.ndarray, " datasets"]:
+        """Ranks scaled to (0, 1)."""
+        return (self.ranks[name] + 0.5) / (self.num_draws + 1)
+
+    def coverage(self, name: str, level: float = 0.9) -> float:
+        """Share of central intervals of this level that cover the truth."""
+        return float((np.abs(2 * self.uniform(name) - 1) <= level).mean())
+
+    def p_value(self, name: str) -> float:
+        """P-value of uniform ranks, by the smaller of two Kolmogorov-Smirnov tests, doubled.
+
+        One test looks at the ranks, which a biased posterior shifts, the other at their distance
+        from the middle, which one too narrow or too wide stretches or shrinks.
+        """
+        from scipy.stats import kstest
+
+        uniform = self.uniform(name)
+        tests = (kstest(x, "uniform").pvalue for x in (uniform, np.abs(2 * uniform - 1)))
+        return min(1.0, 2 * float(min(tests)))
+
+
+def calibrate(
+    family: Family = "gamma",
+    method: Method = "laplace",
+    num_datasets: int = 100,
+    num_draws: int = 99,
+    design: Design | None = None,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Calibration:
+    """Rank the truth in posteriors of simulated datasets, under the default priors.
+
+    Args:
+        family: Law of the strength.
+        method: Method of :func:`fit`.
+        num_datasets: Number of simulated datasets.
+        num_draws: Posterior draws per dataset that the truth is ranked among.
+        design: Shape of the data; default, 20 annotators with 10 choices each.
+        sampler: Takes margins, annotators and a seed, and returns draws of `mean` and `cv`;
+            default, `fit`. With another one the calibration of anything can be looked at.
+        seed: Seed of everything.
+        progress: Show a progress bar.
+        options: Further arguments of :func:`fit`.
+
+    Raises:
+        ValueError: If there is no dataset.
+    """
+    from tqdm import tqdm
+
+    if num_datasets < 1:
+        raise ValueError(f"Expected num_datasets >= 1, got {num_datasets}")
+    shape = design or Design()
+    # Neighbours of a Markov chain are alike: every fourth draw is ranked.
+    num_samples = 4 * num_draws if method == "nuts" else num_draws
+
+    def default(margin: np.ndarray, annotator: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+        arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
+        return fit(margin, annotator, family, method, **arguments).posterior
+
+    sample = sampler or default
+    ranks: dict[str, list[int]] = {name: [] for name in _PARAMETERS}
+    for k in tqdm(range(num_datasets), disable=not progress, desc=f"{method} {family}"):
+        rng = np.random.default_rng((seed, k))
+        truth = {
+            "mean": shape.beta * np.exp(0.5 * rng.standard_normal()),
+            "cv": abs(rng.standard_normal()),
+        }
+        margin, annotator, _ = simulate_choices(**truth, family=family, design=shape, rng=rng)
+        draws = sample(margin, annotator, int(rng.integers(2**31)))
+        apart = np.linspace(0, len(draws["cv"]) - 1, num_draws).astype(int)
+        for name in _PARAMETERS:
+            ranks[name].append(int((draws[name][apart] < truth[name]).sum()))
+    label = f"{method}, {family}"
+    return Calibration(label, {k: np.array(v) for k, v in ranks.items()}, num_draws)
+
+
+def plot_calibration(calibrations: Sequence[Calibration]) -> "Figure":
+    """Distribution of the ranks minus the uniform one, with 95% bands, a row per calibration."""
+    from matplotlib.figure import Figure
+    from scipy.stats import kstwo
+
+    figure = Figure(figsize=(8, 2.2 * len(calibrations)), layout="constrained")
+    axes = figure.subplots(len(calibrations), 2, sharex=True, sharey=True, squeeze=False)
+    for row, calibration in zip(axes, calibrations, strict=True):
+        for axis, name in zip(row, _PARAMETERS, strict=True):
+            uniform = np.sort(calibration.uniform(name))
+            band = kstwo.ppf(0.95, len(uniform))
+            axis.axhspan(-band, band, color="0.9")
+            axis.step(uniform, np.arange(1, len(uniform) + 1) / len(uniform) - uniform)
+            axis.set_title(f"{calibration.label}: {name}", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("rank of the truth")
+    return figure

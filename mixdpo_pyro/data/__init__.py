@@ -1,0 +1,1 @@
+"""Preference pairs: loading, validation, splitting, audit, simulation."""

@@ -1,0 +1,551 @@
+"""Look at preference pairs before anything is trained on them: what is wrong, and what is odd.
+
+Nothing is repaired. Values that cannot be used make the data unfit to train on; what is odd
+(contradictions, truncation, a preference for long responses) is counted for a person to judge.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from mixdpo_pyro.data.loading import named_columns, read_source
+from mixdpo_pyro.data.splitting import keys_of_pairs
+from mixdpo_pyro.data.validation import (
+    ROW_COLUMN,
+    TEXT_COLUMNS,
+    Problem,
+    drop_useless,
+    find_problems,
+    text_of,
+)
+from mixdpo_pyro.errors import ConfigError
+
+__all__ = [
+    "DEFAULT_ANNOTATOR_COLUMN",
+    "AnnotatorCounts",
+    "BadValues",
+    "DoctorConfig",
+    "Examination",
+    "Example",
+    "LengthBalance",
+    "Repeats",
+    "Truncation",
+    "count_noun",
+    "examine",
+    "measure_lengths",
+]
+
+_SHOWN_PROBLEMS = 5
+
+_SHOWN_ANNOTATORS = 5
+
+_SCORE_COLUMNS = ("score_chosen", "score_rejected")
+
+DEFAULT_ANNOTATOR_COLUMN = "annotator"
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check preference pairs before training: columns, rows, repeats, lengths, truncation.
+
+    Args:
+        split: Split to take where the source has several.
+        config: Configuration name of a hub dataset.
+        reader: Reader of a public dataset, NAME or NAME:option,option.
+        annotator: Column with annotator ids; a column `annotator` is found by itself.
+        prompt: Column that holds the prompt, if not `prompt`.
+        chosen: Column that holds the chosen response, if not `chosen`.
+        rejected: Column that holds the rejected response, if not `rejected`.
+        model: Model whose tokenizer counts tokens; without it lengths are in characters.
+        max_length: Longest sequence in tokens, prompt and response, as in training.
+        examples: Number of pairs to show.
+        seed: Seed of their choice.
+        json: File to write the numbers to.
+    """
+
+    split: str = "train"
+    config: str | None = None
+    reader: str | None = None
+    annotator: str | None = None
+    prompt: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    model: str | None = None
+    max_length: int = 512
+    examples: int = 3
+    seed: int = 0
+    json: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ConfigError(f"max_length: expected at least 2, got {self.max_length}")
+        if self.examples < 0:
+            raise ConfigError(f"examples: expected at least 0, got {self.examples}")
+
+
+@dataclass(frozen=True)
+class BadValues:
+    """Values of one field that cannot be used.
+
+    Attributes:
+        field: Column or field.
+        expected: What has to be there.
+        count: Number of such values.
+        first: The first few, row and value.
+    """
+
+    field: str
+    expected: str
+    count: int
+    first: list[str]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Pairs that were judged more than once. A pair is a prompt and two responses in any order.
+
+    Attributes:
+        different: Number of different pairs.
+        judged_again: Different pairs with more than one row.
+        duplicates: Rows equal to an earlier one: prompt, choice and, where known, annotator.
+        contradictory: Different pairs chosen both ways.
+        within_annotators: Pairs that one annotator chose both ways, counted for each annotator;
+            None without ids.
+        between_annotators: Different pairs that two annotators chose in opposite ways; None
+            without ids.
+    """
+
+    different: int
+    judged_again: int
+    duplicates: int
+    contradictory: int
+    within_annotators: int | None
+    between_annotators: int | None
+
+
+@dataclass(frozen=True)
+class LengthBalance:
+    """Is the chosen response the longer one?
+
+    Attributes:
+        unit: `tokens` or `characters`.
+        share_longer: Share of pairs whose chosen response is longer, among those that differ.
+        low: Lower end of its 95% interval, see :func:`measure_lengths`.
+        high: Upper end.
+        median_log_ratio: Median of log(length of chosen / length of rejected).
+        equal: Number of pairs of equal length, left out of the share.
+    """
+
+    unit: str
+    share_longer: float
+    low: float
+    high: float
+    median_log_ratio: float
+    equal: int
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the interval leaves out one half."""
+        return not self.low <= 0.5 <= self.high
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What `max_length` does to the pairs.
+
+    Attributes:
+        max_length: The limit in tokens.
+        longest: Tokens of the longest sequence.
+        fully: Pairs whose prompt alone fills the limit; training leaves them out.
+        partially: Other pairs of which a response is cut.
+        made_equal: Pairs whose responses are the same once they are cut; they teach nothing.
+        merged: Pairs whose last prompt token merges with what follows, so that the responses
+            begin before the prompt ends.
+    """
+
+    max_length: int
+    longest: int
+    fully: int
+    partially: int
+    made_equal: int
+    merged: int
+
+
+@dataclass(frozen=True)
+class AnnotatorCounts:
+    """How many pairs the annotators judged.
+
+    Attributes:
+        column: The column of the ids.
+        number: Number of annotators.
+        quantiles: Pairs of an annotator: least, 25%, median, 75%, most.
+        once: Annotators with a single pair.
+        most: The busiest annotators and their pairs.
+    """
+
+    column: str
+    number: int
+    quantiles: list[float]
+    once: int
+    most: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair as training sees it: the prompt ends where the responses begin."""
+
+    row: int
+    annotator: str | None
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        source: File or hub name.
+        reader: The reader, if any.
+        columns: Columns of the pairs.
+        num_rows: Rows read (pairs, with a reader).
+        num_usable: Rows without a bad value, with two different responses.
+        bad_values: What makes the data unfit.
+        dropped: Reason -> number, of what a reader and training leave out.
+        ties: Judgements without a preference: those that a reader left out, and pairs with equal
+            `score_chosen` and `score_rejected`.
+        has_prompt_column: False where the prompt is the shared beginning of the responses.
+        is_conversational: Messages, not text.
+        looks_like_hh: Whole dialogues in the form of HH-RLHF; their shared beginning may end
+            inside a response.
+        without_prompt: Pairs with an empty prompt.
+        ends_in_space: Of these, pairs where TRL takes the chosen response for the prompt, because
+            it ends in a space.
+        repeats: Pairs that were judged more than once.
+        lengths: Balance of lengths.
+        truncation: Effect of `max_length`; None without a model.
+        annotators: Pairs of the annotators; None without ids.
+        examples: A few pairs.
+    """
+
+    source: str
+    reader: str | None
+    columns: list[str]
+    num_rows: int
+    num_usable: int
+    bad_values: list[BadValues] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    ties: int = 0
+    has_prompt_column: bool = True
+    is_conversational: bool = False
+    looks_like_hh: bool = False
+    without_prompt: int = 0
+    ends_in_space: int = 0
+    repeats: Repeats | None = None
+    lengths: LengthBalance | None = None
+    truncation: Truncation | None = None
+    annotators: AnnotatorCounts | None = None
+    examples: list[Example] = field(default_factory=list)
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why one cannot train on these pairs; empty if one can."""
+        found = []
+        number_bad = sum(values.count for values in self.bad_values)
+        if number_bad:
+            found.append(f"{count_noun(number_bad, 'value')} cannot be used")
+        if self.num_usable == 0:
+            found.append("no usable pair is left")
+        elif self.repeats is not None and self.repeats.different < 2:
+            found.append("all rows are about one pair, so none can be held out")
+        if self.ends_in_space:
+            responses = count_noun(self.ends_in_space, "chosen response")
+            found.append(f"TRL takes {responses} for the prompt")
+        if self.truncation is not None and 0 < self.num_usable == self.truncation.fully:
+            found.append(f"every prompt fills the {self.truncation.max_length} tokens")
+        return found
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether one can train on these pairs."""
+        return not self.obstacles
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for a JSON file."""
+        return {"ready_to_train": self.is_ready, "obstacles": self.obstacles, **asdict(self)}
+
+
+def examine(name: str, config: DoctorConfig | None = None) -> Examination:
+    """Read preference pairs and count everything that is wrong or odd about them.
+
+    Args:
+        name: File, saved dataset folder or hub name, see
+            :func:`~mixdpo_pyro.data.load_preferences`.
+        config: Columns, reader, model and limits.
+
+    Raises:
+        ConfigError: If the reader or the model's tokenizer cannot be had.
+        DataError: If the source cannot be read at all, or lacks a column.
+    """
+    config = config or DoctorConfig()
+    source = read_source(
+        name, config.split, config.config, config.reader, named_columns(config), is_lenient=True
+    )
+    column = config.annotator
+    if column is None and DEFAULT_ANNOTATOR_COLUMN in source.pairs.column_names:
+        column = DEFAULT_ANNOTATOR_COLUMN
+    problems = []
+    if len(source.pairs) or not source.problems:
+        problems = list(find_problems(source.pairs, name, column))
+    clean = _without_rows(source.pairs, {problem.row for problem in problems})
+    lost = {problem.row for problem in source.problems} if config.reader is None else set()
+    facts: dict[str, Any] = {
+        "source": name,
+        "reader": config.reader,
+        "columns": [c for c in source.pairs.column_names if c != ROW_COLUMN],
+        "num_rows": len(source.pairs) + len(lost),
+        "bad_values": _group_problems([*source.problems, *problems]),
+    }
+    if len(clean) == 0:
+        return Examination(num_usable=0, dropped=source.dropped, **facts)
+    usable, useless = drop_useless(clean)
+    facts |= {
+        "num_usable": len(usable),
+        "dropped": dict(Counter(source.dropped) + Counter(useless)),
+        "ties": source.dropped.get("ties", 0) + _count_equal_scores(clean),
+        "has_prompt_column": "prompt" in clean.column_names,
+        "is_conversational": isinstance(clean[0]["chosen"], list),
+        "looks_like_hh": _looks_like_hh(clean),
+        "annotators": _count_annotators(clean, column),
+    }
+    return Examination(**facts, **(_look_at(usable, column, config) if len(usable) else {}))
+
+
+def measure_lengths(
+    chosen: Sequence[int], rejected: Sequence[int], keys: Sequence[str], unit: str
+) -> LengthBalance | None:
+    r"""Balance of lengths, or None where all are equal.
+
+    The interval of the share :math:`p` is Wilson's (1927) with the effective number of pairs
+    :math:`p(1-p)/s^2`, where :math:`s` is the standard error that is robust to rows about the same
+    two responses. It is Wilson's own where every pair has one row.
+
+    Args:
+        chosen: Lengths of the chosen responses, at least 1.
+        rejected: Lengths of the rejected ones.
+        keys: Rows with one key are about the same two responses.
+        unit: What is counted.
+    """
+    table = pd.DataFrame({"chosen": chosen, "rejected": rejected, "key": keys})
+    median = float(np.median(np.log(table["chosen"] / table["rejected"])))
+    unequal = table[table["chosen"] != table["rejected"]]
+    if unequal.empty:
+        return None
+    is_longer = (unequal["chosen"] > unequal["rejected"]).astype(float)
+    share = float(is_longer.mean())
+    residuals = (is_longer - share).groupby(unequal["key"]).sum()
+    variance = float((residuals**2).sum()) / len(unequal) ** 2
+    number = share * (1 - share) / variance if variance > 0 else float(len(residuals))
+    low, high = _wilson_interval(share, min(number, len(unequal)))
+    return LengthBalance(unit, share, low, high, median, len(table) - len(unequal))
+
+
+def _without_rows(pairs: Dataset, rows: set[int]) -> Dataset:
+    if not rows:
+        return pairs
+    return pairs.select(np.flatnonzero(~np.isin(pairs[ROW_COLUMN][:], list(rows))))
+
+
+def _group_problems(problems: Iterable[Problem]) -> list[BadValues]:
+    groups: dict[tuple[str, str], list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[problem.field, problem.expected].append(problem)
+    return [
+        BadValues(
+            name, expected, len(group), [f"row {p.row}: {p.got}" for p in group[:_SHOWN_PROBLEMS]]
+        )
+        for (name, expected), group in groups.items()
+    ]
+
+
+def _count_equal_scores(pairs: Dataset) -> int:
+    if not set(_SCORE_COLUMNS) <= set(pairs.column_names):
+        return 0
+    scores = zip(*(pairs[name] for name in _SCORE_COLUMNS), strict=True)
+    return sum(one is not None and one == other for one, other in scores)
+
+
+def _count_annotators(pairs: Dataset, column: str | None) -> AnnotatorCounts | None:
+    if column is None:
+        return None
+    counts = Counter(str(annotator) for annotator in pairs[column])
+    numbers = np.array(list(counts.values()))
+    return AnnotatorCounts(
+        column=column,
+        number=len(counts),
+        quantiles=np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        once=int((numbers == 1).sum()),
+        most=dict(counts.most_common(_SHOWN_ANNOTATORS)),
+    )
+
+
+def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[str, Any]:
+    """What only usable pairs can tell."""
+    texts = _split_prompts(pairs)
+    keys = keys_of_pairs(texts["prompt"], texts["chosen"], texts["rejected"])
+    annotators = None if column is None else [str(a) for a in pairs[column]]
+    is_empty = [not prompt for prompt in texts["prompt"]]
+    is_misread = [
+        _is_misread(value) for value in ([] if "prompt" in pairs.column_names else pairs["chosen"])
+    ]
+    tokens = None if config.model is None else _tokenize(pairs, config.model)
+    if tokens is None:
+        unit, sizes = "characters", _character_lengths(texts)
+        truncation = None
+    else:
+        unit, sizes = "tokens", [[len(ids) for ids in tokens[n]] for n in TEXT_COLUMNS[1:]]
+        truncation = _measure_truncation(tokens, config.max_length)
+    return {
+        "without_prompt": sum(is_empty),
+        "ends_in_space": sum(map(all, zip(is_empty, is_misread, strict=False))),
+        "repeats": _count_repeats(keys, texts, annotators),
+        "lengths": measure_lengths(sizes[0], sizes[1], keys, unit),
+        "truncation": truncation,
+        "examples": _choose_examples(pairs, texts, tokens, annotators, config),
+    }
+
+
+def _split_prompts(pairs: Dataset) -> dict[str, list]:
+    """Prompts and responses; without a prompt column, TRL's shared beginning, but for its slip.
+
+    TRL looks one character back for a space; where not even the first character is shared, that
+    is the last character of the chosen response.
+    """
+    if "prompt" in pairs.column_names:
+        return {name: pairs[name][:] for name in TEXT_COLUMNS}
+    from trl import extract_prompt
+
+    texts: dict[str, list] = {name: [] for name in TEXT_COLUMNS}
+    for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True):
+        pair = {"prompt": chosen[:0], "chosen": chosen, "rejected": rejected}
+        if chosen[0] == rejected[0]:
+            pair = extract_prompt({"chosen": chosen, "rejected": rejected})
+        for name in TEXT_COLUMNS:
+            texts[name].append(pair[name])
+    return texts
+
+
+def _looks_like_hh(pairs: Dataset) -> bool:
+    first = pairs[0]["chosen"]
+    has_prompt = "prompt" in pairs.column_names
+    return isinstance(first, str) and first.startswith("\n\nHuman:") and not has_prompt
+
+
+def _is_misread(chosen: str | list) -> bool:
+    return isinstance(chosen, str) and chosen.endswith(" ")
+
+
+def _character_lengths(texts: dict[str, list]) -> list[list[int]]:
+    return [[max(len(text_of(value)), 1) for value in texts[name]] for name in TEXT_COLUMNS[1:]]
+
+
+def _tokenize(pairs: Dataset, model: str) -> dict[str, list[list[int]]]:
+    from mixdpo_pyro.data.tokenization import count_merged_prompts, load_tokenizer, tokenize_pairs
+
+    columns = [c for c in TEXT_COLUMNS if c in pairs.column_names]
+    tokenizer = load_tokenizer(model)
+    tokenized = tokenize_pairs(pairs.select_columns(columns), tokenizer)
+    found = {name: tokenized[f"{name}_ids"][:] for name in TEXT_COLUMNS}
+    merged = count_merged_prompts(tokenized, tokenized, tokenizer)
+    return {**found, "decode": tokenizer.decode, "merged": merged}
+
+
+def _measure_truncation(tokens: dict[str, Any], max_length: int) -> Truncation:
+    longest = fully = partially = made_equal = 0
+    for prompt, chosen, rejected in zip(*(tokens[n] for n in TEXT_COLUMNS), strict=True):
+        length = len(prompt) + max(len(chosen), len(rejected))
+        room = max_length - len(prompt)
+        longest = max(longest, length)
+        if room <= 0:
+            fully += 1
+        elif length > max_length:
+            partially += 1
+            made_equal += chosen[:room] == rejected[:room]
+    return Truncation(max_length, longest, fully, partially, made_equal, tokens["merged"])
+
+
+def _count_repeats(
+    keys: list[str], texts: dict[str, list], annotators: list[str] | None
+) -> Repeats:
+    is_first = [
+        text_of(chosen) <= text_of(rejected)
+        for chosen, rejected in zip(texts["chosen"], texts["rejected"], strict=True)
+    ]
+    table = pd.DataFrame({"key": keys, "is_first": is_first, "annotator": annotators or ""})
+    by_key = table.groupby("key")
+    both_ways = by_key["is_first"].nunique() == 2
+    within = between = None
+    if annotators is not None:
+        within = int((table.groupby(["key", "annotator"])["is_first"].nunique() == 2).sum())
+        disputed = table[table["key"].map(both_ways)]
+        between = int((disputed.groupby("key")["annotator"].nunique() > 1).sum())
+    return Repeats(
+        different=len(both_ways),
+        judged_again=int((by_key.size() > 1).sum()),
+        duplicates=int(table.duplicated().sum()),
+        contradictory=int(both_ways.sum()),
+        within_annotators=within,
+        between_annotators=between,
+    )
+
+
+def _wilson_interval(share: float, number: float) -> tuple[float, float]:
+    quantile = 1.959963984540054  # of the standard normal law at 97.5%
+    weight = quantile**2 / number
+    middle = (share + weight / 2) / (1 + weight)
+    half = quantile * math.sqrt(share * (1 - share) / number + weight / (4 * number))
+    half /= 1 + weight
+    return middle - half, middle + half
+
+
+def _choose_examples(
+    pairs: Dataset,
+    texts: dict[str, list],
+    tokens: dict[str, Any] | None,
+    annotators: list[str] | None,
+    config: DoctorConfig,
+) -> list[Example]:
+    """Random pairs, decoded from the tokens where there are any."""
+    order = np.random.default_rng(config.seed).permutation(len(pairs))[: config.examples]
+
+    def show(name: str, index: int) -> str:
+        if tokens is None:
+            return _as_text(texts[name][index])
+        return tokens["decode"](tokens[name][index])
+
+    return [
+        Example(
+            pairs[index][ROW_COLUMN],
+            None if annotators is None else annotators[index],
+            *(show(name, index) for name in TEXT_COLUMNS),
+        )
+        for index in sorted(order.tolist())
+    ]
+
+
+def _as_text(value: str | list) -> str:
+    if isinstance(value, str):
+        return value
+    return "\n".join(f"{message['role']}: {message['content']}" for message in value)
+
+
+def count_noun(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not 1."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

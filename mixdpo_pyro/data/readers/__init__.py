@@ -1,0 +1,1 @@
+"""Readers of public preference datasets, one file per source."""

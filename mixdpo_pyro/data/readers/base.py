@@ -1,0 +1,203 @@
+"""Ready-made readers of public preference datasets: their rows in, preference pairs out.
+
+A reader gives the columns `prompt`, `chosen`, `rejected`, `annotator` where the source knows one,
+`file_row` (the row of the source, counted from 0) and further columns of it. It counts what
+it leaves out, and lists every row that lacks a field. Sources: HH-RLHF (Bai et al. 2022,
+arXiv 2204.05862), PRISM (Kirk et al. 2024, arXiv 2404.16019), MultiPref (Miranda et al. 2024,
+arXiv 2410.19133), UltraFeedback (Cui et al. 2023, arXiv 2310.01377).
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from mixdpo_pyro.data.validation import Problem, shorten
+from mixdpo_pyro.errors import ConfigError
+
+__all__ = [
+    "FILE_ROW",
+    "FORM_OPTIONS",
+    "PAIRING_OPTIONS",
+    "Message",
+    "ReadPairs",
+    "Reader",
+    "Response",
+    "make_pair",
+    "pair_responses",
+    "read_number",
+]
+
+FILE_ROW = "file_row"
+"""Column that carries the row of the source that a pair comes from, counted from 0."""
+
+Message = dict[str, str]
+
+
+@dataclass
+class ReadPairs:
+    """What a reader made of the rows of a source.
+
+    Attributes:
+        pairs: One dictionary a pair.
+        dropped: Reason -> number of pairs, rows or judgements left out.
+        problems: Every value that is missing or of a wrong type.
+    """
+
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add_problem(self, row: int, name: str, expected: str, value: object) -> None:
+        """Remember a value that cannot be used."""
+        self.problems.append(Problem(row, name, expected, shorten(value)))
+
+    def take(self, row: int, record: dict, name: str, expected: str) -> Any:
+        """The field `name` of a record, or None with a problem where it is not what is expected.
+
+        Args:
+            row: Row of the source.
+            record: The row, or a part of it.
+            name: Name of the field.
+            expected: One of the kinds that are known: `text`, `an id`, `a list`, `a whole number`.
+        """
+        value = record.get(name)
+        if _KINDS[expected](value):
+            return value
+        self.add_problem(row, name, expected, value)
+        return None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A way to read one public dataset.
+
+    Attributes:
+        name: Name on the command line.
+        words: What it reads, in a few words.
+        options: Groups of choices; the first of a group is the default.
+        hub_config: Configuration to load from the hub where none is named.
+    """
+
+    name: str
+    words: str
+    options: tuple[tuple[str, ...], ...]
+    read: Callable[[Iterable[dict], frozenset[str]], ReadPairs]
+    hub_config: str | None = None
+
+    def choose(self, given: Iterable[str]) -> frozenset[str]:
+        """The chosen options, one of every group.
+
+        Raises:
+            ConfigError: If an option is unknown, or two of one group are given.
+        """
+        given = [option for option in given if option]
+        known = [option for group in self.options for option in group]
+        for option in given:
+            if option not in known:
+                raise ConfigError(
+                    f"reader {self.name}: unknown option '{option}'; it takes {', '.join(known)}"
+                )
+        chosen = []
+        for group in self.options:
+            asked = [option for option in group if option in given]
+            if len(asked) > 1:
+                raise ConfigError(f"reader {self.name}: '{asked[0]}' or '{asked[1]}', not both")
+            chosen.append(asked[0] if asked else group[0])
+        return frozenset(chosen)
+
+
+# PRISM: scores of several responses within one turn of a conversation
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response and its score."""
+
+    row: int
+    text: str
+    score: float | None
+    model: str | None
+    is_chosen: bool = False
+
+
+# What the readers share
+
+
+def pair_responses(
+    read: ReadPairs,
+    prompt: list[Message],
+    responses: list[Response],
+    facts: dict[str, Any],
+    options: frozenset[str],
+) -> None:
+    """Scores to pairs: the best against every other, or all ordered pairs; ties are dropped."""
+    scored = [r for r in responses if r.score is not None]
+    unscored = len(responses) - len(scored)
+    if unscored:
+        read.dropped["responses without a score"] += unscored
+    ranked = sorted(scored, key=lambda r: (-(r.score or 0.0), not r.is_chosen))  # stable
+    both = combinations(ranked, 2) if "all" in options else ((ranked[0], r) for r in ranked[1:])
+    for better, worse in both:
+        if better.score == worse.score:
+            read.dropped["ties"] += 1
+        else:
+            read.pairs.append({**make_pair(prompt, better, worse, options), **facts})
+
+
+def make_pair(
+    prompt: list[Message], better: Response, worse: Response, options: frozenset[str]
+) -> dict[str, Any]:
+    """A preference pair of two responses, as messages or as text."""
+    if "text" in options:
+        pair: dict[str, Any] = {
+            "prompt": _dialogue_text(prompt),
+            "chosen": f" {better.text}",
+            "rejected": f" {worse.text}",
+        }
+    else:
+        pair = {
+            "prompt": prompt,
+            "chosen": [{"role": "assistant", "content": better.text}],
+            "rejected": [{"role": "assistant", "content": worse.text}],
+        }
+    pair[FILE_ROW] = better.row
+    if better.score is not None and worse.score is not None:
+        pair["score_chosen"], pair["score_rejected"] = better.score, worse.score
+        pair["score_difference"] = better.score - worse.score
+    pair["model_chosen"], pair["model_rejected"] = better.model, worse.model
+    return pair
+
+
+def _dialogue_text(messages: list[Message]) -> str:
+    """Messages in the form of HH-RLHF, up to the `Assistant:` that the response follows."""
+    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    turns = [f"\n\n{speakers[m['role']]}: {m['content']}" for m in messages]
+    return "".join([*turns, "\n\nAssistant:"])
+
+
+def read_number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:  # "N/A"
+        return None
+    return number if math.isfinite(number) else None
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "text": lambda value: isinstance(value, str),
+    "an id": lambda value: (
+        value != "" and isinstance(value, str | int) and not isinstance(value, bool)
+    ),
+    "a list": lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
+    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+}
+
+FORM_OPTIONS = ("messages", "text")
+
+PAIRING_OPTIONS = ("best", "all")

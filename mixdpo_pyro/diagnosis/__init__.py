@@ -1,0 +1,1 @@
+"""Diagnosis of a table of margins: verdict, checks, power."""

@@ -1,0 +1,278 @@
+"""`mixdpo diagnose`: from a file of margins to a verdict, its evidence, and who differs."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from mixdpo_pyro.diagnosis.tables import annotator_table, group_table
+from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.inference import save_arviz, to_arviz
+from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
+from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.margins.table import MarginData, read_margins
+
+__all__ = [
+    "DIAGNOSIS_FILE",
+    "DiagnoseConfig",
+    "data_notes",
+    "diagnose",
+    "diagnosis_facts",
+    "summary_lines",
+    "write_diagnosis",
+]
+
+DIAGNOSIS_FILE = "diagnosis.json"
+"""The file that makes a folder a diagnosis folder."""
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Is this preference data heterogeneous, for whom, and how sure are we?
+
+    Args:
+        annotator: Column of annotator ids. Default: `annotator` where there is one.
+        group: Columns of groups, such as topic or policy: a table each.
+        second: File with margins of another policy for the same rows, for errors in the margins.
+        family: The law of the strength that the verdict rests on.
+        beta: Median of the mean strength's prior. Default: the one strength that fits best.
+        num_samples: Posterior draws.
+        seed: Seed of everything that is drawn.
+        output: Folder for tables, posterior and report. Default: print only.
+        overwrite: Replace an earlier diagnosis in that folder.
+    """
+
+    annotator: str | None = None
+    group: tuple[str, ...] = ()
+    second: str | None = None
+    family: Literal["lognormal", "gamma"] = "lognormal"
+    beta: float | None = None
+    num_samples: int = 1000
+    seed: int = 0
+    output: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and not 0 < self.beta < np.inf:
+            raise ConfigError(f"beta: expected a finite value > 0, got {self.beta}")
+        if self.num_samples < 100:
+            raise ConfigError(f"num_samples: expected at least 100, got {self.num_samples}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+
+
+def diagnose(
+    path: str | Path, config: DiagnoseConfig | None = None
+) -> tuple[Diagnosis, MarginData]:
+    """Read a file of margins and diagnose it.
+
+    Args:
+        path: A `parquet`, `csv` or `jsonl` file with a column `margin` in nats, chosen minus
+            rejected; see :func:`mixdpo_pyro.margin_file.read_margins`.
+        config: Options.
+
+    Returns:
+        The diagnosis, and the data it is about.
+
+    Raises:
+        DataError: Naming the file, column and row that cannot be used.
+    """
+    config = config or DiagnoseConfig()
+    data = read_margins(path, config.annotator, config.group)
+    second = None if config.second is None else _read_second(config.second, data)
+    try:
+        diagnosis = diagnose_choices(
+            data.margin,
+            data.annotator,
+            config.family,
+            length=data.length,
+            normalised=data.normalised,
+            second=second,
+            stratum=_stratum(data),
+            beta=config.beta,
+            num_samples=config.num_samples,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return diagnosis, data
+
+
+def _read_second(path: str, data: MarginData) -> np.ndarray:
+    """Margins of the second policy.
+
+    A row's orientation is that of the choice in both files; how many differ in sign says nothing.
+    """
+    second = read_margins(path)
+    if len(second.margin) != len(data.margin):
+        raise DataError(
+            f"{path}: has {len(second.margin):,} rows, but {data.source} has "
+            f"{len(data.margin):,}; both must hold the same pairs in the same order"
+        )
+    if second.annotator is not None and data.annotator is not None:
+        differs = second.annotator.astype(str) != data.annotator.astype(str)
+        if differs.any():
+            raise DataError(
+                f"{path}: row {int(np.argmax(differs))} is by another annotator than in "
+                f"{data.source}; both must hold the same pairs in the same order"
+            )
+    return second.margin
+
+
+def _stratum(data: MarginData) -> np.ndarray | None:
+    """Groups, combined: who chose is permuted within them."""
+    if not data.groups or data.annotator is None:
+        return None
+    table = pd.DataFrame(data.groups)
+    return table.groupby(list(table.columns), sort=True).ngroup().to_numpy()
+
+
+# Output
+
+
+def write_diagnosis(
+    diagnosis: Diagnosis,
+    data: MarginData,
+    folder: Path,
+    config: DiagnoseConfig | None = None,
+    command: str = "",
+) -> None:
+    """Write `diagnosis.json`, `posterior.nc`, the tables and `report.html` into a folder."""
+    from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
+
+    config = config or DiagnoseConfig()
+    annotators = annotator_table(diagnosis, config.seed)
+    groups = group_table(diagnosis, data, config.seed)
+    for name, table in (("annotators.csv", annotators), ("groups.csv", groups)):
+        if table is not None:
+            with written_whole(folder / name) as temporary:
+                table.to_csv(temporary, index=False, float_format="%.6g")
+    save_arviz(to_arviz(diagnosis.result, seed=config.seed), folder / "posterior.nc")
+    facts = diagnosis_facts(diagnosis, data, config, command)
+    write_json(facts, folder / DIAGNOSIS_FILE)
+    write_diagnosis_report(diagnosis, facts, annotators, groups, folder)
+
+
+def diagnosis_facts(
+    diagnosis: Diagnosis, data: MarginData, config: DiagnoseConfig, command: str = ""
+) -> dict[str, Any]:
+    """Everything that was found, as plain values for JSON; what is not finite becomes null."""
+    choices, verdict = diagnosis.choices, diagnosis.verdict
+    agrees = agreement(choices.margin)
+    facts = {
+        "verdict": asdict(verdict),
+        "error_rate": diagnosis.error_rate,
+        "largest_p_value": diagnosis.largest_p_value,
+        "probability_not_small": diagnosis.probability_not_small,
+        "data": {
+            "source": data.source,
+            "pairs": choices.num_pairs,
+            "annotators": choices.num_annotators if choices.labels else None,
+            "annotator_column": data.annotator_column,
+            "has_panels": choices.has_panels,
+            "groups": list(data.groups),
+            "agreement": float(agrees.mean()),
+            "margin_sd": float(np.sqrt((choices.margin**2).mean())),
+            "margin_p_value": diagnosis.margin_p_value,
+        },
+        "notes": data_notes(diagnosis),
+        "families": {name: _family_facts(diagnosis, name) for name in diagnosis.fits},
+        "checks": [asdict(check) for check in diagnosis.checks],
+        "contraction": diagnosis.contraction,
+        "share_not_positive": diagnosis.share_not_positive,
+        "beta": diagnosis.result.beta,
+        "config": asdict(config),
+        "command": command,
+    }
+    return _finite(facts)
+
+
+def _family_facts(diagnosis: Diagnosis, family: str) -> dict[str, Any]:
+    result, loo = diagnosis.fits[family], diagnosis.loo[family]
+    difference = diagnosis.differences.get(family)
+    return {
+        "cv": _quantiles(result.posterior["cv"]),
+        "mean": _quantiles(result.posterior["mean"]),
+        "log_likelihood": result.log_likelihood,
+        "elpd": loo.elpd,
+        "elpd_se": loo.se,
+        "effective_parameters": loo.effective_parameters,
+        "worst_k": loo.worst_k,
+        "units_left_out": len(loo.unit),
+        "elpd_gain": None if difference is None else difference.elpd,
+        "elpd_gain_se": None if difference is None else difference.se,
+    }
+
+
+def data_notes(diagnosis: Diagnosis) -> list[str]:
+    """What a reader should know about the data, a sentence each."""
+    margin, notes = diagnosis.choices.margin, []
+    if margin.min() >= 0 or margin.max() <= 0:
+        sign = "agrees with" if margin.min() >= 0 else "contradicts"
+        notes.append(
+            f"Every choice {sign} its margin: the data give the mean strength no "
+            f"{'upper' if margin.min() >= 0 else 'lower'} bound, and its prior decides. Were the "
+            "margins those of the training pairs?"
+        )
+    if (margin == 0).any():
+        notes.append(f"{int((margin == 0).sum()):,} margins are 0 and say nothing.")
+    if diagnosis.contraction["cv"] < 0.5:
+        notes.append(
+            "The data narrowed the prior of cv by less than half: the interval is largely the "
+            "prior's."
+        )
+    return notes
+
+
+def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
+    """The diagnosis in a few lines of text, the verdict first."""
+    verdict, choices = diagnosis.verdict, diagnosis.choices
+    people = f", {choices.num_annotators:,} annotators" if choices.labels else ", no annotator ids"
+    lines = [
+        f"{verdict.value}: {verdict.reason}",
+        diagnosis.error_rate,
+        "",
+        f"{data.source}: {choices.num_pairs:,} pairs{people}",
+        *data_notes(diagnosis),
+        "",
+        f"{'law':12}{'cv, median and 90%':26}{'gain over one strength, nats (se)'}",
+    ]
+    for name, result in diagnosis.fits.items():
+        if name != "fixed":
+            gain = diagnosis.differences[name]
+            lines.append(
+                f"{name:12}{_interval(result.posterior['cv']):26}{gain.elpd:.1f} ({gain.se:.1f})"
+            )
+    if diagnosis.share_not_positive is not None:
+        low, middle, high = diagnosis.share_not_positive
+        lines.append(
+            f"normal law: {100 * middle:.1f}% of people ({100 * low:.1f} to {100 * high:.1f}%) "
+            "have a strength at or below zero"
+        )
+    lines += ["", "other explanations"]
+    lines += [f"  {check.name}: {check.status}. {check.sentence}" for check in diagnosis.checks]
+    return lines
+
+
+def _quantiles(draws: np.ndarray) -> dict[str, float]:
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    return {"mean": float(draws.mean()), "sd": float(draws.std()), "q05": float(low),
+            "q50": float(middle), "q95": float(high)}  # fmt: skip
+
+
+def _interval(draws: np.ndarray) -> str:
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value

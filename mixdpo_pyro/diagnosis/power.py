@@ -1,0 +1,181 @@
+"""`mixdpo power`: how much data would settle it? Simulated diagnoses of data not yet collected."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.stats import beta
+
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.inference import Design, simulate_choices
+from mixdpo_pyro.inference.diagnosis import diagnose_choices
+
+__all__ = ["PowerConfig", "PowerRow", "estimate_power", "power", "suggestion", "summary_lines"]
+
+_VERDICTS = ("heterogeneous", "homogeneous", "inconclusive")
+
+
+@dataclass(frozen=True)
+class PowerConfig:
+    """How likely is each verdict, for data of this size?
+
+    Args:
+        pairs: Number of pairs.
+        annotators: Number of annotators, each with equally many pairs; 0 for data without ids.
+        sd: Standard deviation of mean strength times the margin between two responses.
+        cv: True coefficient of variation of the strength.
+        simulations: Simulated datasets.
+        more: Also try twice the annotators, twice the choices of each, and both.
+        seed: Seed of the simulations.
+    """
+
+    pairs: int = 10_000
+    annotators: int = 200
+    sd: float = 2.0
+    cv: float = 0.5
+    simulations: int = 50
+    more: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.annotators < 0 or self.annotators == 1:
+            raise ConfigError(f"annotators: expected 0 or at least 2, got {self.annotators}")
+        if self.pairs < max(20, self.annotators):
+            least = max(20, self.annotators)
+            raise ConfigError(f"pairs: expected at least {least}, got {self.pairs}")
+        if not 0 < self.sd < np.inf:
+            raise ConfigError(f"sd: expected a finite value > 0, got {self.sd}")
+        if not 0 <= self.cv <= 3:
+            raise ConfigError(f"cv: expected 0 <= cv <= 3, got {self.cv}")
+        if self.simulations < 2:
+            raise ConfigError(f"simulations: expected at least 2, got {self.simulations}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class PowerRow:
+    """Verdicts on simulated data of one design.
+
+    Attributes:
+        annotators: Number of annotators, 0 without ids.
+        choices_each: Choices of each annotator; all pairs without ids.
+        counts: Verdict -> number of simulations.
+    """
+
+    annotators: int
+    choices_each: int
+    counts: dict[str, int]
+
+    @property
+    def simulations(self) -> int:
+        """Number of simulations."""
+        return sum(self.counts.values())
+
+    def probability(self, verdict: str) -> float:
+        """Share of simulations with this verdict."""
+        return self.counts[verdict] / self.simulations
+
+    def interval(self, verdict: str) -> tuple[float, float]:
+        """95% Jeffreys interval of the probability of this verdict."""
+        count, size = self.counts[verdict], self.simulations
+        low, high = beta.ppf([0.025, 0.975], count + 0.5, size - count + 0.5)
+        return (0.0 if count == 0 else float(low)), (1.0 if count == size else float(high))
+
+
+def power(config: PowerConfig | None = None, progress: bool = True) -> list[PowerRow]:
+    """Simulate and diagnose data of the design that is asked for, and of larger ones.
+
+    Args:
+        config: Options.
+        progress: Show a progress bar.
+    """
+    config = config or PowerConfig()
+    return [estimate_power(each, progress) for each in _designs(config)]
+
+
+def estimate_power(config: PowerConfig, progress: bool = False) -> PowerRow:
+    """Probability of each verdict for one design.
+
+    Strengths are lognormal, differences of the two responses normal, the link is logistic and the
+    margins are exact: with errors in the margins it takes more data.
+
+    Args:
+        config: Options; `more` is not used.
+        progress: Show a progress bar.
+    """
+    from tqdm import tqdm
+
+    each = config.pairs if config.annotators == 0 else config.pairs // config.annotators
+    design = Design(config.annotators or config.pairs, each if config.annotators else 1,
+                    config.sd, 1.0)  # fmt: skip
+    counts = dict.fromkeys(_VERDICTS, 0)
+    title = f"{config.annotators or 'no'} annotators, {each} choices"
+    for k in tqdm(range(config.simulations), desc=title, disable=not progress):
+        rng = np.random.default_rng((config.seed, k))
+        margin, annotator, _ = simulate_choices(1.0, config.cv, "lognormal", design, rng)
+        diagnosis = diagnose_choices(
+            margin,
+            annotator if design.choices_each > 1 else None,
+            families=("lognormal", "gamma"),
+            num_samples=500,
+            max_units=500,
+            num_permutations=499,
+            seed=config.seed,
+            thorough=False,
+        )
+        counts[diagnosis.verdict.value] += 1
+    return PowerRow(config.annotators, each, counts)
+
+
+def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
+    yield config
+    if not config.more:
+        return
+    pairs, annotators = config.pairs, config.annotators
+    yield replace(config, pairs=2 * pairs, annotators=2 * annotators)
+    if annotators:
+        yield replace(config, pairs=2 * pairs)
+        yield replace(config, pairs=4 * pairs, annotators=2 * annotators)
+
+
+def summary_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
+    """The probabilities with their Monte Carlo intervals, and what to collect."""
+    lines = [
+        f"true cv {config.cv:g}, sd(mean strength * margin) {config.sd:g}, "
+        f"{config.simulations} simulations; 95% Monte Carlo intervals",
+        "",
+        f"{'annotators':>10} {'choices each':>12}   " + "".join(f"{v:24}" for v in _VERDICTS),
+    ]
+    for row in rows:
+        cells = "".join(f"{_cell(row, verdict):24}" for verdict in _VERDICTS)
+        lines.append(f"{row.annotators or 'no ids':>10} {row.choices_each:>12}   {cells}")
+    return [*lines, "", suggestion(rows, config)]
+
+
+def suggestion(rows: list[PowerRow], config: PowerConfig) -> str:
+    """What to collect, in one sentence."""
+    wanted = "homogeneous" if config.cv < 0.25 else "heterogeneous"
+    enough = next((row for row in rows if row.probability(wanted) >= 0.8), None)
+    if enough is not None and enough is rows[0]:
+        return f"This design settles it: {wanted} in {100 * enough.probability(wanted):.0f}%."
+    if enough is not None:
+        return (
+            f"Collect {enough.annotators or 'no ids,'} annotators with {enough.choices_each} "
+            f"choices each: {wanted} in {100 * enough.probability(wanted):.0f}%."
+        )
+    if config.annotators == 0 and wanted == "heterogeneous":
+        return (
+            "Without annotator ids the verdict is never heterogeneous: collect ids, and several "
+            "choices of each annotator."
+        )
+    more = "" if config.more else "; --more tries larger designs"
+    return (
+        "This design does not settle it in 8 of 10 datasets: collect more choices of each "
+        f"annotator, more annotators, or pairs whose responses differ more (larger sd){more}."
+    )
+
+
+def _cell(row: PowerRow, verdict: str) -> str:
+    low, high = row.interval(verdict)
+    return f"{100 * row.probability(verdict):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"

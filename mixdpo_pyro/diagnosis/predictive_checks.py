@@ -1,0 +1,486 @@
+"""`mixdpo check`: does the fitted law predict the choices? Checks that are proper for binary data.
+
+The chosen response of every pair is known, so that "the chosen one was chosen" can be predicted
+without fail; pairs are oriented at random before anything is asked about them. Choices are
+replicated from the posterior (Gelman, Meng and Stern, Statistica Sinica 6, 1996); people's
+strengths are drawn anew where the spread between people is asked about (Marshall and
+Spiegelhalter, Bayesian Analysis 2, 2007). The reliability diagram is that of Dimitriadis, Gneiting
+and Jordan (PNAS 118, 2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+from scipy.special import expit
+
+from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
+from mixdpo_pyro.inference.export import read_draws
+from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
+from mixdpo_pyro.inference.predictive import sample_strengths
+from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.margins.table import MarginData, read_margins
+from mixdpo_pyro.models import Family
+from mixdpo_pyro.reporting.figures.checks import (
+    plot_calibration_curve,
+    plot_separation,
+    plot_statistic,
+)
+from mixdpo_pyro.reporting.html import encode_png, write_images
+
+__all__ = [
+    "CHECK_FILE",
+    "SPREAD",
+    "Calibration",
+    "CheckConfig",
+    "Posterior",
+    "PredictiveCheck",
+    "Statistic",
+    "calibrate_predictions",
+    "check",
+    "read_posterior",
+    "summary_lines",
+    "write_check",
+]
+
+CHECK_FILE = "check.json"
+"""The file that makes a folder a check folder."""
+
+SPREAD = "spread of annotators' agreement (sd)"
+"""Of agreement minus what the law expects of the annotator's margins."""
+
+_BINS = 10
+
+_MAX_CURVES = 300
+"""Replications whose isotonic fits make the band."""
+
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Does the fitted law of the strength predict these choices?
+
+    Args:
+        annotator: Column of annotator ids. Default: `annotator` where there is one.
+        group: Columns of groups: a row each in the table.
+        max_pairs: Pairs that are looked at; of more, a random subset is.
+        num_replications: Replicated datasets, each from one posterior draw.
+        seed: Seed of orientation, subset and replications.
+        output: Folder for figures and `check.json`. Default: print only.
+        overwrite: Replace an earlier check in that folder.
+    """
+
+    annotator: str | None = None
+    group: tuple[str, ...] = ()
+    max_pairs: int = 20_000
+    num_replications: int = 500
+    seed: int = 0
+    output: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_pairs < 20:
+            raise ConfigError(f"max_pairs: expected at least 20, got {self.max_pairs}")
+        if self.num_replications < 50:
+            raise ConfigError(
+                f"num_replications: expected at least 50, got {self.num_replications}"
+            )
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What a `posterior.nc` says.
+
+    Attributes:
+        family: Law of the strength.
+        flip_probability: Probability that a label was flipped, as assumed.
+        mean: Draws of the mean.
+        cv: Draws of the cv.
+        strength: Draws of every annotator's strength, or None.
+        annotators: Labels of the columns of `strength`.
+    """
+
+    family: Family
+    flip_probability: float
+    mean: Float[np.ndarray, " samples"]
+    cv: Float[np.ndarray, " samples"]
+    strength: Float[np.ndarray, "samples annotators"] | None
+    annotators: list[str]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of the choices, observed and replicated.
+
+    Attributes:
+        name: What it is.
+        observed: Its value.
+        low: 5% quantile of the replications.
+        high: 95% quantile of the replications.
+        p_value: Two-sided predictive p-value: twice the smaller share of replications at or
+            beyond the observed value, ties counted half.
+    """
+
+    name: str
+    observed: float
+    low: float
+    high: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Isotonic calibration of predicted probabilities, with a band for right predictions.
+
+    Attributes:
+        predicted: Predicted probabilities in ascending order.
+        calibrated: Isotonic fit to the choices (pool adjacent violators).
+        low: 5% quantile of that fit where predictions are right.
+        high: 95% quantile.
+    """
+
+    predicted: Float[np.ndarray, " pairs"]
+    calibrated: Float[np.ndarray, " pairs"]
+    low: Float[np.ndarray, " pairs"]
+    high: Float[np.ndarray, " pairs"]
+
+    @property
+    def outside(self) -> float:
+        """Share of pairs where the fit leaves the band; about 0.1 where predictions are right."""
+        return float(((self.calibrated < self.low) | (self.calibrated > self.high)).mean())
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """What was checked.
+
+    Attributes:
+        statistics: Statistics with predictive p-values.
+        replicated: Name -> values of the statistic in the replications.
+        calibration: Reliability of the predictions of randomly oriented pairs.
+        probability: The law's prediction for each pair's first response.
+        is_first: Whether it was chosen.
+        groups: Rows by group and annotator: observed and predicted agreement, and p-value.
+        num_pairs: Pairs in the data.
+        num_known: Annotators of the data that the posterior knows.
+        num_annotators: Annotators of the data.
+    """
+
+    statistics: list[Statistic]
+    replicated: dict[str, np.ndarray]
+    calibration: Calibration
+    probability: np.ndarray
+    is_first: np.ndarray
+    groups: pd.DataFrame
+    num_pairs: int
+    num_known: int
+    num_annotators: int
+
+
+def check(
+    path: str | Path, posterior_path: str | Path, config: CheckConfig | None = None
+) -> PredictiveCheck:
+    """Compare a file's choices with what a posterior predicts.
+
+    Args:
+        path: Margins, as `mixdpo diagnose` reads them.
+        posterior_path: A `posterior.nc`, as `mixdpo diagnose` and `mixdpo train` write it.
+        config: Options.
+
+    Raises:
+        DataError: Naming the file, column and row that cannot be used.
+    """
+    config = config or CheckConfig()
+    data = read_margins(path, config.annotator, config.group)
+    posterior = read_posterior(posterior_path)
+    rng = np.random.default_rng(config.seed)
+    return _check(data, posterior, config, rng)
+
+
+def read_posterior(path: str | Path) -> Posterior:
+    """Read a `posterior.nc`.
+
+    Raises:
+        DataError: Naming the file, if it is missing, damaged, or holds another posterior.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        draws, labels, attributes = read_draws(path)
+        return Posterior(
+            attributes["family"],
+            float(attributes["flip_probability"]),
+            draws["mean"],
+            draws["cv"],
+            draws.get("strength"),
+            labels,
+        )
+    except KeyError as error:
+        raise DataError(f"{path}: holds no posterior of the strength (no {error})") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as NetCDF ({message})") from error
+
+
+def calibrate_predictions(
+    probability: Float[np.ndarray, " pairs"],
+    is_first: np.ndarray,
+    replicated: np.ndarray,
+) -> Calibration:
+    """Isotonic regression of the choices on their predicted probabilities.
+
+    Args:
+        probability: Predicted probability that the first response is chosen.
+        is_first: Whether it was.
+        replicated: The same in replications, shape `(replications, pairs)`; they make the band.
+    """
+    order = np.argsort(probability, kind="stable")
+    fits = np.stack([_isotonic(choices[order]) for choices in replicated])
+    low, high = np.quantile(fits, [0.05, 0.95], axis=0)
+    return Calibration(probability[order], _isotonic(is_first[order]), low, high)
+
+
+def _isotonic(choices: np.ndarray) -> np.ndarray:
+    return isotonic_regression(choices.astype(float)).x
+
+
+def _check(
+    data: MarginData, posterior: Posterior, config: CheckConfig, rng: np.random.Generator
+) -> PredictiveCheck:
+    kept = random_subset(len(data.margin), config.max_pairs, rng)
+    margin = data.margin[kept]
+    draw = np.arange(config.num_replications) % len(posterior.cv)
+    people, person = _people(data, kept)
+    column = {label: k for k, label in enumerate(posterior.annotators)}
+    known = np.array([column.get(label, -1) for label in people], dtype=int)
+    size = np.abs(margin)
+    same = _agreement_probability(posterior, draw, size, person, known, rng)
+    anew = _agreement_probability(posterior, draw, size, person, np.full_like(known, -1), rng)
+    same_choices, anew_choices = rng.random(same.shape) < same, rng.random(anew.shape) < anew
+    agrees = agreement(margin)
+    replicated: dict[str, np.ndarray] = {}
+    statistics = []
+    law = np.arange(min(200, len(posterior.cv)))
+    expected = _law_probability(posterior, law, size).mean(0)
+    for name, function, choices in _statistics(size, expected, person, len(people)):
+        values = function(same_choices if choices == "same" else anew_choices)
+        replicated[name] = values
+        statistics.append(_statistic(name, float(function(agrees[None])[0]), values))
+    oriented, is_first = orient_at_random(margin, rng)
+    # Of a new person: what the posterior knows about these people came from these choices.
+    probability = np.where(oriented > 0, expected, 1 - expected)
+    first_again = np.where(oriented > 0, anew_choices, ~anew_choices)[:_MAX_CURVES]
+    return PredictiveCheck(
+        statistics=statistics,
+        replicated=replicated,
+        calibration=calibrate_predictions(probability, is_first, first_again),
+        probability=probability,
+        is_first=is_first,
+        groups=_group_rows(data, kept, agrees, same_choices, anew_choices, people, person),
+        num_pairs=len(data.margin),
+        num_known=int((known >= 0).sum()),
+        num_annotators=0 if data.annotator is None else len(people),
+    )
+
+
+def _people(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the people, and the person of each pair; without ids everyone chooses once."""
+    if data.annotator is None:
+        return np.arange(len(kept)).astype(str), np.arange(len(kept))
+    people, person = np.unique(data.annotator[kept].astype(str), return_inverse=True)
+    return people, person
+
+
+def _agreement_probability(
+    posterior: Posterior,
+    draw: np.ndarray,
+    size: np.ndarray,
+    person: np.ndarray,
+    known: np.ndarray,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "replications pairs"]:
+    """Probability that a choice agrees with its margin; unknown people's strengths are new."""
+    mean, cv = posterior.mean[draw], posterior.cv[draw]
+    if len(known) == len(size) and not (known >= 0).any():  # everybody is new and chooses once
+        return _law_probability(posterior, draw, size)
+    shape = (len(draw), len(known))
+    mean, cv = (np.broadcast_to(x[:, None], shape).copy() for x in (mean, np.maximum(cv, 1e-6)))
+    beta = sample_strengths(posterior.family, mean, cv, rng)
+    if posterior.strength is not None:
+        is_known = known >= 0
+        beta[:, is_known] = posterior.strength[draw][:, known[is_known]]
+    flip = posterior.flip_probability
+    return flip + (1 - 2 * flip) * expit(beta[:, person] * size)
+
+
+def _law_probability(
+    posterior: Posterior, draw: np.ndarray, margin: np.ndarray
+) -> Float[np.ndarray, "replications pairs"]:
+    """Probability that a new person chooses the first response, the strength integrated out."""
+    mean, cv = posterior.mean[draw], np.maximum(posterior.cv[draw], 1e-6)
+    return np.exp(pair_log_prob(margin, mean, cv, posterior.family, posterior.flip_probability))
+
+
+def _statistics(
+    size: np.ndarray, probability: np.ndarray, person: np.ndarray, num_people: int
+) -> list[tuple[str, Any, str]]:
+    """Name, function of `(replications, pairs)` agreements, and whose strengths replicate it."""
+    order = np.argsort(size)
+    fifths, tenths = np.array_split(order, 5), np.array_split(order, _BINS)
+    expected = np.array([probability[g].mean() for g in tenths])
+    variance = np.array([(probability[g] * (1 - probability[g])).mean() / len(g) for g in tenths])
+
+    def misfit(choices: np.ndarray) -> np.ndarray:
+        rates = np.stack([choices[:, g].mean(1) for g in tenths], axis=1)
+        return ((rates - expected) ** 2 / np.maximum(variance, 1e-12)).sum(1)
+
+    found: list[tuple[str, Any, str]] = [
+        ("agreement with the margin", lambda c: c.mean(1), "same"),
+        ("agreement, smallest fifth of margins", lambda c: c[:, fifths[0]].mean(1), "same"),
+        ("agreement, largest fifth of margins", lambda c: c[:, fifths[-1]].mean(1), "same"),
+        (f"misfit over {_BINS} bins of margins (chi-square)", misfit, "same"),
+    ]
+    count = np.bincount(person, minlength=num_people)
+    if num_people < len(size):
+        repeated = count >= 2
+
+        def spread(choices: np.ndarray) -> np.ndarray:
+            excess = choices - probability
+            rates = np.stack([np.bincount(person, e, num_people) / count for e in excess])
+            return rates[:, repeated].std(axis=1)
+
+        found.append((SPREAD, spread, "anew"))
+    return found
+
+
+def _statistic(name: str, observed: float, values: np.ndarray) -> Statistic:
+    low, high = np.quantile(values, [0.05, 0.95])
+    return Statistic(name, observed, float(low), float(high), _two_sided(observed, values))
+
+
+def _two_sided(observed: float, values: np.ndarray) -> float:
+    above = (values > observed).mean() + 0.5 * (values == observed).mean()
+    return float(min(1.0, 2 * max(min(above, 1 - above), 0.5 / len(values))))
+
+
+def _group_rows(
+    data: MarginData,
+    kept: np.ndarray,
+    agrees: np.ndarray,
+    same: np.ndarray,
+    anew: np.ndarray,
+    people: np.ndarray,
+    person: np.ndarray,
+) -> pd.DataFrame:
+    """Observed and replicated agreement of groups, and of annotators with new strengths."""
+    parts = [
+        _rows(column, *np.unique(labels[kept], return_inverse=True), agrees, same)
+        for column, labels in data.groups.items()
+    ]
+    if data.annotator is not None:
+        parts.append(_rows(str(data.annotator_column), people, person, agrees, anew))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _rows(
+    column: str, labels: np.ndarray, index: np.ndarray, agrees: np.ndarray, choices: np.ndarray
+) -> pd.DataFrame:
+    count = np.bincount(index)
+    observed = np.bincount(index, agrees) / count
+    rates = np.stack([np.bincount(index, c, len(count)) / count for c in choices])
+    low, high = np.quantile(rates, [0.05, 0.95], axis=0)
+    p_value = [_two_sided(o, r) for o, r in zip(observed, rates.T, strict=True)]
+    return pd.DataFrame(
+        {"column": column, "group": labels, "pairs": count, "agreement": observed,
+         "predicted": rates.mean(0), "q05": low, "q95": high, "p_value": p_value}
+    )  # fmt: skip
+
+
+# Output
+
+
+def write_check(
+    found: PredictiveCheck, folder: Path, config: CheckConfig, sources: Sequence[str]
+) -> None:
+    """Write `check.json`, `groups.csv` and `figures/*.png` into a folder."""
+    images = {name: encode_png(figure) for name, figure in _figures(found).items()}
+    write_images(images, folder)
+    if len(found.groups):
+        with written_whole(folder / "groups.csv") as temporary:
+            found.groups.to_csv(temporary, index=False, float_format="%.6g")
+    facts = {
+        "margins": sources[0],
+        "posterior": sources[1],
+        "pairs": found.num_pairs,
+        "pairs_looked_at": len(found.probability),
+        "annotators": found.num_annotators,
+        "annotators_in_posterior": found.num_known,
+        "orientation": "random",
+        "statistics": [asdict(s) for s in found.statistics],
+        "calibration_outside_band": found.calibration.outside,
+        "config": asdict(config),
+    }
+    write_json(facts, folder / CHECK_FILE)
+
+
+def _figures(found: PredictiveCheck) -> dict[str, Figure]:
+    curve = found.calibration
+    figures = {
+        "reliability": plot_calibration_curve(
+            curve.predicted, curve.calibrated, curve.low, curve.high
+        ),
+        "separation": plot_separation(found.probability, found.is_first),
+    }
+    for k, statistic in enumerate(found.statistics):
+        figures[f"statistic_{k + 1}"] = plot_statistic(
+            found.replicated[statistic.name], statistic.observed, statistic.name
+        )
+    return figures
+
+
+def summary_lines(found: PredictiveCheck, seed: int) -> list[str]:
+    """The checks in a few lines of text."""
+    failed = [s.name for s in found.statistics if s.p_value < _LEVEL / len(found.statistics)]
+    lines = [
+        f"the choices are not what the posterior predicts: {'; '.join(failed)}"
+        if failed
+        else "the choices are like those that the posterior predicts",
+        "",
+        f"{len(found.probability):,} of {found.num_pairs:,} pairs, oriented at random "
+        f"(seed {seed})",
+    ]
+    if found.num_annotators:
+        lines.append(
+            f"{found.num_annotators:,} annotators, of whom the posterior knows "
+            f"{found.num_known:,}; the others' strengths are drawn from the law"
+        )
+    lines += ["", f"{'statistic':50}{'observed':>9}  {'replicated, 90%':19}{'p':>6}"]
+    for s in found.statistics:
+        interval = f"{s.low:.3f} to {s.high:.3f}"
+        lines.append(f"{s.name:50}{s.observed:9.3f}  {interval:19}{s.p_value:6.3f}")
+    lines += [
+        "",
+        f"reliability of the law's predictions: the isotonic curve leaves its 90% band for "
+        f"{100 * found.calibration.outside:.0f}% of the pairs",
+        f"a check fails below p = {_LEVEL / len(found.statistics):.3g}, "
+        f"{_LEVEL:g} over {len(found.statistics)} statistics",
+    ]
+    if len(found.groups):
+        for column, table in found.groups.groupby("column", sort=False):
+            surprising = int((table["p_value"] < 0.05).sum())
+            lines.append(
+                f"{column}: {surprising} of {len(table)} outside their 95% prediction "
+                f"({0.05 * len(table):.0f} expected)"
+            )
+    return lines

@@ -1,0 +1,104 @@
+"""Tables of a diagnosis: the strength of every annotator and of every group."""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import polygamma
+
+from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.inference import Fit, fit
+from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.diagnosis import Diagnosis
+from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.margins.table import MarginData
+
+__all__ = ["annotator_table", "group_table"]
+
+_MAX_STRENGTHS = 20_000_000
+"""Draws times people held for the table of annotators: 160 MB."""
+
+
+# Tables
+
+
+def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
+    r"""Every annotator's strength, strongest first, or None without repeated choices.
+
+    Columns: `annotator`, `pairs`, `agreement` (share of choices that agree with the sign of the
+    margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative` (mean over the law's mean),
+    `shrinkage`, and `p_not_positive` under the normal law.
+
+    Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
+    the weight of the law beside the annotator's own choices, were both normal: 1 says that the row
+    is what is believed about anybody.
+    """
+    choices = diagnosis.choices
+    if not choices.has_panels:
+        return None
+    table = _strength_table(diagnosis.result, seed)
+    table.insert(0, "annotator", choices.labels)
+    if "normal" in diagnosis.fits:
+        normal = _strengths(diagnosis.fits["normal"], seed)
+        table["p_not_positive"] = (normal <= 0).mean(0)
+    return table.sort_values("mean", ascending=False, ignore_index=True)
+
+
+def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.DataFrame | None:
+    """Every group's strength, a group being treated as one person; None without groups.
+
+    Columns: `column`, `group`, `annotators`, then those of the table of annotators.
+    """
+    tables = []
+    for column, label in data.groups.items():
+        people = None if data.annotator is None else pd.Series(data.annotator).groupby(label)
+        counts = None if people is None else people.nunique()
+        names, first = np.unique(label, return_counts=True)
+        if len(names) == 1 or first.max() == 1:
+            raise DataError(
+                f"{data.source}: column '{column}' has {len(names):,} different values in "
+                f"{len(label):,} rows; groups must be several and repeat"
+            )
+        result = diagnosis.result
+        grouped = fit(data.margin, label, result.family, beta=result.beta, seed=seed)
+        table = _strength_table(grouped, seed)
+        table.insert(0, "column", column)
+        table.insert(1, "group", grouped.choices.labels)
+        if counts is not None:
+            table.insert(2, "annotators", counts.loc[list(grouped.choices.labels)].to_numpy())
+        tables.append(table.sort_values("mean", ascending=False))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
+    choices = result.choices
+    assert choices.annotator is not None
+    draws = _strengths(result, seed)
+    agrees = agreement(choices.margin)
+    count = np.bincount(choices.annotator)
+    law_mean, law_cv = result.posterior["mean"], result.posterior["cv"]
+    is_gamma = result.family == "gamma"
+    variance = (polygamma(1, law_cv**-2.0) if is_gamma else np.log1p(law_cv**2)).mean()
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    return pd.DataFrame(
+        {
+            "pairs": count,
+            "agreement": np.bincount(choices.annotator, agrees) / count,
+            "mean": draws.mean(0),
+            "sd": draws.std(0, ddof=1),
+            "q05": low,
+            "q95": high,
+            "relative": draws.mean(0) / law_mean.mean(),
+            "shrinkage": np.clip(np.log(draws).var(0, ddof=1) / variance, 0, 1),
+        }
+    )
+
+
+def _strengths(result: Fit, seed: int) -> np.ndarray:
+    """Draws of every person's strength; fewer where people are many."""
+    size = len(result.posterior["cv"])
+    num_draws = int(np.clip(_MAX_STRENGTHS // result.choices.num_annotators, 50, size))
+    if "strength" in result.posterior:
+        return result.posterior["strength"][:num_draws]
+    mean, cv = (torch.from_numpy(result.posterior[k][:num_draws]) for k in ("mean", "cv"))
+    table = tabulate(result.choices, result.family, result.flip_probability)
+    return table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy()

@@ -1,0 +1,1 @@
+"""Records, health checks and pages of finished runs."""

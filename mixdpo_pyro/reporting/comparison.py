@@ -1,0 +1,242 @@
+"""Finished runs side by side: a table, and a self-contained page with the intervals."""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mixdpo_pyro.errors import ConfigError, OutputError
+from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.reporting.html import encode_png, interval_words, render_page, write_page
+
+__all__ = [
+    "LOADERS",
+    "RunSummary",
+    "load_summaries",
+    "plot_intervals",
+    "show_comparison",
+    "write_comparison",
+]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What is compared of a run.
+
+    Attributes:
+        name: Name of its folder.
+        folder: The folder.
+        family: Law of the strength in training.
+        anchor: Anchoring of the mean.
+        data: Name of the dataset.
+        num_pairs: Held-out pairs.
+        num_annotators: Annotators whose strengths were learned.
+        verdict: heterogeneous, homogeneous or inconclusive.
+        cv: Draws of the coefficient of variation given the held-out pairs.
+        mean: Draws of the mean.
+        accuracy: Share of held-out pairs with a positive margin.
+        log_prob: Mean log-probability of the held-out choices in nats, at the median of the law.
+        held_out: What the held-out pairs are, to tell whether runs can be compared.
+    """
+
+    name: str
+    folder: Path
+    family: str
+    anchor: str
+    data: str
+    num_pairs: int
+    num_annotators: int
+    verdict: str
+    cv: np.ndarray
+    mean: np.ndarray
+    accuracy: float
+    log_prob: float
+    held_out: frozenset[tuple[str, int]] = field(repr=False)
+
+
+def load_summaries(folders: Sequence[str | Path]) -> list[RunSummary]:
+    """Read runs; equal names are told apart by their parent folders.
+
+    Raises:
+        ConfigError: If a folder is given twice.
+        OutputError: If a folder is none of the kinds in :data:`LOADERS`, or damaged.
+    """
+    paths = [Path(folder).expanduser() for folder in folders]
+    resolved = [path.resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise ConfigError(f"{path}: is given twice")
+    names = _short_names(resolved)
+    return [_load(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def show_comparison(runs: Sequence[RunSummary], console: Console) -> None:
+    """Print what was learned, what it was learned from, and what to keep in mind about it."""
+    for names in _TERMINAL_TABLES:
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        table.add_column("run", overflow="fold")
+        for name in names:
+            table.add_column(name, no_wrap=True)
+        for row in _rows(runs):
+            cells = dict(zip(_HEADINGS, row, strict=True))
+            table.add_row(*(Text(cells[name]) for name in ("run", *names)))
+        console.print(table)
+        console.print()
+    for source in dict.fromkeys(run.data for run in runs):
+        console.print(Text(f"data: {source}"))
+    for note in _notes(runs):
+        console.print(Text(note))
+
+
+def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
+    """Write the table and the figure of the intervals as one self-contained page.
+
+    Raises:
+        OutputError: If the folder of `path` does not exist.
+    """
+    path = Path(path).expanduser()
+    if not path.parent.is_dir() or path.is_dir():
+        raise OutputError(f"{path}: expected the name of a file in a folder that exists")
+    page = render_page(
+        "compare.html",
+        headings=_HEADINGS,
+        rows=_rows(runs),
+        notes=_notes(runs),
+        figure=base64.b64encode(encode_png(plot_intervals(runs), dpi=150)).decode(),
+        alt="; ".join(
+            f"{r.name}: cv {interval_words(r.cv)}, mean {interval_words(r.mean)}" for r in runs
+        ),
+    )
+    return write_page(page, path)
+
+
+def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
+    """Median, 50% and 90% interval of cv and mean, a line a run."""
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(runs)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    places = np.arange(len(runs))[::-1]
+    for axis, name in zip(axes, ("cv", "mean"), strict=True):
+        for place, run in zip(places, runs, strict=True):
+            low, quarter, middle, upper, high = np.quantile(
+                getattr(run, name), [0.05, 0.25, 0.5, 0.75, 0.95]
+            )
+            axis.plot([low, high], [place, place], color="#2456a6", linewidth=1.5)
+            axis.plot([quarter, upper], [place, place], color="#2456a6", linewidth=4)
+            axis.plot(middle, place, "o", color="#2456a6", markersize=6)
+        axis.set_title({"cv": "cv of the strength", "mean": "mean strength"}[name])
+        axis.set_ylim(-0.6, len(runs) - 0.4)
+        axis.grid(axis="x", color="#dddddd")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_xlim(left=0)
+    axes[0].set_yticks(places, [_cut(run.name) for run in runs])
+    axes[1].tick_params(axis="y", length=0)
+    return figure
+
+
+def _load_finished_run(folder: Path, name: str) -> RunSummary:
+    """A run of `mixdpo train` or `mixdpo demo`."""
+    from mixdpo_pyro.reporting.run_record import FinishedRun
+
+    run = FinishedRun.load(folder)
+    facts = run.facts
+    source = str(facts["data"]["source"])
+    return RunSummary(
+        name=name,
+        folder=folder,
+        family=facts["family"],
+        anchor=facts["anchor"],
+        data=source,
+        num_pairs=len(run.margins),
+        num_annotators=len(run.annotators),
+        verdict=facts["verdict"]["value"],
+        cv=run.posterior["cv"],
+        mean=run.posterior["mean"],
+        accuracy=run.accuracy,
+        log_prob=_mean_log_prob(run.margins["margin"], run.posterior, facts["diagnosed_family"]),
+        held_out=frozenset((source, int(row)) for row in run.margins["source_row"]),
+    )
+
+
+LOADERS: dict[str, Callable[[Path, str], RunSummary]] = {"run.json": _load_finished_run}
+"""The file that makes a folder one of a kind -> the function that reads it."""
+
+
+def _load(folder: Path, name: str) -> RunSummary:
+    for marker, load in LOADERS.items():
+        if (folder / marker).is_file():
+            try:
+                return load(folder, name)
+            except KeyError as error:
+                raise OutputError(f"{folder}: the key {error} is missing in its files") from error
+    raise OutputError(f"{folder}: holds no {' or '.join(LOADERS)}; is it a finished run?")
+
+
+def _mean_log_prob(margin: Any, posterior: dict[str, np.ndarray], family: Any) -> float:
+    """Every choice taken by itself, as for a new annotator."""
+    log_prob = mixed_logit_log_prob(
+        torch.as_tensor(np.array(margin, dtype=np.float64)),
+        torch.tensor(np.median(posterior["mean"]), dtype=torch.float64),
+        torch.tensor(np.median(posterior["cv"]), dtype=torch.float64),
+        family=family,
+    )
+    return float(log_prob.mean())
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    for count in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+_HEADINGS = (
+    "run", "verdict", "cv", "mean strength", "accuracy", "log-probability", "family", "anchor",
+    "held out", "annotators", "data",
+)  # fmt: skip
+
+_TERMINAL_TABLES = (
+    ("verdict", "cv", "mean strength"),
+    ("family", "anchor", "held out", "annotators", "accuracy", "log-probability"),
+)  # of eighty characters
+
+
+def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
+    return [
+        [
+            run.name, run.verdict, interval_words(run.cv), interval_words(run.mean),
+            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.anchor,
+            f"{run.num_pairs:,}", f"{run.num_annotators:,}" if run.num_annotators else "-",
+            Path(run.data).name,
+        ]
+        for run in runs
+    ]  # fmt: skip
+
+
+def _notes(runs: Sequence[RunSummary]) -> list[str]:
+    """How to read the table."""
+    notes = [
+        "cv and mean: median and 90% interval given the held-out pairs. Log-probability: nats per "
+        "held-out choice, more is better; each choice taken by itself.",
+        "The mean depends on the size of a policy's margins, so means of different policies say "
+        "little. Intervals take the margins as given.",
+    ]
+    if len({run.held_out for run in runs}) > 1:
+        notes.append(
+            "The runs held out different pairs: accuracies and log-probabilities are not "
+            "comparable."
+        )
+    return notes
+
+
+def _cut(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else f"...{name[3 - length :]}"

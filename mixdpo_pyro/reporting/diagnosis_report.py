@@ -1,0 +1,114 @@
+"""The page of a diagnosis: one self-contained HTML file, the verdict first."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mixdpo_pyro.inference.diagnosis import Diagnosis
+from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
+from mixdpo_pyro.reporting.figures.annotators import plot_annotators
+from mixdpo_pyro.reporting.figures.diagnosis import (
+    plot_agreement,
+    plot_cv_by_law,
+    plot_cv_intervals,
+)
+from mixdpo_pyro.reporting.html import (
+    PageFigure,
+    embed_figures,
+    render_page,
+    write_images,
+    write_page,
+)
+
+__all__ = ["write_diagnosis_report"]
+
+_ROWS = 10
+"""Rows of the table of annotators that are shown from each end."""
+
+
+def write_diagnosis_report(
+    diagnosis: Diagnosis,
+    facts: dict[str, Any],
+    annotators: pd.DataFrame | None,
+    groups: pd.DataFrame | None,
+    folder: Path,
+) -> Path:
+    """Write `report.html` and `figures/*.png` into a diagnosis folder.
+
+    Args:
+        diagnosis: The diagnosis.
+        facts: Content of `diagnosis.json`.
+        annotators: Table of annotators, strongest first, or None.
+        groups: Table of groups, or None.
+        folder: The folder.
+
+    Returns:
+        Path of the page.
+    """
+    figures, images = embed_figures(_figures(diagnosis, annotators))
+    page = render_page(
+        "diagnosis.html",
+        facts=facts,
+        figures=figures,
+        annotators=None if annotators is None else _ends(annotators),
+        groups=None if groups is None else groups.to_dict("records"),
+    )
+    write_images(images, folder)
+    return write_page(page, folder / "report.html")
+
+
+def _ends(table: pd.DataFrame) -> list[dict[str, Any]]:
+    if len(table) > 2 * _ROWS:
+        table = pd.concat([table.head(_ROWS), table.tail(_ROWS)])
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:
+    low, high = diagnosis.verdict.cv_interval
+    intervals = {"main fit": (low, high)} | {
+        check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
+    }
+    laws = {n: r.posterior["cv"] for n, r in diagnosis.fits.items() if n != "fixed"}
+    words = "; ".join(f"{name} {a:.2f} to {b:.2f}" for name, (a, b) in intervals.items())
+    figures = {
+        "cv_intervals": (
+            "Does another explanation change the answer?",
+            f"90% intervals of cv: {words}.",
+            plot_cv_intervals(intervals),
+        ),
+        "agreement": (
+            "How choices agree with the margin",
+            "Share of choices that agree with the sign of the margin, by its size, observed with "
+            "90% intervals, beside the curves of different strengths and of one strength.",
+            plot_agreement(diagnosis.choices.margin, _curves(diagnosis)),
+        ),
+        "cv_by_law": (
+            "From prior to posterior, by law",
+            "Posterior of cv: "
+            + "; ".join(f"{name}, median {np.median(cv):.2f}" for name, cv in laws.items())
+            + ".",
+            plot_cv_by_law(laws),
+        ),
+    }
+    if annotators is not None and "strength" in diagnosis.result.posterior:
+        figures["annotators"] = (
+            "Annotators",
+            f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals; "
+            "of many, forty evenly spread over the order.",
+            plot_annotators(diagnosis.result.posterior["strength"], diagnosis.result.annotators),
+        )
+    return figures
+
+
+def _curves(diagnosis: Diagnosis) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    size = np.linspace(1e-3, float(np.quantile(np.abs(diagnosis.choices.margin), 0.995)), 100)
+    curves = {}
+    for name, result in (
+        ("different strengths", diagnosis.result),
+        ("one strength", diagnosis.fits["fixed"]),
+    ):
+        mean, cv = (result.posterior[k][:200] for k in ("mean", "cv"))
+        curves[name] = (size, np.exp(pair_log_prob(size, mean, cv, result.family)).mean(0))
+    return curves

@@ -1,0 +1,23 @@
+"""The style of all figures."""
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["HELD_OUT", "PRIOR", "RUN_WIDTH", "TRAINING", "TRUTH", "make_figure", "tidy"]
+
+HELD_OUT, TRAINING, TRUTH, PRIOR = "#2456a6", "#c8691c", "#111111", "#8a8a8a"
+
+RUN_WIDTH = 5.2  # inches; text stays legible when the page is as wide as a phone
+
+
+def make_figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    tidy(axes)
+    return figure, axes
+
+
+def tidy(axes: Axes) -> None:
+    """Remove the frame's upper and right side."""
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,1 @@
+"""MixDPO training on top of TRL."""

@@ -1,0 +1,174 @@
+"""The options of :class:`~mixdpo_pyro.trainer.MixDPOTrainer`, on top of `trl.DPOConfig`."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import DPOConfig
+
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.training.baselines import PeerName
+from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
+
+__all__ = ["MixDPOConfig"]
+
+
+@dataclass
+class MixDPOConfig(DPOConfig):
+    r"""Configuration of :class:`MixDPOTrainer`: everything of `trl.DPOConfig`, and the strength.
+
+    Precision follows the device: where no accelerator is found, `bf16` and
+    `gradient_checkpointing` default to off, since both only slow a CPU down.
+
+    Args:
+        family: Law of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
+        estimator: How its expectation is computed: `draws` (Monte Carlo, the paper's estimator
+            for LogNormal), `quadrature`, `series` (Gamma only), or `auto`, the exact one.
+        mean: What is assumed of the mean strength: `prior` (log mean ~ Normal(log beta, 0.5),
+            cv ~ HalfNormal(1)), `fixed` (the mean is `beta`, only cv is learned), or `free`
+            (both learned without a prior, as in the paper).
+        num_draws: Number of Monte Carlo draws a pair, for `estimator="draws"`.
+        strength_learning_rate: Learning rate of the strength's parameters (log scale).
+        strength_initial_cv: Coefficient of variation that training starts from.
+        annotator_column: Column with annotator ids. Pairs of one annotator then stand together in
+            blocks, and the pairs of a block share their strength; without ids every pair has its
+            own. Not for `family="fixed"`, where there is nothing to share.
+        annotator_block_size: Pairs of one annotator that stand together in a batch.
+        strength_warmup_steps: Steps during which the strength stays as it starts and only the
+            policy learns.
+        flip_probability: Probability in [0, 1/2) that a label was flipped, part of the likelihood;
+            for `peer="robust"` and `"conservative"`, their noise.
+        peer: Loss of another paper in place of the likelihood, with `family="fixed"`: `robust`
+            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.peers`.
+        group_column: Column by which evaluation reports macro and worst-group metrics.
+        bootstrap_samples: Resamples behind the intervals of evaluation metrics.
+        strict: Refuse pairs that hold no preference (empty, identical or fully truncated
+            completions) instead of leaving them out.
+        reference_cache_dir: Folder of cached reference log-probabilities, for
+            `precompute_ref_log_probs`; default `~/.cache/mixdpo_pyro/reference`, `none` for no
+            cache.
+    """
+
+    family: Family = field(
+        default="lognormal", metadata={"help": "Law of the preference strength."}
+    )
+    estimator: EstimatorName = field(
+        default="auto",
+        metadata={
+            "help": "Estimator of the expectation over the strength; 'series' is Gamma's, and "
+            "'auto' takes the exact one."
+        },
+    )
+    mean: MeanAnchor = field(
+        default="prior",
+        metadata={
+            "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
+            "free (learned without a prior)."
+        },
+    )
+    num_draws: int = field(
+        default=16, metadata={"help": "Monte Carlo draws a pair, for estimator 'draws'."}
+    )
+    strength_learning_rate: float = field(
+        default=0.05, metadata={"help": "Learning rate of the strength's parameters."}
+    )
+    strength_initial_cv: float = field(
+        default=0.5, metadata={"help": "Coefficient of variation that training starts from."}
+    )
+    annotator_column: str | None = field(
+        default=None, metadata={"help": "Column with annotator ids."}
+    )
+    annotator_block_size: int = field(
+        default=8, metadata={"help": "Pairs of one annotator that stand together in a batch."}
+    )
+    strength_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps during which the strength stays as it starts."}
+    )
+    flip_probability: float = field(
+        default=0.0, metadata={"help": "Probability that a label was flipped, below one half."}
+    )
+    peer: PeerName | None = field(
+        default=None,
+        metadata={
+            "help": "Loss of another paper, with family 'fixed': 'robust' (rDPO), 'conservative' "
+            "(cDPO) or 'beta-dpo'."
+        },
+    )
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Column for macro and worst-group metrics of the evaluation."},
+    )
+    bootstrap_samples: int = field(
+        default=500, metadata={"help": "Resamples behind intervals of evaluation metrics."}
+    )
+    strict: bool = field(
+        default=False,
+        metadata={"help": "Refuse pairs without a preference instead of leaving them out."},
+    )
+    reference_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of cached reference log-probabilities, or 'none'. Default: "
+            "~/.cache/mixdpo_pyro/reference"
+        },
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={
+            "help": "bfloat16 mixed precision. Default: on with an accelerator, off without."
+        },
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Trade compute for memory. Default: on with an accelerator, off without."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        has_accelerator = torch.accelerator.is_available() and not self.use_cpu
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = has_accelerator
+        if self.bf16 is None:
+            self.bf16 = has_accelerator and not self.fp16
+        super().__post_init__()
+        self._check_strength()
+
+    def strength_config(self) -> StrengthConfig:
+        """The part of the configuration that describes the strength."""
+        return StrengthConfig(
+            family=self.family,
+            mean=self.mean,
+            beta=self.beta,
+            estimator=self.estimator,
+            num_draws=self.num_draws,
+            initial_cv=self.strength_initial_cv,
+            flip_probability=self.flip_probability,
+            peer=self.peer,
+        )
+
+    def _check_strength(self) -> None:
+        self.strength_config()
+        if not 0 < self.strength_learning_rate < float("inf"):
+            raise ConfigError(
+                "strength_learning_rate: expected a finite number > 0, "
+                f"got {self.strength_learning_rate}"
+            )
+        at_least = {"annotator_block_size": 1, "strength_warmup_steps": 0, "bootstrap_samples": 2}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        unsupported = {
+            "loss_type": self.loss_type != ["sigmoid"],
+            "loss_weights": self.loss_weights not in (None, [1.0]),
+            "use_weighting": self.use_weighting,
+            "label_smoothing": self.label_smoothing != 0,
+            "f_divergence_type": self.f_divergence_type != "reverse_kl",
+            "ld_alpha": self.ld_alpha is not None,
+        }
+        for name, is_set in unsupported.items():
+            if is_set:
+                raise ConfigError(
+                    f"{name}: MixDPO replaces the sigmoid loss of DPO, so it takes the default "
+                    f"only, got {getattr(self, name)!r}"
+                )

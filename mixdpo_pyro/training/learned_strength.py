@@ -1,0 +1,182 @@
+"""The learned strength as one object: its configuration, its objective, its law, its files."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scipy.special import gammaincinv, ndtri
+from torch import Tensor
+
+from mixdpo_pyro.errors import ConfigError, OutputError
+from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
+from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.models import Draws, PreferenceModel
+from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.training.baselines import PeerName, build_peer
+
+__all__ = [
+    "STRENGTH_FILE",
+    "TENSORS_FILE",
+    "EstimatorName",
+    "Family",
+    "Strength",
+    "StrengthConfig",
+    "law_quantile",
+]
+
+Family = Literal["lognormal", "gamma", "fixed"]
+
+EstimatorName = Literal["auto", "draws", "quadrature", "series"]
+
+STRENGTH_FILE = "strength.json"
+
+TENSORS_FILE = "strength.safetensors"
+
+
+@dataclass(frozen=True)
+class StrengthConfig:
+    """What is assumed of the strength; see :class:`~mixdpo_pyro.trainer.MixDPOConfig`.
+
+    Raises:
+        ConfigError: If a value is outside its domain, or the estimator does not fit the family.
+    """
+
+    family: Family = "lognormal"
+    mean: MeanAnchor = "prior"
+    beta: float = 0.1
+    estimator: EstimatorName = "auto"
+    num_draws: int = 16
+    initial_cv: float = 0.5
+    flip_probability: float = 0.0
+    peer: PeerName | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in {
+            "family": Family,
+            "mean": MeanAnchor,
+            "estimator": EstimatorName,
+            "peer": PeerName,
+        }.items():
+            value, choices = getattr(self, name), get_args(kind)
+            if value not in choices and not (name == "peer" and value is None):
+                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        for name in ("beta", "num_draws", "initial_cv"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
+        if not 0 <= self.flip_probability < 0.5:
+            raise ConfigError(
+                f"flip_probability: expected 0 <= value < 0.5, got {self.flip_probability}"
+            )
+        if self.peer is not None and self.family != "fixed":
+            raise ConfigError(
+                f"peer: '{self.peer}' has a strength that is not random, so it needs family "
+                f"'fixed', got '{self.family}'"
+            )
+        if self.peer == "beta-dpo" and self.flip_probability > 0:
+            raise ConfigError("flip_probability: 'beta-dpo' has no label noise; set it to 0")
+        if self.estimator == "series" and self.family == "lognormal":
+            raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
+
+    def build(self) -> StrengthObjective:
+        """Preference model, guide and their objective."""
+        if self.peer is not None:
+            return build_peer(self.peer, self.beta, self.flip_probability)
+        estimator: str | Draws = self.estimator
+        if self.family == "fixed":
+            estimator = "auto"  # nothing is left to estimate
+        elif self.estimator == "draws":
+            estimator = Draws(num_draws=self.num_draws)
+        model = PreferenceModel(
+            self.family,
+            mean=self.mean,
+            beta=self.beta,
+            estimator=estimator,
+            flip_probability=self.flip_probability,
+        )
+        return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
+
+
+class Strength:
+    """The strength of preference as it is learned, saved and loaded.
+
+    Attributes:
+        config: What is assumed of it.
+        objective: The loss that learns it, a `torch.nn.Module`.
+    """
+
+    def __init__(self, config: StrengthConfig) -> None:
+        self.config = config
+        self.objective = config.build()
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load the strength that was saved beside a policy or in a checkpoint.
+
+        Raises:
+            OutputError: If a file is missing or damaged.
+        """
+        strength = cls(_read_config(Path(folder) / STRENGTH_FILE))
+        strength.load(folder)
+        return strength
+
+    def load(self, folder: str | Path) -> None:
+        """Load the learned parameters from `folder` into this strength.
+
+        Raises:
+            OutputError: If the file is missing, damaged, or of another configuration.
+        """
+        saved = _read_config(Path(folder) / STRENGTH_FILE)
+        if saved != self.config:
+            raise OutputError(f"{folder}: holds {saved}, expected {self.config}")
+        path = Path(folder) / TENSORS_FILE
+        try:
+            self.objective.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write `strength.safetensors` and `strength.json` into `folder`."""
+        tensors = {
+            k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()
+        }
+        with written_whole(Path(folder) / TENSORS_FILE) as temporary:
+            save_file(tensors, temporary)
+        write_json(
+            {"config": asdict(self.config), "learned": self.summary()},
+            Path(folder) / STRENGTH_FILE,
+        )
+
+    def summary(self) -> dict[str, float]:
+        """Mean, cv and the 5% and 95% quantiles of beta, at the guide's median."""
+        location = {name: value.item() for name, value in self.objective.location().items()}
+        quantiles = {
+            name: law_quantile(probability, family=self.config.family, **location)
+            for name, probability in {"q05": 0.05, "q95": 0.95}.items()
+        }
+        return {**location, **quantiles}
+
+    def draw(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+        """Draws of `mean` and `cv` from the guide, shape `(num_samples,)` each."""
+        return self.objective.draw(num_samples, seed)
+
+
+def _read_config(path: Path) -> StrengthConfig:
+    try:
+        return StrengthConfig(**json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
+
+
+def law_quantile(probability: float, mean: float, cv: float, family: str) -> float:
+    r"""Quantile of the strength :math:`\beta` under the law with this mean and cv."""
+    if family == "fixed" or cv == 0:
+        return mean
+    if family == "gamma":
+        return mean * cv**2 * float(gammaincinv(cv**-2, probability))
+    sigma = math.sqrt(math.log1p(cv**2))
+    return mean * math.exp(sigma * float(ndtri(probability)) - sigma**2 / 2)

@@ -1,0 +1,61 @@
+"""The part of a model card that is about the strength of preference."""
+
+from pathlib import Path
+
+from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.training.learned_strength import Strength
+
+__all__ = ["PAPER", "append_strength"]
+
+PAPER = {
+    "title": "MixDPO",
+    "id": "2601.06180",
+    "citation": """\
+@misc{imai2026mixdpo,
+    title  = {{MixDPO}},
+    author = {Imai and others},
+    year   = 2026,
+    eprint = {2601.06180},
+}""",
+}
+"""The method's paper, in the form that TRL's model cards take."""
+
+_HEADING = "## Preference strength"
+
+
+def append_strength(card: Path, strength: Strength) -> None:
+    """Add the learned strength to a model card, in place of an earlier one.
+
+    Args:
+        card: The card, an existing Markdown file.
+        strength: What was learned.
+    """
+    text = card.read_text(encoding="utf-8").partition(_HEADING)[0].rstrip()
+    with written_whole(card) as temporary:
+        temporary.write_text(f"{text}\n\n{_section(strength)}", encoding="utf-8")
+
+
+def _section(strength: Strength) -> str:
+    config, summary = strength.config, strength.summary()
+    if config.family == "fixed":
+        return (
+            f"{_HEADING}\n\nFixed: `beta = {config.beta:g}`"
+            + (f", loss `{config.peer}`" if config.peer else " (plain DPO)")
+            + ".\n"
+        )
+    draws = strength.draw(2000)["cv"]
+    low, high = (draws.quantile(q).item() for q in (0.05, 0.95))
+    cv = f"{summary['cv']:.3g} [{low:.3g}, {high:.3g}]"
+    spread = f"{summary['q05']:.3g} to {summary['q95']:.3g}"
+    return f"""\
+{_HEADING}
+
+| family | anchor of the mean | mean | cv | 90% of strengths |
+| --- | --- | --- | --- | --- |
+| {config.family} | {config.mean} | {summary["mean"]:.3g} | {cv} | {spread} |
+
+The coefficient of variation `cv` says how much strengths differ; its interval (90%, of the \
+guide) is conditional on the policy. Errors of a policy's margins look like differences in \
+strength, so judge heterogeneity on held-out pairs. Load it with \
+`mixdpo_pyro.Strength.from_pretrained(folder)`.
+"""

@@ -1,0 +1,89 @@
+"""Annotators in training: numbers for ids, and batches that keep a person's pairs together."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import Sampler
+
+from mixdpo_pyro.errors import DataError
+
+__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_values"]
+
+ANNOTATOR_INDEX = "mixdpo_annotator_index"
+"""Column with the number of the annotator, counted from 0 in the order of sorted ids."""
+
+GROUP_INDEX = "mixdpo_group_index"
+"""Column with the number of the evaluation group, likewise."""
+
+
+def number_values(
+    dataset: Dataset, column: str, index_column: str, option: str
+) -> tuple[Dataset, list[str]]:
+    """Add a column with the number of each row's value in `column`.
+
+    Args:
+        dataset: The dataset.
+        column: Column with ids or labels.
+        index_column: Name of the new column.
+        option: The option that named `column`, for messages.
+
+    Returns:
+        The dataset, and the values as text in the order of their numbers.
+
+    Raises:
+        DataError: If the dataset is streamed, has no such column, or a value is missing.
+    """
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{option}: needs a dataset, not a stream")
+    if column not in dataset.column_names:
+        raise DataError(
+            f"{option}: column '{column}' is missing; the data have "
+            f"{', '.join(dataset.column_names)}"
+        )
+    values = dataset[column][:]
+    if None in values:
+        raise DataError(f"{option}: row {values.index(None)} has no value in column '{column}'")
+    labels, index = np.unique(np.asarray(values, dtype=str), return_inverse=True)
+    return dataset.add_column(index_column, index), labels.tolist()
+
+
+class AnnotatorBlockSampler(Sampler[int]):
+    """Random order in which pairs of one annotator stand together in blocks.
+
+    Every epoch cuts each annotator's pairs anew into blocks and shuffles the blocks. Pairs of one
+    block share a strength in the loss, which makes it a composite likelihood (Varin, Reid and
+    Firth, Statistica Sinica 21, 2011): exact where a block holds all pairs of its annotator, and
+    unbiased in its gradient's zero where it does not.
+
+    Args:
+        annotator: Number of each pair's annotator.
+        block_size: Largest number of pairs in a block, at least 1.
+        seed: Seed; with the number of the epoch it decides the order.
+    """
+
+    def __init__(self, annotator: np.ndarray, block_size: int, seed: int) -> None:
+        self._annotator = annotator
+        self._block_size = block_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give the order of another epoch; the Trainer calls it, on resuming too."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._annotator)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self._seed, self._epoch))
+        order = rng.permutation(len(self._annotator))
+        order = order[np.argsort(self._annotator[order], kind="stable")]
+        ends = np.flatnonzero(np.diff(self._annotator[order])) + 1
+        blocks = [
+            person[start : start + self._block_size]
+            for person in np.split(order, ends)
+            for start in range(0, len(person), self._block_size)
+        ]
+        for k in rng.permutation(len(blocks)):
+            yield from blocks[k].tolist()

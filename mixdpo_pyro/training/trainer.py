@@ -1,0 +1,488 @@
+"""MixDPO as a subclass of `trl.DPOTrainer`: the policy and the strength of preference, jointly.
+
+TRL prepares the data, runs the policy and the reference, and logs; this class replaces the loss by
+the Pyro objective of :mod:`mixdpo_pyro.inference` on the margins that TRL computed
+(Imai et al. 2026, arXiv 2601.06180).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from trl import DPOTrainer
+
+from mixdpo_pyro.data.validation import ROW_COLUMN
+from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
+from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
+from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.training.filtering import drop_unusable
+from mixdpo_pyro.training.group_metrics import evaluate_groups
+from mixdpo_pyro.training.learned_strength import Strength
+from mixdpo_pyro.training.mean_drift import why_mean_drifts
+from mixdpo_pyro.training.model_card import PAPER, append_strength
+from mixdpo_pyro.training.reference_cache import (
+    Fingerprint,
+    ReferenceCache,
+    default_cache_folder,
+    hash_parameters,
+    hash_tokens,
+)
+from mixdpo_pyro.training.sampler import (
+    ANNOTATOR_INDEX,
+    GROUP_INDEX,
+    AnnotatorBlockSampler,
+    number_values,
+)
+
+__all__ = ["MixDPOTrainer"]
+
+logger = logging.getLogger(__name__)
+
+_SEED_STRIDE = 1_000_003  # far from the small seeds that people use
+
+_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX)
+
+
+class MixDPOTrainer(DPOTrainer):
+    """`trl.DPOTrainer` whose strength of preference is a random variable.
+
+    It takes the arguments of `trl.DPOTrainer`; `args` is a :class:`MixDPOConfig`. Metrics keep
+    TRL's names; `rewards/*` use the current mean strength, and `strength/mean`, `strength/cv`,
+    `strength/q05`, `strength/q95` describe the learned law (mean, coefficient of variation and
+    quantiles of beta at the guide's median). Checkpoints hold the strength beside the policy.
+
+    Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
+    `group_column` over groups (`eval_macro/*`, `eval_worst_group/*`), with 90% bootstrap
+    intervals. With `precompute_ref_log_probs` the reference's log-probabilities are kept on disk.
+
+    Attributes:
+        strength: The :class:`~mixdpo_pyro.strength.Strength` that is learned.
+        dropped: Name of the dataset -> reason -> number of pairs left out.
+        group_table: Group -> pairs, accuracy and mean margin of the last evaluation.
+    """
+
+    data_collator: Any
+    train_dataset: Any
+    eval_dataset: Any
+    _tag_names = ["trl", "dpo", "mixdpo"]  # noqa: RUF012 - the name and form are TRL's
+    _name = "MixDPO"
+    _paper = PAPER
+
+    def __init__(
+        self, model: Any, ref_model: Any = None, args: MixDPOConfig | None = None, **kwargs: Any
+    ) -> None:
+        if not isinstance(args, MixDPOConfig):
+            raise ConfigError(f"args: expected a MixDPOConfig, got {type(args).__name__}")
+        _refuse_merged_adapter(model)
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.group_table: dict[str, dict[str, float]] = {}
+        self._evaluated: list[list[Tensor]] = []
+        self._reference_hash: str | None = None
+        self._has_warned_of_drift = False
+        super().__init__(model, ref_model, args, **kwargs)
+        _refuse_merged_adapter(self.model)
+        if self.aux_loss_enabled:
+            raise ConfigError(
+                "model: the load-balancing loss of a mixture of experts is not supported; "
+                "set router_aux_loss_coef to 0"
+            )
+        self._shares_strengths = False
+        if args.annotator_column is not None and args.family != "fixed":
+            self._shares_strengths = True
+            self.train_dataset, _ = number_values(
+                self.train_dataset, args.annotator_column, ANNOTATOR_INDEX, "annotator_column"
+            )
+        self._groups: list[str] = []
+        if args.group_column is not None and self.eval_dataset is not None:
+            if not isinstance(self.eval_dataset, Dataset):
+                raise ConfigError("group_column: expected one evaluation dataset, got several")
+            self.eval_dataset, self._groups = number_values(
+                self.eval_dataset, args.group_column, GROUP_INDEX, "group_column"
+            )
+        self.data_collator = _KeepColumns(self.data_collator)
+        self.strength = Strength(args.strength_config())
+        self.strength.objective.to(self.accelerator.device)
+        self.add_callback(_StrengthGradients(self))
+
+    # The data
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        """Tokenize as TRL does, then leave out pairs that hold no preference."""
+        prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if not isinstance(prepared, Dataset) or "chosen_ids" not in prepared.column_names:
+            return prepared
+        kept, dropped = drop_unusable(
+            prepared, dataset_name, args.max_length, args.truncation_mode, args.strict
+        )
+        if too_long := len(dataset) - len(prepared):
+            reason = "a prompt longer than max_length"
+            if args.strict:
+                raise DataError(f"{dataset_name} dataset: {too_long} pairs with {reason} (strict)")
+            dropped[reason] = too_long
+        self.dropped[dataset_name] = dropped
+        return kept
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Reference log-probabilities from the cache, or computed and put there."""
+        folder = self.args.reference_cache_dir
+        if folder == "none" or self.is_deepspeed_enabled:
+            return super()._precompute_ref_logps(dataset, name, batch_size)
+        cache = ReferenceCache(Path(folder) if folder else default_cache_folder())
+        fingerprint = self._fingerprint(dataset, name)
+        box = [cache.load(fingerprint, len(dataset)) if self.is_world_process_zero() else None]
+        found = broadcast_object_list(box)[0]
+        if found is None:
+            found = self._reference_logps(dataset, name, batch_size)
+            if self.is_world_process_zero():
+                cache.save(fingerprint, found)
+        for column, values in found.items():
+            dataset = dataset.add_column(column, values)
+        return dataset
+
+    def _fingerprint(self, dataset: Dataset, name: str) -> Fingerprint:
+        if self._reference_hash is None:
+            self._reference_hash = hash_parameters(self.ref_model or self.model)
+        args = self.args
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
+        return Fingerprint(
+            part=name,
+            model=self._reference_hash,
+            tokens=hash_tokens(dataset),
+            lengths=f"{args.max_length} {args.truncation_mode}",
+            precision=f"{(self.ref_model or self.model).dtype}, autocast {precision}",
+        )
+
+    def _reference_logps(
+        self, dataset: Dataset, name: str, batch_size: int
+    ) -> dict[str, np.ndarray]:
+        """One pass of the reference in evaluation mode; sums of log-softmax in float32."""
+        loader = self.accelerator.prepare(
+            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        )
+        model = self.ref_model or self.model
+        was_training = model.training
+        model.eval()
+        parts = []
+        for batch in tqdm(
+            loader,
+            desc=f"Reference log-probabilities, {name}",
+            disable=not self.is_world_process_zero(),
+        ):
+            logps = self.compute_ref_log_probs(model, batch)
+            parts.append([value.float().cpu() for value in self._gather(*logps)])
+        model.train(was_training)
+        chosen, rejected = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
+        return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+
+    def _gather(self, *values: Tensor) -> Any:
+        """Values of all processes, without the pairs that only fill the last batch."""
+        return self.accelerator.gather_for_metrics(values)
+
+    # The loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
+        rows, annotator, group = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
+        margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
+        is_bad = ~torch.isfinite(margin)
+        if is_bad.any():
+            raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
+        if self.model.training:
+            loss = self._objective(margin, annotator)
+        else:
+            seen = self._gather(margin) if group is None else self._gather(margin, group)
+            self._evaluated.append([value.cpu() for value in seen])
+            location = self.strength.objective.location()
+            loss = -self.strength.objective.model.log_prob(margin, **location).mean()
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
+        return (loss, outputs) if return_outputs else loss
+
+    def margins(self, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
+        """Margins of the current policy on an evaluation dataset, in nats.
+
+        Args:
+            dataset: Prepared dataset; default, the trainer's `eval_dataset`.
+
+        Returns:
+            `margin`, chosen minus rejected, float32, and `source_row` where the dataset
+            has a column of that name; in the order of the dataset.
+        """
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        loader = self.get_eval_dataloader(dataset)
+        self.args.dataloader_drop_last = drop_last
+        was_training = self.model.training
+        self.model.eval()
+        margins, rows = [], []
+        for batch in loader:
+            batch = self._prepare_inputs(batch)
+            row, *_ = (batch.pop(name, None) for name in _KEPT_COLUMNS)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                margin, _ = self._forward(self.model, batch)
+            margins.append(self.accelerator.gather_for_metrics(margin).cpu())
+            if row is not None:
+                rows.append(self.accelerator.gather_for_metrics(row).cpu())
+        self._metrics["eval"].clear()
+        self.model.train(was_training)
+        result = {"margin": torch.cat(margins).numpy()}
+        return {**result, ROW_COLUMN: torch.cat(rows).numpy()} if rows else result
+
+    def _forward(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> tuple[Tensor, Any]:
+        """Run TRL's own loss and take the margin out of it.
+
+        TRL has no hook for the loss. It multiplies `self.beta` with the difference of log-ratios
+        first of all, so a float that remembers the first tensor it multiplies sees the margin.
+        """
+        tap = _MarginTap(self.strength.objective.location()["mean"].item())
+        self.beta = tap
+        outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if tap.margin is None:
+            raise RuntimeError("this version of trl does not compute beta * margin in its loss")
+        return tap.margin.float(), outputs[1] if return_outputs else None
+
+    def _objective(self, margin: Tensor, annotator: Tensor | None) -> Tensor:
+        """Objective per pair, in the units of DPO's loss."""
+        num_pairs = self._num_pairs()
+        if annotator is None:
+            return self.strength.objective(margin, num_total=num_pairs)
+        blocks_per_pair = len(annotator.unique()) / len(annotator)
+        num_blocks = max(round(num_pairs * blocks_per_pair), 1)
+        return blocks_per_pair * self.strength.objective(margin, annotator, num_total=num_blocks)
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Reference log-probabilities of a batch; the model does not see the columns kept."""
+        inputs = {name: value for name, value in inputs.items() if name not in _KEPT_COLUMNS}
+        return super().compute_ref_log_probs(model, inputs)
+
+    def _num_pairs(self) -> int:
+        try:
+            return len(self.train_dataset)
+        except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
+            args = self.args
+            pairs_a_step = args.train_batch_size * args.gradient_accumulation_steps
+            return args.max_steps * pairs_a_step * args.world_size
+
+    def _blame(self, is_bad: Tensor, what: str, rows: Tensor | None) -> str:
+        message = f"step {self.state.global_step + 1}: the {what} is not finite"
+        if rows is None:
+            return f"{message} for {int(is_bad.sum())} pairs of the batch"
+        return f"{message} for rows {rows[is_bad].tolist()} of the data (counted from 0)"
+
+    # Evaluation
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Add accuracies and margins by group, with intervals, to TRL's metrics."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        if not self._evaluated:
+            return output
+        margin, *group = (torch.cat(parts).numpy() for parts in zip(*self._evaluated, strict=True))
+        self._evaluated.clear()
+        result = evaluate_groups(
+            margin,
+            np.asarray(self._groups)[group[0]] if group else None,
+            self.args.bootstrap_samples,
+            self.args.seed,
+        )
+        self.group_table = result.groups
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{k}": value for k, value in result.values.items()})
+        return output
+
+    # Optimisation, logging, checkpoints
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train; `resume_from_checkpoint=True` goes on from the last whole checkpoint."""
+        if resume_from_checkpoint is True:
+            folder, count = self.args.output_dir, self.args.world_size
+            resume_from_checkpoint = last_whole_checkpoint(folder, count) or True
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Add the strength's parameters as a group with their own rate and no weight decay."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        parameters = [p for p in self.strength.objective.parameters() if id(p) not in known]
+        if parameters and not is_new:
+            raise ConfigError(
+                "optimizers: the strength needs the optimizer that the trainer makes"
+            )
+        if parameters:
+            optimizer.add_param_group(
+                {
+                    "params": parameters,
+                    "lr": self.args.strength_learning_rate,
+                    "weight_decay": 0.0,
+                }
+            )
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log TRL's metrics and the law of the strength."""
+        prefix = "" if self.model.training else "eval_"
+        summary = self.strength.summary()
+        for name, value in summary.items():
+            logs[f"{prefix}strength/{name}"] = value
+        if self.args.mean == "free" and not self._has_warned_of_drift:
+            words = why_mean_drifts(summary["mean"], self.args.beta)
+            if words and self.is_world_process_zero():
+                logger.warning("step %d: %s", self.state.global_step, words)
+                self._has_warned_of_drift = True
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, with the learned strength and how to read it."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            append_strength(Path(self.args.output_dir) / "README.md", self.strength)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [c for c in _KEPT_COLUMNS if c not in self._signature_columns]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        if not self._shares_strengths:
+            return super()._get_train_sampler(train_dataset)
+        return AnnotatorBlockSampler(
+            np.asarray((train_dataset or self.train_dataset)[ANNOTATOR_INDEX]),
+            min(self.args.annotator_block_size, self.args.train_batch_size),
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = output_dir or self.args.output_dir
+        is_checkpoint = Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR)
+        with _names_of_the_model(self.model) if is_checkpoint else nullcontext():
+            super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.strength.save(folder)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.strength.load(self.state.best_model_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.strength.load(checkpoint)
+
+
+def _refuse_merged_adapter(model: Any) -> None:
+    """A model with an adapter inside hides it from TRL, whose reference would lack it."""
+    is_folder = isinstance(model, str) and (Path(model) / "adapter_config.json").is_file()
+    if is_folder or getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigError(
+            "model: holds an adapter that was already trained, which the reference would lose; "
+            "pass peft.PeftModel.from_pretrained(base, adapter, is_trainable=True), whose adapter "
+            "is copied into the reference, or merge it into the base model"
+        )
+
+
+@contextmanager
+def _names_of_the_model(model: Any) -> Iterator[None]:
+    """Let a GPT-NeoX save its tensors under the names that resuming looks for.
+
+    Saved under the names of older files, as is the default, `lm_head` is called `embed_out`, and
+    the Trainer resumes with a random `lm_head` and no more than a warning.
+    """
+    if getattr(model.config, "model_type", "") != "gpt_neox" or hasattr(model, "peft_config"):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
+
+
+class _MarginTap(float):
+    """A beta that keeps the first tensor it multiplies."""
+
+    margin: Tensor | None = None
+
+    def __mul__(self, other: Any) -> Any:
+        if self.margin is None and isinstance(other, Tensor):
+            self.margin = other
+        return float(self) * other
+
+
+@dataclass
+class _KeepColumns:
+    """A collator that hands on numbers of rows and annotators beside what TRL's makes."""
+
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        for name in _KEPT_COLUMNS:
+            if isinstance(examples[0].get(name), int):
+                batch[name] = torch.tensor([example[name] for example in examples])
+        return batch
+
+
+class _StrengthGradients(TrainerCallback):
+    """Average, clip and zero the strength's gradients, as the Trainer does for the policy."""
+
+    def __init__(self, trainer: MixDPOTrainer) -> None:
+        self._trainer = trainer
+        self._objective = trainer.strength.objective
+        self._accelerator = trainer.accelerator
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give each process draws of its own; a checkpoint restores them by itself."""
+        is_replicated = isinstance(self._trainer.model_wrapped, DistributedDataParallel)
+        if self._trainer.is_fsdp_enabled and is_replicated:
+            logger.warning("FSDP was asked for, but the policy is replicated (DDP) on this device")
+        if self._trainer.args.estimator == "draws" and state.global_step == 0:
+            torch.manual_seed(args.seed + _SEED_STRIDE * self._accelerator.process_index)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step < self._trainer.args.strength_warmup_steps:
+            self._objective.zero_grad()  # sets them to None: the optimiser passes over them
+            return
+        parameters = [p for p in self._objective.parameters() if p.grad is not None]
+        if self._accelerator.num_processes > 1:
+            for parameter in parameters:
+                parameter.grad = self._accelerator.reduce(parameter.grad, reduction="mean")
+        if args.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._objective.zero_grad()

@@ -1,0 +1,95 @@
+"""`mixdpo demo`: a world with known truth, a policy from nothing, and what was learned of it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import load_from_disk
+
+from mixdpo_pyro.data.simulation import simulate_preferences
+from mixdpo_pyro.io import staged_folder
+from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.training.tiny_llama import ReferenceConfig, build_reference
+from mixdpo_pyro.workflows.run_config import plan_from_values
+from mixdpo_pyro.workflows.train import execute_run
+
+__all__ = ["DemoConfig", "run_demo"]
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demo's world and its family.
+
+    Args:
+        family: Law of the strengths, in the world and in the model.
+        mean: True mean strength per unit of reward.
+        cv: True coefficient of variation of the strengths.
+        num_annotators: Annotators of the world.
+        pairs_per_annotator: Choices of each annotator.
+        seed: Seed of everything.
+        output_dir: Folder for the results.
+        overwrite: Replace an earlier demo there.
+    """
+
+    family: str = "lognormal"
+    mean: float = 1.0
+    cv: float = 0.8
+    num_annotators: int = 200
+    pairs_per_annotator: int = 40
+    seed: int = 0
+    output_dir: str = "mixdpo-demo"
+    overwrite: bool = False
+
+
+def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
+    """Simulate, build and fit a small policy, train it with MixDPO, write the report.
+
+    Returns:
+        The folder with the results.
+    """
+    output = Path(config.output_dir).expanduser()
+    with staged_folder(output, config.overwrite) as folder:
+        show_stage("Simulating annotators, prompts, responses and choices")
+        world = simulate_preferences(
+            num_annotators=config.num_annotators,
+            pairs_per_annotator=config.pairs_per_annotator,
+            family=config.family,
+            mean=config.mean,
+            cv=config.cv,
+            seed=config.seed,
+        )
+        world.save(folder / "world")
+        show_stage("Fitting a small Llama to the responses (the reference)")
+        build_reference(
+            world.dataset,
+            ReferenceConfig(hidden_size=96, sft_steps=200, seed=config.seed),
+            folder / "reference",
+        )
+        plan = plan_from_values(_training_values(config, folder))
+        given = _training_values(config, output)  # what stays true once the folder has its name
+        execute_run(replace(plan, given=given), folder, command, world.truth)
+        load_from_disk(str(folder / "world" / "dataset")).cleanup_cache_files()
+    return output
+
+
+def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(folder / "reference"),
+        "dataset_name": str(folder / "world" / "dataset"),
+        "output_dir": str(folder),
+        "family": config.family,
+        "beta": 1.0,
+        "test_fraction": 0.2,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 128,
+        "learning_rate": 5e-4,
+        "max_length": 128,
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": 128,
+        "reference_cache_dir": str(folder / "reference" / "log_probs"),
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": "none",
+        "seed": config.seed,
+    }

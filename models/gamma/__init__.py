@@ -1,0 +1,1 @@
+"""The Gamma mixed logit in closed form."""

@@ -1,0 +1,84 @@
+import json
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+from scipy import stats
+
+from mixdpo_pyro.data.simulation import response_reward, simulate_preferences
+from mixdpo_pyro.errors import ConfigError
+
+
+def test_reward_of_the_text_is_the_reward_that_choices_were_drawn_from():
+    world = simulate_preferences(5, 10)
+    for pair in world.dataset:
+        margin = response_reward(pair["chosen"]) - response_reward(pair["rejected"])
+        assert margin == pair["reward_margin"]
+
+
+def test_reward_of_foreign_text_raises():
+    with pytest.raises(ValueError, match="simulated grammar, got 'Hello"):
+        response_reward("Hello there.")
+
+
+def test_equal_seeds_give_equal_worlds_and_other_seeds_do_not():
+    first, again, other = (simulate_preferences(5, 10, seed=s) for s in (3, 3, 4))
+    assert first.dataset.to_dict() == again.dataset.to_dict()
+    assert first.truth == again.truth
+    assert first.dataset.to_dict() != other.dataset.to_dict()
+
+
+@pytest.mark.parametrize("family", ["lognormal", "gamma"])
+def test_strengths_have_the_mean_and_cv_that_were_asked_for(family):
+    """Kolmogorov-Smirnov against the law; fails for one seed in 50,000."""
+    mean, cv = 0.7, 0.6
+    truth = simulate_preferences(20_000, 1, family=family, mean=mean, cv=cv).truth
+    law = (
+        stats.gamma(cv**-2, scale=mean * cv**2)
+        if family == "gamma"
+        else stats.lognorm(np.sqrt(np.log1p(cv**2)), scale=mean / np.sqrt(1 + cv**2))
+    )
+    assert law.mean() == pytest.approx(mean)
+    assert law.std() == pytest.approx(mean * cv)
+    assert stats.kstest(list(truth["strengths"].values()), law.cdf).pvalue > 2e-5
+
+
+def test_choices_follow_the_logit_of_strength_times_reward():
+    """Mean agreement in bins of the probability, cv = 0; binomial, fails once in 50,000."""
+    world = simulate_preferences(1, 20_000, mean=0.5, cv=0.0)
+    margin = np.array(world.dataset["reward_margin"])
+    for size in np.unique(np.abs(margin)):
+        agrees = margin[np.abs(margin) == size] > 0
+        if size > 0 and len(agrees) > 50:
+            expected = 1 / (1 + np.exp(-0.5 * size))
+            assert stats.binomtest(int(agrees.sum()), len(agrees), expected).pvalue > 2e-6
+
+
+def test_no_pair_has_identical_responses():
+    world = simulate_preferences(50, 100)
+    assert all(p["chosen"] != p["rejected"] for p in world.dataset)
+
+
+def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
+    world = simulate_preferences(3, 4, cv=0.0)
+    world.save(tmp_path)
+    assert load_from_disk(tmp_path / "dataset").to_dict() == world.dataset.to_dict()
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert truth == world.truth
+    assert set(truth["strengths"].values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_annotators": 0}, "num_annotators >= 1, got 0"),
+        ({"pairs_per_annotator": 0}, "pairs_per_annotator >= 1, got 0"),
+        ({"family": "normal"}, "got 'normal'"),
+        ({"mean": 0.0}, "mean > 0, got 0.0"),
+        ({"mean": float("nan")}, "mean > 0, got nan"),
+        ({"cv": -0.1}, "cv >= 0, got -0.1"),
+    ],
+)
+def test_values_outside_their_domain_raise(values, message):
+    with pytest.raises(ConfigError, match=message):
+        simulate_preferences(**values)

@@ -1,0 +1,216 @@
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose, summary_lines
+from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.margins.table import read_margins
+
+
+def choices(num_people=40, each=20, cv=0.8, seed=0):
+    """Margins of lognormal people, with a topic and numbers of tokens."""
+    rng = np.random.default_rng(seed)
+    sigma = np.sqrt(np.log1p(cv**2))
+    strength = rng.lognormal(-(sigma**2) / 2, sigma, num_people)
+    person = np.repeat(np.arange(num_people), each)
+    x = rng.normal(0, 3, len(person))
+    margin = np.where(rng.random(len(x)) < expit(strength[person] * x), x, -x)
+    return pd.DataFrame(
+        {
+            "margin": margin,
+            "annotator": [f"p{k}" for k in person],
+            "topic": rng.choice(["cats", "dogs"], len(x)),
+            "chosen_tokens": rng.integers(5, 50, len(x)),
+            "rejected_tokens": rng.integers(5, 50, len(x)),
+        }
+    )
+
+
+def run_cli(capsys, *arguments):
+    status = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err.strip()
+
+
+def test_diagnose_writes_everything(capsys, tmp_path):
+    import xarray as xr
+
+    table = choices()
+    table.to_parquet(tmp_path / "m.parquet")
+    noise = np.random.default_rng(1).normal(0, 1, len(table))
+    table.assign(margin=table["margin"] + noise).to_csv(tmp_path / "second.csv", index=False)
+    out = tmp_path / "out"
+    status, text, error = run_cli(
+        capsys, "diagnose", tmp_path / "m.parquet", "-o", out, "--group", "topic",
+        "--second", tmp_path / "second.csv", "--num_samples", 300,
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    assert text.startswith("heterogeneous: ")
+    facts = json.loads((out / "diagnosis.json").read_text())
+    assert facts["verdict"]["value"] == "heterogeneous"
+    assert facts["data"]["annotators"] == 40 and facts["data"]["pairs"] == 800
+    assert {c["name"] for c in facts["checks"]} >= {"length", "label noise", "the prior"}
+    people = pd.read_csv(out / "annotators.csv")
+    assert len(people) == 40 and people["mean"].is_monotonic_decreasing
+    assert people["pairs"].sum() == 800 and people["shrinkage"].between(0, 1).all()
+    groups = pd.read_csv(out / "groups.csv")
+    assert groups["group"].tolist() in (["cats", "dogs"], ["dogs", "cats"])
+    assert groups["annotators"].tolist() == [40, 40]
+    with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as tree:
+        assert tree["posterior"].sizes["annotator"] == 40
+    page = (out / "report.html").read_text()
+    assert page.index("heterogeneous") < page.index("Other explanations")
+    assert page.count("<img") == page.count('alt="') == 4
+    assert "http" not in page.replace("http-equiv", "")
+    status, _, error = run_cli(capsys, "diagnose", tmp_path / "m.parquet", "-o", out)
+    assert status == 1 and "--overwrite" in error
+
+
+def test_annotators_of_the_table_are_those_of_the_truth(tmp_path):
+    """Strong people stand above weak ones; intervals cover 90%, and 60% at the very least."""
+    from mixdpo_pyro.diagnosis.tables import annotator_table
+
+    rng = np.random.default_rng(0)
+    strength = np.repeat([0.2, 1.8], 30)
+    person, x = np.repeat(np.arange(60), 40), rng.normal(0, 2, 2_400)
+    margin = np.where(rng.random(2_400) < expit(strength[person] * x), x, -x)
+    path = tmp_path / "m.csv"
+    pd.DataFrame({"margin": margin, "annotator": person}).to_csv(path, index=False)
+    diagnosis, _ = diagnose(path, DiagnoseConfig(num_samples=300))
+    table = annotator_table(diagnosis).set_index("annotator")
+    truth = strength[table.index.astype(int)]
+    assert np.corrcoef(truth, table["mean"])[0, 1] > 0.85
+    assert ((table["q05"] <= truth) & (truth <= table["q95"])).mean() > 0.6
+    assert truth[:25].mean() > 1.6 and truth[-25:].mean() < 0.4
+
+
+def test_without_ids_the_summary_says_so(tmp_path):
+    table = choices(num_people=400, each=1)
+    table[["margin"]].to_json(tmp_path / "m.jsonl.gz", orient="records", lines=True)
+    diagnosis, data = diagnose(tmp_path / "m.jsonl.gz", DiagnoseConfig(num_samples=200))
+    text = "\n".join(summary_lines(diagnosis, data))
+    assert text.startswith("inconclusive: ")
+    assert "no annotator ids" in text
+    assert "give annotator ids" in text
+
+
+def test_choices_that_all_agree_are_fine_and_explained(tmp_path):
+    table = choices()
+    table["margin"] = table["margin"].abs() + 0.01
+    table.to_csv(tmp_path / "m.csv", index=False)
+    diagnosis, data = diagnose(tmp_path / "m.csv", DiagnoseConfig(num_samples=200))
+    assert diagnosis.verdict.value == "inconclusive"
+    assert any("no upper bound" in line for line in summary_lines(diagnosis, data))
+
+
+def test_margins_are_computed_from_log_probabilities(tmp_path):
+    table = choices()
+    rng = np.random.default_rng(0)
+    names = ["policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
+             "reference_rejected_logps"]  # fmt: skip
+    for name in names[1:]:
+        table[name] = rng.normal(-50, 5, len(table))
+    table[names[0]] = table["margin"] + table[names[1]] + table[names[2]] - table[names[3]]
+    table.drop(columns="margin").to_parquet(tmp_path / "m.parquet")
+    data = read_margins(tmp_path / "m.parquet")
+    assert data.margin == pytest.approx(table["margin"].to_numpy())
+    chosen = (table[names[0]] - table[names[1]]) / table["chosen_tokens"]
+    rejected = (table[names[2]] - table[names[3]]) / table["rejected_tokens"]
+    assert data.normalised == pytest.approx((chosen - rejected).to_numpy())
+    table.assign(margin=-table["margin"]).to_parquet(tmp_path / "swapped.parquet")
+    with pytest.raises(DataError, match=r"swapped.parquet: row 0 has margin .* rows differ"):
+        read_margins(tmp_path / "swapped.parquet")
+
+
+def broken(change):
+    def write(folder):
+        path = folder / "m.csv"
+        change(choices()).to_csv(path, index=False)
+        return path
+
+    return write
+
+
+def set_cell(table, row, column, value):
+    table = table.astype({column: object})
+    table.loc[row, column] = value
+    return table
+
+
+BROKEN = {
+    "nan": (broken(lambda t: set_cell(t, 17, "margin", np.nan)), r"row 17 has 'nan' in column"),
+    "text": (broken(lambda t: set_cell(t, 3, "margin", "high")), r"row 3 has 'high' in column"),
+    "missing column": (broken(lambda t: t.drop(columns="margin")), "column 'margin' is missing"),
+    "missing id": (
+        broken(lambda t: set_cell(t, 5, "annotator", None)),
+        "row 5 has nothing in col",
+    ),
+    "one annotator": (broken(lambda t: t.assign(annotator="ann")), r"one annotator only \(ann\)"),
+    "zeros": (broken(lambda t: t.assign(margin=0.0)), "all 800 margins are 0"),
+    "no tokens": (
+        broken(lambda t: set_cell(t, 9, "chosen_tokens", 0)),
+        "row 9 has 0 in column 'chosen_tokens'",
+    ),
+    "empty": (broken(lambda t: t.head(0)), "there are no rows"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_bad_margins_are_named_by_row_and_column(capsys, tmp_path, case):
+    write, message = BROKEN[case]
+    path = write(tmp_path)
+    with pytest.raises(DataError, match=message):
+        diagnose(path)
+    status, out, error = run_cli(capsys, "diagnose", path)
+    assert (status, out) == (1, "")
+    assert error.startswith(f"mixdpo: error: {path}: ") and error.count("\n") == 0
+
+
+def cut(path, target):
+    target.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return target
+
+
+def test_a_file_cut_in_half_is_named(tmp_path):
+    table = choices()
+    table.to_parquet(tmp_path / "m.parquet")
+    table.to_json(tmp_path / "m.jsonl", orient="records", lines=True)
+    (tmp_path / "m.jsonl.gz").write_bytes(gzip.compress((tmp_path / "m.jsonl").read_bytes()))
+    for name in ("m.parquet", "m.jsonl", "m.jsonl.gz"):
+        path = cut(tmp_path / name, tmp_path / f"half-{name}")
+        with pytest.raises(DataError, match=f"half-{name}: cannot be read as"):
+            read_margins(path)
+
+
+def test_wrong_files_and_options_are_one_line(capsys, tmp_path):
+    table = choices()
+    path = tmp_path / "m.csv"
+    table.to_csv(path, index=False)
+    (tmp_path / "m.txt").write_text("margin\n1\n")
+    table.head(30).to_csv(tmp_path / "short.csv", index=False)
+    for arguments, message in (
+        ((tmp_path / "none.csv",), "no such file"),
+        ((tmp_path / "m.txt",), "ends in one of .parquet"),
+        ((path, "--annotator", "worker"), "column 'worker' is missing; it has margin"),
+        ((path, "--second", tmp_path / "short.csv"), "has 30 rows, but"),
+        ((path, "--num_samples", 5), "num_samples: expected at least 100"),
+        ((path, "--family", "weibull"), "invalid choice: 'weibull'"),
+    ):
+        status, _, error = run_cli(capsys, "diagnose", *arguments)
+        assert status in (1, 2) and message in error and "\n" not in error
+    with pytest.raises(ConfigError, match="beta: expected a finite value > 0"):
+        DiagnoseConfig(beta=-1.0)
+
+
+def test_a_second_file_of_other_people_is_refused(tmp_path):
+    table = choices()
+    table.to_csv(tmp_path / "m.csv", index=False)
+    table.iloc[::-1].to_csv(tmp_path / "reversed.csv", index=False)
+    config = DiagnoseConfig(second=str(tmp_path / "reversed.csv"))
+    with pytest.raises(DataError, match="row 0 is by another annotator"):
+        diagnose(tmp_path / "m.csv", config)

@@ -1,0 +1,69 @@
+import pytest
+from scipy import stats
+
+from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.diagnosis.power import (
+    PowerConfig,
+    PowerRow,
+    estimate_power,
+    suggestion,
+    summary_lines,
+)
+from mixdpo_pyro.errors import ConfigError
+
+
+def row(counts, annotators=100, each=20):
+    names = ("heterogeneous", "homogeneous", "inconclusive")
+    return PowerRow(annotators, each, dict(zip(names, counts, strict=True)))
+
+
+def test_interval_is_that_of_jeffreys():
+    low, high = row((30, 0, 20)).interval("heterogeneous")
+    assert (low, high) == pytest.approx(stats.beta.ppf([0.025, 0.975], 30.5, 20.5))
+    assert row((30, 0, 20)).interval("homogeneous")[0] == 0
+    assert row((50, 0, 0)).interval("heterogeneous")[1] == 1
+
+
+def test_plenty_of_data_settles_it_and_few_do_not():
+    plenty = estimate_power(PowerConfig(pairs=4_000, annotators=100, cv=1.0, simulations=3))
+    few = estimate_power(PowerConfig(pairs=60, annotators=20, cv=0.3, simulations=3))
+    assert plenty.counts == {"heterogeneous": 3, "homogeneous": 0, "inconclusive": 0}
+    assert few.probability("inconclusive") == 1
+
+
+def test_without_ids_the_suggestion_is_to_collect_ids():
+    config = PowerConfig(pairs=500, annotators=0, cv=0.6, simulations=2)
+    found = estimate_power(config)
+    assert found.counts["heterogeneous"] == 0
+    assert "collect ids" in suggestion([found], config)
+
+
+def test_suggestion_is_the_smallest_design_that_settles_it():
+    config = PowerConfig(cv=0.5)
+    rows = [row((20, 0, 30)), row((30, 0, 20), 200), row((48, 0, 2), each=40)]
+    assert suggestion(rows, config).startswith("Collect 100 annotators with 40 choices each")
+    assert suggestion(rows[:1], config).startswith("This design does not settle it")
+    assert suggestion(rows[2:], config) == "This design settles it: heterogeneous in 96%."
+    assert "[" in summary_lines(rows, config)[3]
+
+
+def test_power_command_prints_probabilities(capsys):
+    arguments = "power --pairs 200 --annotators 20 --sd 1 --cv 0.5 --simulations 2".split()
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "true cv 0.5" in out and "inconclusive" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotators": 1}, "annotators: expected 0 or at least 2, got 1"),
+        ({"pairs": 100}, "pairs: expected at least 200, got 100"),
+        ({"sd": 0.0}, "sd: expected a finite value > 0, got 0"),
+        ({"cv": -0.1}, "cv: expected 0 <= cv <= 3, got -0.1"),
+        ({"simulations": 1}, "simulations: expected at least 2, got 1"),
+    ],
+)
+def test_impossible_designs_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PowerConfig(**changes)

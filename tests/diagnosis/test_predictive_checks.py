@@ -1,0 +1,149 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.diagnosis.predictive_checks import (
+    SPREAD,
+    CheckConfig,
+    calibrate_predictions,
+    check,
+    read_posterior,
+)
+from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.inference import fit, save_arviz, to_arviz
+from mixdpo_pyro.inference.choices import orient_at_random
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Margins of 50 people, 20 choices each, and their posterior, as files."""
+    folder = tmp_path_factory.mktemp("check")
+    rng = np.random.default_rng(2)
+    strength = rng.lognormal(-0.2, 0.6, 50)
+    person, x = np.repeat(np.arange(50), 20), rng.normal(0, 3, 1_000)
+    margin = np.where(rng.random(1_000) < expit(strength[person] * x), x, -x)
+    table = pd.DataFrame({"margin": margin, "annotator": person, "topic": person % 3})
+    table.to_parquet(folder / "m.parquet")
+    result = fit(margin, person, "lognormal", beta=1.0, num_samples=400)
+    save_arviz(to_arviz(result), folder / "posterior.nc")
+    equal = np.where(rng.random(1_000) < expit(x), x, -x)
+    save_arviz(to_arviz(fit(equal, person, beta=1.0)), folder / "equal.nc")
+    return folder
+
+
+def statistics(found):
+    return {s.name: s for s in found.statistics}
+
+
+def test_choices_of_the_posterior_pass(world):
+    found = check(world / "m.parquet", world / "posterior.nc", CheckConfig(group=("topic",)))
+    assert all(s.p_value > 0.01 for s in found.statistics)
+    assert found.calibration.outside < 0.5
+    assert found.num_known == found.num_annotators == 50
+    assert len(found.groups) == 53
+
+
+def test_the_posterior_of_equal_people_fails_on_their_spread(world):
+    """Different people, asked about with a law fitted to equal ones."""
+    found = check(world / "m.parquet", world / "equal.nc", CheckConfig())
+    spread = statistics(found)[SPREAD]
+    assert spread.observed > spread.high and spread.p_value < 0.01
+
+
+def test_predictive_p_values_are_uniform_where_the_law_is_right(
+    tmp_path, world, failure_rate=2e-5
+):
+    """P-values below 0.2 in replications of the posterior itself are binomial."""
+    from scipy import stats
+
+    posterior = read_posterior(world / "posterior.nc")
+    small = []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        k = rng.integers(len(posterior.mean))
+        sigma = np.sqrt(np.log1p(posterior.cv[k] ** 2))
+        strength = posterior.mean[k] * rng.lognormal(-(sigma**2) / 2, sigma, 150)
+        x = rng.normal(0, 3, 150)
+        margin = np.where(rng.random(150) < expit(strength * x), x, -x)
+        pd.DataFrame({"margin": margin}).to_parquet(tmp_path / "new.parquet")
+        config = CheckConfig(num_replications=100, seed=seed)
+        found = check(tmp_path / "new.parquet", world / "posterior.nc", config)
+        small.append(statistics(found)["agreement with the margin"].p_value < 0.2)
+    assert sum(small) <= stats.binom.isf(failure_rate, 15, 0.2)
+
+
+def test_an_unoriented_check_is_vacuous_and_an_oriented_one_is_not():
+    """Were the chosen always first, the isotonic fit is 1 whatever was predicted."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 3, 2_000)
+    margin = np.where(rng.random(2_000) < expit(x), x, -x)
+    always = np.ones(2_000, dtype=bool)
+    for strength in (0.1, 1.0, 10.0):
+        probability = expit(strength * margin)
+        curve = calibrate_predictions(probability, always, always[None])
+        assert np.all(curve.calibrated == 1)
+    oriented, is_first = orient_at_random(margin, rng)
+    outside = {}
+    for strength in (0.1, 1.0, 10.0):
+        probability = expit(strength * oriented)
+        replicated = rng.random((200, 2_000)) < probability
+        outside[strength] = calibrate_predictions(probability, is_first, replicated).outside
+    assert outside[1.0] < 0.3
+    assert min(outside[0.1], outside[10.0]) > 0.6
+
+
+def test_isotonic_calibration_pools_adjacent_violators():
+    probability = np.array([0.1, 0.2, 0.3, 0.4])
+    is_first = np.array([False, True, False, True])
+    curve = calibrate_predictions(probability, is_first, is_first[None])
+    assert curve.calibrated.tolist() == [0, 0.5, 0.5, 1]
+
+
+def test_check_command_writes_figures_and_prints_a_table(capsys, world, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["check", world / "m.parquet", world / "posterior.nc", "-o", out]
+    assert main([str(a) for a in arguments]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("the choices are like those")
+    assert "oriented at random (seed 0)" in text
+    facts = json.loads((out / "check.json").read_text())
+    assert facts["orientation"] == "random" and len(facts["statistics"]) == 5
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert {"reliability.png", "separation.png", "statistic_5.png"} <= names
+    assert len(pd.read_csv(out / "groups.csv")) == 50
+
+
+def test_other_people_get_strengths_of_the_law(world, tmp_path):
+    table = pd.read_parquet(world / "m.parquet")
+    table["annotator"] = "new-" + table["annotator"].astype(str)
+    table.to_csv(tmp_path / "new.csv", index=False)
+    found = check(tmp_path / "new.csv", world / "posterior.nc")
+    assert found.num_known == 0 and found.num_annotators == 50
+    assert all(s.p_value > 0.01 for s in found.statistics)
+
+
+def test_a_bad_posterior_is_named(capsys, world, tmp_path):
+    import xarray as xr
+
+    whole = (world / "posterior.nc").read_bytes()
+    half, text = tmp_path / "half.nc", tmp_path / "text.nc"
+    half.write_bytes(whole[: len(whole) // 2])
+    text.write_text("not a file of this kind")
+    other = tmp_path / "other.nc"
+    xr.DataTree.from_dict({"posterior": xr.Dataset({"mu": (("chain", "draw"), np.ones((1, 3)))})}
+                          ).to_netcdf(other, engine="h5netcdf")  # fmt: skip
+    for path, message in (
+        (half, "cannot be read as NetCDF"),
+        (text, "cannot be read as NetCDF"),
+        (other, "holds no posterior of the strength"),
+        (tmp_path / "none.nc", "no such file"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_posterior(path)
+        assert main(["check", str(world / "m.parquet"), str(path)]) == 1
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f"mixdpo: error: {path}: ") and "\n" not in error

@@ -1,0 +1,186 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.integrate import quad
+from scipy.special import expit, log_expit, logsumexp
+
+from mixdpo_pyro.inference.choices import read_choices
+from mixdpo_pyro.inference.likelihood.pairs import compress, pair_log_prob
+from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.models import mixed_logit_log_prob, strength_distribution
+
+POINTS = [(0.1, 0.6), (0.02, 2.0), (0.5, 0.01), (0.1, 0.2), (0.1, 0.0)]
+
+
+def _exact(margin, mean, cv, family, annotator=None, flip_probability=0.0):
+    return mixed_logit_log_prob(
+        torch.from_numpy(margin),
+        mean,
+        cv,
+        family if cv else "fixed",
+        annotator=None if annotator is None else torch.from_numpy(annotator),
+        flip_probability=flip_probability,
+    ).numpy()
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_compressed_margins_give_the_sum_over_pairs_within_their_bound(
+    simulate, family, flip_probability
+):
+    margin = simulate(20_000, 1, 0.6)[0]
+    margin[:3] = [1e4, -300.0, 0.0]  # outliers
+    compressed = compress(margin, family, flip_probability)
+    for mean, cv in [*POINTS, (0.1, 3.0)]:
+        exact = _exact(margin, mean, cv, family, flip_probability=flip_probability).sum()
+        value = compressed(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64)
+        ).item()
+        bound = compressed.error_bound(mean, cv)
+        assert abs(value - exact) <= bound + 1e-13 * abs(exact)
+        assert bound < 1e-5, (mean, cv)
+
+
+def test_compression_costs_the_same_for_any_number_of_pairs(simulate):
+    few, many = (compress(simulate(n, 1, 0.6)[0], "gamma") for n in (2_000, 200_000))
+    assert len(many.weight) < 2 * len(few.weight) < 1000
+    assert many.weight.sum() == pytest.approx(200_000, rel=1e-12)
+    assert many.count.sum() == 200_000
+
+
+@pytest.mark.parametrize("family", ["gamma", "lognormal"])
+def test_many_pairs_are_interpolated_one_by_one(simulate, family):
+    """Within the error of degree 7, h^8 max |f^(8)| / 8! times the product of distances to nodes.
+
+    In t = log |beta margin| the eighth derivative of log sigma is at most 292, at a margin of
+    1.1 / beta (by mpmath), the product at most (0.5 * 1.5 * 2.5 * 3.5)^2 = 43.1, and h = 0.07:
+    1.8e-10 nats for a single strength; a law of strengths smooths.
+    """
+    margin = simulate(3_000, 1, 0.6)[0]
+    mean, cv = (np.array(x) for x in zip(*POINTS[:3], strict=True))
+    value = pair_log_prob(margin, mean, cv, family)
+    for k in range(len(mean)):
+        np.testing.assert_allclose(
+            value[k], _exact(margin, mean[k], cv[k], family), rtol=1e-10, atol=2e-10
+        )
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_table_gives_every_annotators_likelihood(simulate, family, flip_probability):
+    margin, annotator, _ = simulate(30, 40, 0.6)
+    extra = simulate(1, 700, 0.6, seed=1)[0]  # a ragged panel: one person with 740 choices
+    margin, annotator = np.append(margin, extra), np.append(annotator, np.zeros(700, int))
+    table = tabulate(read_choices(margin, annotator), family, flip_probability)
+    for mean, cv in [
+        *[(0.1, cv) for cv in (0.0, 1e-4, 0.01, 0.05, 0.13, 0.2, 0.6, 3.0)],
+        (0.02, 2.0),
+        (0.3, 0.3),
+    ]:
+        value = table.per_annotator(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64)
+        )
+        exact = _exact(margin, mean, cv, family, annotator, flip_probability)
+        np.testing.assert_allclose(value, exact, rtol=1e-9, atol=1e-8, err_msg=f"{mean} {cv}")
+
+
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_table_is_right_where_a_narrow_law_is_far_from_the_choices(simulate, family):
+    """740 choices of strengths around 0.1 under a mean of 0.5 and a cv of 0.01, by brute force."""
+    margin, annotator, _ = simulate(30, 40, 0.6)
+    margin = np.append(margin, simulate(1, 700, 0.6, seed=1)[0])
+    table = tabulate(read_choices(margin, np.append(annotator, np.zeros(700, int))), family)
+    mean, cv = (torch.tensor(x, dtype=torch.float64) for x in (0.5, 0.01))
+    assert not table._is_wide(cv)
+    z = np.linspace(-16, 16, 8_001) * 0.01
+    beta, jacobian = (0.5 + 0.5 * z, 0.5) if family == "normal" else (0.5 * np.exp(z), None)
+    log_law = strength_distribution(mean, cv, family).log_prob(torch.from_numpy(beta)).numpy()
+    log_mass = log_law + np.log((z[1] - z[0]) * (beta if jacobian is None else jacobian))
+    own = np.append(margin[:40], margin[-700:])
+    exact = logsumexp(log_expit(beta[:, None] * own).sum(1) + log_mass)
+    assert table.per_annotator(mean, cv)[0].item() == pytest.approx(exact, abs=1e-8)
+
+
+@pytest.mark.parametrize("cv", [0.02, 0.6])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, family, cv):
+    margin, annotator, _ = simulate(3, 12, 0.6, seed=2)
+    table = tabulate(read_choices(margin, annotator), family)
+    size = 4_000
+    mean, spread = (
+        torch.full((size,), 0.1, dtype=torch.float64),
+        torch.full((size,), cv, dtype=torch.float64),
+    )
+    draws = table.draw_strengths(mean, spread, np.random.default_rng(0)).numpy()
+    law = strength_distribution(
+        torch.tensor(0.1, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64), family
+    )
+    for g in range(3):
+        own = margin[annotator == g]
+        low = -1.0 if family == "normal" else 1e-6
+        beta = np.linspace(max(low, 0.1 - cv), 0.1 + cv, 20_001)
+        log_density = law.log_prob(torch.from_numpy(beta)).numpy()
+        log_density += log_expit(beta[:, None] * own).sum(1)
+        weight = np.exp(log_density - log_density.max())
+        mean = np.average(beta, weights=weight)
+        sd = np.sqrt(np.average((beta - mean) ** 2, weights=weight))
+        # Five standard errors; of the standard deviation's, about sd / sqrt(2 n).
+        assert draws[:, g].mean() == pytest.approx(mean, abs=5 * sd / np.sqrt(size))
+        assert draws[:, g].std() == pytest.approx(sd, rel=5 / np.sqrt(2 * size) + 0.01)
+
+
+def test_strengths_of_an_outlier_are_drawn_where_the_law_has_almost_no_mass():
+    """600 choices at a strength of 2 under a law around 0.1: the weights underflow by 1e-100."""
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0, 2.0, 600)
+    own = np.where(rng.random(600) < expit(2 * difference), difference, -difference)
+    margin = np.append(own, rng.normal(0, 30, 20))
+    table = tabulate(read_choices(margin, np.repeat([0, 1], [600, 20])), "lognormal")
+    size, law = 2_000, stats.lognorm(math.sqrt(math.log1p(0.01)), scale=0.1 / math.sqrt(1.01))
+    mean, cv = (torch.full((size,), x, dtype=torch.float64) for x in (0.1, 0.1))
+    assert table._is_wide(cv).all()
+    draws = table.draw_strengths(mean, cv, np.random.default_rng(1))[:, 0].numpy()
+    beta = np.linspace(0.05, 3, 20_001)
+    log_density = law.logpdf(beta) + log_expit(beta[:, None] * own).sum(1)
+    assert (
+        log_density.max()
+        < law.logpdf(beta).max() + log_expit(beta[:, None] * own).sum(1).max() - 60
+    )
+    weight = np.exp(log_density - log_density.max())
+    exact = np.average(beta, weights=weight)
+    sd = np.sqrt(np.average((beta - exact) ** 2, weights=weight))
+    assert draws.mean() == pytest.approx(exact, abs=5 * sd / np.sqrt(size))
+
+
+def test_two_choices_in_a_panel_agree_with_hand_quadrature():
+    choices = read_choices([8.0, -5.0, 3.0], ["a", "a", "b"])
+    point = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    value = tabulate(choices, "gamma").per_annotator(*point)
+    # cv = 1 is the exponential law of mean 0.2.
+    both = quad(lambda b: 5 * np.exp(-5 * b) * expit(8 * b) * expit(-5 * b), 0, 10)[0]
+    one = quad(lambda b: 5 * np.exp(-5 * b) * expit(3 * b), 0, 10)[0]
+    np.testing.assert_allclose(value, np.log([both, one]), atol=1e-9)
+
+
+@pytest.mark.parametrize("panels", [False, True])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_derivatives_are_those_of_the_exact_likelihood(simulate, family, panels):
+    margin, annotator, _ = simulate(60, 10, 0.6)
+    if panels:
+        cheap = tabulate(read_choices(margin, annotator), family)
+    else:
+        cheap, annotator = compress(margin, family), None
+    for mean, cv in [(0.1, 0.6), (0.07, 0.05), (0.2, 1.5)]:
+        point = torch.tensor([mean, cv], dtype=torch.float64, requires_grad=True)
+        gradient = torch.autograd.grad(cheap(point[0], point[1]), point)[0]
+        step = 1e-4
+        for k in range(2):
+            up, down = (
+                np.array([mean, cv]) * (1 + sign * step * np.eye(2)[k]) for sign in (1, -1)
+            )
+            values = [_exact(margin, *p, family, annotator).sum() for p in (up, down)]
+            slope = (values[0] - values[1]) / (2 * step * point[k].item())
+            assert gradient[k].item() == pytest.approx(slope, rel=1e-5, abs=1e-3)
