@@ -171,7 +171,7 @@ def size(arguments):
         margin, annotator, _ = simulate_choices(1.0, 0.6, "gamma", design, rng)
         ids = annotator if design.choices_each > 1 else None
         start = time.perf_counter()
-        diagnosis = diagnose_choices(margin, ids)
+        diagnosis = diagnose_choices(margin, annotator=ids)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

@@ -126,10 +126,10 @@ def panels(arguments):
 def _panel(family, spread, seed):
     rng = np.random.default_rng((seed, round(10 * spread)))
     margin, annotator, strength = simulate_choices(0.1, 0.6, family, Design(200, 50, spread), rng)
-    with_ids = fit(margin, annotator, family, seed=seed)
+    with_ids = fit(margin, annotator=annotator, family=family, seed=seed)
     without = fit(margin, family=family, seed=seed)
-    width = [np.diff(np.quantile(r.posterior["cv"], [0.05, 0.95]))[0] for r in (without, with_ids)]
-    draws = with_ids.posterior["strength"]
+    width = [np.diff(np.quantile(r.posterior.cv, [0.05, 0.95]))[0] for r in (without, with_ids)]
+    draws = with_ids.posterior.strength
     correlation = np.corrcoef(draws.mean(0), strength)[0, 1]
     return width[0] / width[1], correlation, covers(draws, strength).mean()
 
@@ -189,7 +189,7 @@ def homogeneous(arguments):
             rng = np.random.default_rng(seed)
             margin, annotator, _ = simulate_choices(0.1, 0.0, "gamma", design, rng)
             ids = annotator if design.choices_each > 1 else None
-            result = fit(margin, ids, num_samples=400)
+            result = fit(margin, annotator=ids, num_samples=400, family="gamma")
             verdicts.append(assess_heterogeneity(result, margins_are_exact=True))
         wrong = sum(v.value == "heterogeneous" for v in verdicts)
         rejected = sum(v.p_value < 0.05 for v in verdicts)
@@ -218,7 +218,7 @@ def s_mnl(arguments):
         module = torch.nn.Linear(6, 1, bias=False)
         torch.nn.init.constant_(module.weight, 0.1)
         start = time.perf_counter()
-        result = fit_joint(module, torch.from_numpy(x), person, family)
+        result = fit_joint(module, torch.from_numpy(x), annotator=person, family=family)
         seconds = time.perf_counter() - start
         best = minimize(
             lambda p, x=x, person=person, family=family: -_panel_quadrature(p, x, person, family),
@@ -253,7 +253,12 @@ def agreement(arguments):
         rng = np.random.default_rng(0)
         margin, annotator, _ = simulate_choices(0.1, 0.6, family, Design(200, 50), rng)
         svi, nuts = (
-            {k: np.log(v) for k, v in fit(margin, annotator, family, m).posterior.items()}
+            {
+                k: np.log(v)
+                for k, v in fit(
+                    margin, annotator=annotator, family=family, method=m
+                ).posterior.items()
+            }
             for m in ("svi", "nuts")
         )
         for name in ("mean", "cv"):
@@ -268,7 +273,7 @@ def agreement(arguments):
 
 def speed(arguments):
     """Wall time and peak memory of the default method."""
-    fit(np.linspace(-3, 4, 100))
+    fit(np.linspace(-3, 4, 100), family="gamma")
     for num_pairs in (100_000, 1_000_000, 10_000_000):
         rng = np.random.default_rng(0)
         margin, _, _ = simulate_choices(0.1, 0.6, "gamma", Design(num_pairs, 1), rng)

@@ -60,13 +60,15 @@ def run_ours(margin, annotator, options):
     """Maximum and posterior by `fit`, flat in the mean as maximum likelihood is."""
     from mixdpo_pyro.inference import fit
 
-    fit(margin[:200], annotator[:200], "lognormal", mean="free")  # imports and warm-up
+    fit(
+        margin[:200], annotator=annotator[:200], family="lognormal", mean_anchor="free"
+    )  # imports and warm-up
     start = time.perf_counter()
-    result = fit(margin, annotator, "lognormal", mean="free")
+    result = fit(margin, annotator=annotator, family="lognormal", mean_anchor="free")
     seconds = time.perf_counter() - start
     answer = {"seconds": seconds, "mean": result.maximum.mean, "cv": result.maximum.cv}
     start = time.perf_counter()
-    posterior = fit(margin, annotator, "lognormal").posterior
+    posterior = fit(margin, annotator=annotator, family="lognormal").posterior
     return answer | {"posterior_seconds": time.perf_counter() - start, **_moments(posterior)}
 
 

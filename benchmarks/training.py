@@ -283,7 +283,7 @@ def ordering(arguments: argparse.Namespace) -> None:
                 output = str(Path(folder) / "demo")
                 run = FinishedRun.load(run_demo(DemoConfig(cv=cv, seed=seed, output_dir=output)))
             draws = {
-                "held-out pairs": run.posterior["cv"],
+                "held-out pairs": run.posterior.cv,
                 "training": np.asarray(run.training["draws"]["cv"]),
             }
             for name, values in draws.items():
@@ -292,7 +292,7 @@ def ordering(arguments: argparse.Namespace) -> None:
                 row(
                     f"world of cv {cv}, seed {seed}, {name}",
                     "upper bound < 0.25 or inconclusive" if cv == 0 else "",
-                    f"{middle:.2f} [{low:.2f}, {high:.2f}] {run.facts['verdict']['value']}",
+                    f"{middle:.2f} [{low:.2f}, {high:.2f}] {run.record.verdict.value}",
                 )
         for name, values in learned.items():
             right[name] += values == sorted(values)

@@ -2,7 +2,7 @@
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
-from mixdpo_pyro.inference.export import save_arviz, to_arviz, to_inference_data
+from mixdpo_pyro.inference.export import to_arviz, to_inference_data
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, compare_loo, leave_one_out
 from mixdpo_pyro.inference.maximum_likelihood import JointFit, fit_joint
@@ -12,23 +12,22 @@ from mixdpo_pyro.inference.methods.log_joint import Maximum
 from mixdpo_pyro.inference.methods.nuts import NUTSRun, run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import SVIProgress, SVIState, run_svi
+from mixdpo_pyro.inference.posterior import Posterior, save_arviz
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
     mean_choice_probability,
     replicate_choices,
     sample_new_strengths,
 )
-from mixdpo_pyro.inference.robustness.checks import Check
+from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
-from mixdpo_pyro.inference.sbc import Calibration, calibrate, plot_calibration
+from mixdpo_pyro.inference.sbc import SBCResult, calibrate, plot_calibration
 from mixdpo_pyro.inference.simulation import Design, simulate_choices
 from mixdpo_pyro.inference.verdict import Verdict, assess_heterogeneity
 
 __all__ = [
     "BoundedModel",
-    "Calibration",
-    "Check",
     "Choices",
     "Design",
     "Diagnosis",
@@ -38,6 +37,9 @@ __all__ = [
     "LocalGuide",
     "Maximum",
     "NUTSRun",
+    "Posterior",
+    "RobustnessCheck",
+    "SBCResult",
     "SVIProgress",
     "SVIState",
     "StrengthObjective",

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Choices:
     """Checked margins and annotators.
 
@@ -30,6 +30,10 @@ class Choices:
     margin: Float[np.ndarray, " pairs"]
     annotator: Int[np.ndarray, " pairs"] | None = None
     labels: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        annotators = f"{self.num_annotators:,} annotators" if self.labels else "no annotator ids"
+        return f"Choices({self.num_pairs:,} pairs, {annotators})"
 
     @property
     def num_pairs(self) -> int:
@@ -80,11 +84,12 @@ def random_subset(size: int, limit: int, rng: np.random.Generator) -> Int[np.nda
     return np.sort(rng.choice(size, limit, replace=False))
 
 
-def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = None) -> Choices:
+def read_choices(margin: Any, annotator: Sequence[Any] | np.ndarray | None = None) -> Choices:
     """Check margins and annotator ids.
 
     Args:
-        margins: Margins in nats, chosen minus rejected: list, array or tensor of shape `(pairs,)`.
+        margin: Margins in nats, chosen minus rejected: list, array or tensor of shape `(pairs,)`;
+            or checked choices, which are returned as they are.
         annotator: Annotator ids of any type, same length, or None.
 
     Returns:
@@ -98,9 +103,11 @@ def read_choices(margins: Any, annotator: Sequence[Any] | np.ndarray | None = No
         >>> read_choices([0.3, -1.2, 2.0], ["ann", "bob", "ann"]).labels
         ('ann', 'bob')
     """
-    if hasattr(margins, "detach"):
-        margins = margins.detach().cpu().numpy()
-    margin = np.array(margins, dtype=np.float64)  # a copy: pandas hands out read-only views
+    if isinstance(margin, Choices):
+        return margin
+    if hasattr(margin, "detach"):
+        margin = margin.detach().cpu().numpy()
+    margin = np.array(margin, dtype=np.float64)  # a copy: pandas hands out read-only views
     _check_margin(margin)
     if annotator is None:
         return Choices(margin)

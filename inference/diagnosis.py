@@ -18,14 +18,12 @@ from mixdpo_pyro.inference.loo import (
     LeaveOneOut,
     LooDifference,
     compare_loo,
-    draw_equal_strength,
     leave_one_out,
 )
-from mixdpo_pyro.inference.posterior import contraction
 from mixdpo_pyro.inference.robustness.checks import (
     LEVEL,
-    Check,
     DiagnosisFits,
+    RobustnessCheck,
     check_families,
     check_label_noise,
     check_length,
@@ -70,7 +68,7 @@ class Diagnosis:
     fits: dict[str, Fit]
     loo: dict[str, LeaveOneOut]
     differences: dict[str, LooDifference]
-    checks: list[Check]
+    checks: list[RobustnessCheck]
     contraction: dict[str, float]
     margin_p_value: float
     share_not_positive: tuple[float, float, float] | None
@@ -82,11 +80,11 @@ class Diagnosis:
 
 
 def diagnose_choices(
-    margins: Any,
+    margin: Any,
+    *,
     annotator: Sequence[Any] | np.ndarray | None = None,
     family: Family = "lognormal",
     families: Sequence[Family] = ("lognormal", "gamma", "normal"),
-    *,
     length: Float[np.ndarray, " pairs"] | None = None,
     normalised: Float[np.ndarray, " pairs"] | None = None,
     second: Float[np.ndarray, " pairs"] | None = None,
@@ -109,7 +107,7 @@ def diagnose_choices(
     upper bound of cv below 0.25 in every fit. Anything else is inconclusive.
 
     Args:
-        margins: Margins in nats, chosen minus rejected, shape `(pairs,)`.
+        margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids, one per margin, or None.
         family: The law that the verdict rests on.
         families: Laws that are fitted and compared.
@@ -135,13 +133,13 @@ def diagnose_choices(
         >>> diagnose_choices(margin, person, families=("lognormal",)).verdict.value
         'heterogeneous'
     """
-    choices = read_choices(margins, annotator)
+    choices = read_choices(margin, annotator)
     median = anchor_strength(choices) if beta is None else beta
-    problem = DiagnosisFits(choices, median, seed, num_samples)
-    result = problem.fit_with_strengths(family) if thorough else problem.fit(family)
+    shared = DiagnosisFits(choices, median, seed, num_samples)
+    result = shared.fit(family, draw_strengths=thorough)
     fits: dict[str, Fit] = {family: result}
-    fits |= {name: problem.fit(name) for name in families if name not in (family, "fixed")}
-    fits["fixed"] = draw_equal_strength(result, seed)
+    fits |= {name: shared.fit(name) for name in families if name not in (family, "fixed")}
+    fits["fixed"] = shared.fit("fixed")
     compared = fits if thorough else {name: fits[name] for name in (family, "fixed")}
     loo = {name: leave_one_out(each, max_units, seed) for name, each in compared.items()}
     differences = {
@@ -153,9 +151,9 @@ def diagnose_choices(
         lambda: check_who_chose(main, choices, stratum, num_permutations, seed),
         lambda: check_priors(main, result),
         lambda: check_families(main, fits, family),
-        lambda: check_length(main, problem, family, length),
-        lambda: check_normalised(main, problem, family, normalised),
-        lambda: check_margin_noise(main, problem, family, second),
+        lambda: check_length(main, shared, family, length),
+        lambda: check_normalised(main, shared, family, normalised),
+        lambda: check_margin_noise(main, shared, family, second),
         lambda: check_label_noise(main, result),
     )
     for check in further:
@@ -174,7 +172,7 @@ def diagnose_choices(
         loo=loo,
         differences=differences,
         checks=checks,
-        contraction=contraction(result.posterior, result.mean),
+        contraction=result.posterior.contraction(),
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
     )
@@ -191,10 +189,10 @@ class _Answer:
 
     @classmethod
     def of(cls, result: Fit, verdict: Verdict) -> "_Answer":
-        cv = result.posterior["cv"]
+        cv = result.posterior.cv
         return cls(verdict.p_value, *verdict.cv_interval, float((cv >= HOMOGENEOUS_BELOW).mean()))
 
-    def including(self, checks: Sequence[Check]) -> "_Answer":
+    def including(self, checks: Sequence[RobustnessCheck]) -> "_Answer":
         p_values = [c.p_value for c in checks if c.p_value is not None]
         lowers = [c.cv_interval[0] for c in checks if c.cv_interval is not None]
         uppers = [c.cv_interval[1] for c in checks if c.cv_interval is not None]
@@ -210,7 +208,7 @@ class _Answer:
 def _judge(
     main: Verdict,
     answer: _Answer,
-    checks: Sequence[Check],
+    checks: Sequence[RobustnessCheck],
     choices: Choices,
     margin_p_value: float,
 ) -> Verdict:
@@ -268,7 +266,7 @@ def _error_rate(value: str, answer: _Answer) -> str:
 def _share_not_positive(result: Fit | None) -> tuple[float, float, float] | None:
     if result is None:
         return None
-    low, middle, high = np.quantile(ndtr(-1 / result.posterior["cv"]), [0.05, 0.5, 0.95])
+    low, middle, high = np.quantile(ndtr(-1 / result.posterior.cv), [0.05, 0.5, 0.95])
     return float(low), float(middle), float(high)
 
 

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
-from mixdpo_pyro.inference.likelihood.marginal import Likelihood, likelihood
+from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.panels import PanelTable
 from mixdpo_pyro.inference.methods.chebyshev import InterpolatedLikelihood, interpolate
 from mixdpo_pyro.inference.methods.dataset_model import DatasetModel
 from mixdpo_pyro.inference.methods.guides import FoldedGuide
 from mixdpo_pyro.inference.methods.laplace import RidgeLattice, explore
-from mixdpo_pyro.inference.methods.log_joint import LogJoint, Maximum, maximise
+from mixdpo_pyro.inference.methods.log_joint import LogJoint, Maximum, maximise, maximum_at
 from mixdpo_pyro.inference.methods.nuts import run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import run_svi
-from mixdpo_pyro.models import Family, PreferenceModel
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.models import FAMILIES, Family, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 
 if TYPE_CHECKING:
@@ -42,46 +43,21 @@ _SVI_OPTIONS: dict[str, Any] = {
 """Starts near the posterior need neither large steps nor long windows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What the margins say about the strength.
 
     Attributes:
-        posterior: Draws: `mean` and `cv` of shape `(samples,)` and, where annotators chose
-            repeatedly, `strength` of shape `(samples, annotators)`, columns as in `annotators`.
+        posterior: Draws of mean and cv and, where annotators chose repeatedly, of their strengths.
         choices: The checked data.
-        family: Law of the strength.
-        mean: Anchoring of the mean.
-        beta: Median of the mean's prior, or its fixed value.
-        method: How the posterior was computed.
-        flip_probability: Probability that a label was flipped, as assumed.
-        seed: Seed of the draws.
         maximum: Where likelihood times the mean's prior is largest over cv >= 0.
         null: The same for cv = 0, with its own best mean.
-        sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats; for NUTS,
-            `diverging`.
-        attributes: Diagnostics of the method.
-        num_chains: Chains that the draws come from, in order; 1 where draws are independent.
     """
 
-    posterior: dict[str, np.ndarray]
+    posterior: Posterior
     choices: Choices
-    family: Family
-    mean: MeanAnchor
-    beta: float
-    method: Method
-    flip_probability: float
-    seed: int
     maximum: Maximum
     null: Maximum
-    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    num_chains: int = 1
-
-    @property
-    def annotators(self) -> tuple[str, ...]:
-        """Labels of the columns of `posterior["strength"]`."""
-        return self.choices.labels if "strength" in self.posterior else ()
 
     @property
     def log_likelihood(self) -> float:
@@ -94,32 +70,28 @@ class Fit:
         return self.null.log_likelihood
 
     def summary(self) -> "pd.DataFrame":
-        """Mean, sd and the 5%, 50% and 95% quantiles of every parameter, one a row.
+        """Posterior summary of every parameter, see :meth:`Posterior.summary`."""
+        return self.posterior.summary()
 
-        Rows are `mean`, `cv` and `strength[LABEL]`.
-        """
-        import pandas as pd
+    def __repr__(self) -> str:
+        return f"Fit({self.choices!r}, {self.posterior!r})"
 
-        rows = {name: self.posterior[name] for name in ("mean", "cv")}
-        for k, label in enumerate(self.annotators):
-            rows[f"strength[{label}]"] = self.posterior["strength"][:, k]
-        columns = np.stack(list(rows.values()), axis=1)
-        table = {"mean": columns.mean(0), "sd": columns.std(0, ddof=1)}
-        for percent in (5, 50, 95):
-            table[f"{percent}%"] = np.percentile(columns, percent, axis=0)
-        return pd.DataFrame(table, index=list(rows))
+    def _repr_html_(self) -> str:
+        return f"<p>{self.choices!r}</p>{self.posterior._repr_html_()}"
 
 
 def fit(
-    margins: Any,
+    margin: Any,
+    *,
     annotator: Sequence[Any] | np.ndarray | None = None,
-    family: Family = "gamma",
+    family: Family = "lognormal",
     method: Method = "laplace",
-    mean: MeanAnchor = "prior",
+    mean_anchor: MeanAnchor = "prior",
     beta: float = 0.1,
     seed: int = 0,
     num_samples: int = 1000,
     flip_probability: float = 0.0,
+    draw_strengths: bool = True,
     **options: Any,
 ) -> Fit:
     r"""Posterior of the strength's mean and cv given margins, the strengths integrated out.
@@ -131,17 +103,20 @@ def fit(
     each annotator's strength is drawn as well. Ids that never repeat change nothing.
 
     Args:
-        margins: Margins in nats, chosen minus rejected, shape `(pairs,)`.
+        margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids of any type, one per margin.
-        family: Law of the strength: `"gamma"`, `"lognormal"`, or `"normal"` (may be negative).
+        family: Family of the strength: `"lognormal"`, `"gamma"`, `"normal"` (may be negative), or
+            `"fixed"` (one strength for everybody, cv = 0).
         method: `"laplace"`, corrected by quadrature over (log mean, log cv), the default; `"svi"`,
-            a folded normal guide, see :class:`FoldedGuide`; `"nuts"`, the yardstick.
-        mean: Anchoring: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)),
-            `"fixed"` (mean = beta), `"free"` (flat in mean and in cv below 10).
+            a folded normal guide, see :class:`FoldedGuide`; `"nuts"`, the yardstick. The family
+            `"fixed"` has one parameter, which is tabulated.
+        mean_anchor: `"prior"` (log mean ~ Normal(log beta, 0.5), cv ~ HalfNormal(1)), `"fixed"`
+            (mean = beta), `"free"` (flat in mean and in cv below 10).
         beta: Median of the mean's prior, or its fixed value; > 0.
         seed: Seed of the draws; equal seeds give equal draws.
         num_samples: Number of posterior draws.
         flip_probability: Probability that a label was flipped, in [0, 0.5).
+        draw_strengths: Draw every annotator's strength too, where annotators chose repeatedly.
         options: Further arguments of :func:`run_svi` or :func:`run_nuts`.
 
     Returns:
@@ -149,43 +124,56 @@ def fit(
 
     Raises:
         ValueError: If the data or an argument cannot be used; the message says which and why.
+        TypeError: If margins or ids are of a type that cannot be used.
 
     Example:
         >>> margin = np.random.default_rng(0).normal(0, 10, 500) + 3
-        >>> sorted(fit(margin).posterior)
+        >>> sorted(fit(margin).posterior.draws)
         ['cv', 'mean']
     """
-    _check_arguments(family, method, mean, beta, num_samples, flip_probability)
-    choices = read_choices(margins, annotator)
-    _check_identified(choices, mean)
-    if method == "svi" and mean == "free":
-        raise ValueError(
-            "Expected mean='prior' or 'fixed' for method='svi': without a prior its guide is a "
-            "point; method='laplace' and method='nuts' take mean='free'"
-        )
-    log_joint = LogJoint(likelihood(choices, family, flip_probability), mean, beta)
-    problem = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
-    draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](problem, **options)
-    posterior = {"mean": np.full(len(draws.posterior["cv"]), beta)} | draws.posterior
-    log_density = log_joint(np.log(posterior["mean"]), np.log(posterior["cv"]))
-    rng = np.random.default_rng((seed, 1))
-    posterior |= _draw_strengths(log_joint.likelihood, posterior, rng)
-    maximum, null = maximise(log_joint)
-    return Fit(
-        posterior=posterior,
-        choices=choices,
-        family=family,
+    _check_arguments(family, method, mean_anchor, beta, num_samples, flip_probability)
+    choices = read_choices(margin, annotator)
+    _check_identified(choices, mean_anchor)
+    _check_method(method, family, mean_anchor)
+    law = build_likelihood(choices, family, flip_probability)
+    log_joint = LogJoint(law, mean_anchor, beta)
+    task = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
+    if family == "fixed":
+        maximum = null = maximum_at(log_joint, 0.0, np.log(beta))
+        draws = _fixed(task, null)
+    else:
+        maximum, null = maximise(log_joint)
+        draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](task, **options)
+    mean, cv = draws.posterior.get("mean", np.full(num_samples, beta)), draws.posterior["cv"]
+    strength = _draw_strengths(task, mean, cv) if draw_strengths else None
+    with np.errstate(divide="ignore"):
+        stats = {} if family == "fixed" else {"lp": log_joint(np.log(mean), np.log(cv))}
+    posterior = Posterior(
         mean=mean,
+        cv=cv,
+        family=family,
+        mean_anchor=mean_anchor,
         beta=beta,
-        method=method,
+        strength=strength,
+        annotators=() if strength is None else choices.labels,
         flip_probability=flip_probability,
+        method=method,
         seed=seed,
-        maximum=maximum,
-        null=null,
-        sample_stats={"lp": log_density} | draws.sample_stats,
-        attributes=draws.attributes,
         num_chains=draws.num_chains,
+        sample_stats=stats | draws.sample_stats,
+        diagnostics=_provenance(choices, maximum, null) | draws.attributes,
     )
+    return Fit(posterior, choices, maximum, null)
+
+
+def _provenance(choices: Choices, maximum: Maximum, null: Maximum) -> dict[str, Any]:
+    """What a posterior was computed from."""
+    return {
+        "num_pairs": choices.num_pairs,
+        "num_annotators": choices.num_annotators,
+        "log_likelihood_maximum": maximum.log_likelihood,
+        "log_likelihood_null": null.log_likelihood,
+    }
 
 
 @dataclass(frozen=True)
@@ -204,14 +192,14 @@ class _FitTask:
         joint = self.log_joint
         cheap = interpolate(joint.likelihood, lattice)
         num_units = self.choices.num_units
-        return DatasetModel(cheap, num_units, self.family, joint.anchor, joint.beta)
+        return DatasetModel(cheap, num_units, self.family, joint.mean_anchor, joint.beta)
 
     def minibatch_model(self) -> PreferenceModel:
         """The Pyro model of a batch."""
         return PreferenceModel(
             self.family,
-            self.log_joint.anchor,
-            self.log_joint.beta,
+            mean_anchor=self.log_joint.mean_anchor,
+            beta=self.log_joint.beta,
             flip_probability=self.flip_probability,
         )
 
@@ -226,33 +214,49 @@ class _Draws:
     num_chains: int = 1
 
 
-def _laplace(problem: _FitTask) -> _Draws:
-    rng = np.random.default_rng(problem.seed)
-    return _Draws(explore(problem.log_joint).draw(problem.num_samples, rng))
+def _fixed(task: _FitTask, null: Maximum) -> _Draws:
+    """One strength for everybody: its log is tabulated within eight deviations of the mode."""
+    joint, size = task.log_joint, task.num_samples
+    mean = np.full(size, joint.beta)
+    if joint.mean_anchor != "fixed":
+        mode, step = np.log(null.mean), 1e-3
+        at = joint.penalised(mode + step * np.array([-1.0, 0.0, 1.0]), np.zeros(3))
+        curvature = max((2 * at[1] - at[0] - at[2]) / step**2, 1.0)
+        grid = mode + np.linspace(-8, 8, 161) / np.sqrt(curvature)
+        log_density = joint.penalised(grid, np.zeros_like(grid))
+        cumulative = np.exp(log_density - log_density.max()).cumsum()
+        uniform = np.random.default_rng((task.seed, 7)).random(size) * cumulative[-1]
+        mean = np.exp(np.interp(uniform, cumulative, grid))
+    return _Draws({"mean": mean, "cv": np.zeros(size)})
+
+
+def _laplace(task: _FitTask) -> _Draws:
+    rng = np.random.default_rng(task.seed)
+    return _Draws(explore(task.log_joint).draw(task.num_samples, rng))
 
 
 def _svi(
-    problem: _FitTask,
+    task: _FitTask,
     *,
     batch_size: int | None = None,
     num_particles: int | None = None,
     **options: Any,
 ) -> _Draws:
     """Two runs from different starts; the draws are the first's, the difference is reported."""
-    lattice = explore(problem.log_joint)
+    lattice = explore(task.log_joint)
     is_whole = batch_size is None
-    model = problem.dataset_model(lattice) if is_whole else problem.minibatch_model()
+    model = task.dataset_model(lattice) if is_whole else task.minibatch_model()
     is_cheap = is_whole and isinstance(model.likelihood, InterpolatedLikelihood)
     num_particles = num_particles or (256 if is_cheap else 16)
     objectives, states = [], []
     for run, (shift, factor) in enumerate(_STARTS):
-        guide = _start_guide(problem, lattice, shift, factor)
+        guide = _start_guide(task, lattice, shift, factor)
         objectives.append(StrengthObjective(model, guide, num_particles))
-        seed = int(np.random.SeedSequence((problem.seed, run)).generate_state(1)[0])
+        seed = int(np.random.SeedSequence((task.seed, run)).generate_state(1)[0])
         options = _SVI_OPTIONS | options | {"batch_size": batch_size, "seed": seed}
-        states.append(run_svi(objectives[-1], problem.choices, **options))
-    first, second = (each.draw(problem.num_samples, problem.seed) for each in objectives)
-    num_units = problem.choices.num_units
+        states.append(run_svi(objectives[-1], task.choices, **options))
+    first, second = (each.draw(task.num_samples, task.seed) for each in objectives)
+    num_units = task.choices.num_units
     attributes = {
         "elbo": -states[0].progress.best * num_units,
         "elbo_trace": -num_units * np.array(states[0].progress.losses),
@@ -266,12 +270,12 @@ def _svi(
 
 
 def _start_guide(
-    problem: _FitTask, lattice: RidgeLattice, shift: float, factor: float
+    task: _FitTask, lattice: RidgeLattice, shift: float, factor: float
 ) -> FoldedGuide:
     """A guide beside the posterior: cv shifted by so many standard deviations, scales times it."""
     at = lattice.moments()
     cv, cv_scale = max(at.cv + shift * at.cv_scale, at.cv_scale / 2), factor * at.cv_scale
-    if problem.log_joint.anchor == "fixed":
+    if task.log_joint.mean_anchor == "fixed":
         return FoldedGuide(("cv",), (cv,), (cv_scale,)).double()
     scales = factor * at.log_mean_scale, cv_scale
     start = float(np.exp(at.log_mean)), cv
@@ -283,32 +287,34 @@ def _distance_in_sd(first: Tensor, second: Tensor) -> float:
     return ((first.mean() - second.mean()).abs() / first.std()).item()
 
 
-def _nuts(problem: _FitTask, **options: Any) -> _Draws:
-    model = problem.dataset_model(explore(problem.log_joint))
-    run = run_nuts(model, problem.num_samples, seed=problem.seed, **options)
+def _nuts(task: _FitTask, **options: Any) -> _Draws:
+    model = task.dataset_model(explore(task.log_joint))
+    run = run_nuts(model, task.num_samples, seed=task.seed, **options)
     attributes = {f"r_hat_{name}": value for name, value in run.r_hat.items()}
     attributes |= {f"ess_{name}": value for name, value in run.ess.items()}
     return _Draws(run.draws, {"diverging": run.diverging}, attributes, run.num_chains)
 
 
-def _draw_strengths(
-    likelihood: Likelihood, posterior: dict[str, np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    if not isinstance(likelihood, PanelTable):
-        return {}
-    if len(posterior["cv"]) * len(likelihood.log_likelihood) > _MAX_STRENGTH_CELLS:
-        return {}
-    mean, cv = (torch.from_numpy(posterior[name]) for name in ("mean", "cv"))
-    return {"strength": likelihood.draw_strengths(mean, cv, rng).numpy()}
+def _draw_strengths(task: _FitTask, mean: np.ndarray, cv: np.ndarray) -> np.ndarray | None:
+    law = task.log_joint.likelihood
+    if not isinstance(law, PanelTable) or len(cv) * len(law.log_likelihood) > _MAX_STRENGTH_CELLS:
+        return None
+    point = torch.from_numpy(mean), torch.from_numpy(cv)
+    return law.draw_strengths(*point, np.random.default_rng((task.seed, 1))).numpy()
 
 
 def _check_arguments(
-    family: str, method: str, mean: str, beta: float, num_samples: int, flip_probability: float
+    family: str,
+    method: str,
+    mean_anchor: str,
+    beta: float,
+    num_samples: int,
+    flip_probability: float,
 ) -> None:
     allowed = {
-        "family": (family, ("gamma", "lognormal", "normal")),
+        "family": (family, FAMILIES),
         "method": (method, get_args(Method)),
-        "mean": (mean, get_args(MeanAnchor)),
+        "mean_anchor": (mean_anchor, get_args(MeanAnchor)),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:
@@ -321,11 +327,22 @@ def _check_arguments(
         raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
 
 
-def _check_identified(choices: Choices, mean: str) -> None:
+def _check_method(method: str, family: str, mean_anchor: str) -> None:
+    if family == "fixed" and method != "laplace":
+        raise ValueError(f"Expected method='laplace' for family='fixed', got {method!r}")
+    if method == "svi" and mean_anchor == "free":
+        raise ValueError(
+            "Expected mean_anchor='prior' or 'fixed' for method='svi': without a prior its guide "
+            "is a point; method='laplace' and method='nuts' take mean_anchor='free'"
+        )
+
+
+def _check_identified(choices: Choices, mean_anchor: str) -> None:
     margin = choices.margin
-    if mean == "free" and (margin.min() >= 0 or margin.max() <= 0):
+    if mean_anchor == "free" and (margin.min() >= 0 or margin.max() <= 0):
         sign = "agrees with" if margin.min() >= 0 else "contradicts"
         raise ValueError(
-            f"Expected choices on both sides for mean='free': every choice {sign} its margin, "
-            "so the likelihood has no maximum in the mean; use mean='prior' or mean='fixed'"
+            f"Expected choices on both sides for mean_anchor='free': every choice {sign} its "
+            "margin, so the likelihood has no maximum in the mean; use mean_anchor='prior' or "
+            "'fixed'"
         )

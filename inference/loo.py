@@ -6,8 +6,8 @@ importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 201
 subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,19 +16,17 @@ from scipy.special import logsumexp
 
 from mixdpo_pyro.inference.choices import Choices, people_of, random_subset
 from mixdpo_pyro.inference.fitting import Fit
-from mixdpo_pyro.inference.likelihood.marginal import likelihood
-from mixdpo_pyro.inference.likelihood.pairs import compress, pair_log_prob
+from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
+from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
-from mixdpo_pyro.inference.methods.log_joint import LogJoint
+from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import mixed_logit_log_prob
 
 __all__ = [
     "LeaveOneOut",
     "LooDifference",
     "compare_loo",
-    "draw_equal_strength",
     "leave_one_out",
-    "rank_by_loo",
 ]
 
 _RELIABLE_K = 0.7
@@ -80,31 +78,6 @@ class LooDifference:
     se: float
 
 
-def draw_equal_strength(result: Fit, seed: int = 0) -> Fit:
-    """The fit with draws for cv = 0, one strength for everybody, in place of its own.
-
-    The posterior of the log mean is tabulated within eight standard deviations of its mode.
-    """
-    anchor = result.mean
-    equal = compress(result.choices.margin, "fixed", result.flip_probability)
-    log_joint = LogJoint(equal, anchor, result.beta)
-    size = len(result.posterior["cv"])
-    mean = np.full(size, result.beta)
-    if anchor != "fixed":
-        mode, step = np.log(result.null.mean), 1e-3
-        at = log_joint.penalised(mode + step * np.array([-1.0, 0.0, 1.0]), np.zeros(3))
-        curvature = max((2 * at[1] - at[0] - at[2]) / step**2, 1.0)
-        grid = mode + np.linspace(-8, 8, 161) / np.sqrt(curvature)
-        log_density = log_joint.penalised(grid, np.zeros_like(grid))
-        cumulative = np.exp(log_density - log_density.max()).cumsum()
-        uniform = np.random.default_rng((seed, 7)).random(size) * cumulative[-1]
-        mean = np.exp(np.interp(uniform, cumulative, grid))
-    posterior = {"mean": mean, "cv": np.zeros(size)}
-    return replace(
-        result, family="fixed", posterior=posterior, maximum=result.null, sample_stats={}
-    )
-
-
 def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOneOut:
     r"""Leave out each pair, or each person, and predict it.
 
@@ -115,7 +88,7 @@ def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOne
     and S the units evaluated; without subsampling it is the plain sum.
 
     Args:
-        result: A fit; its draws of `mean` and `cv` are used.
+        result: A fit.
         max_units: Units that are evaluated; of more, a random subset is.
         seed: Seed of the subset. Equal seeds give equal subsets, as `compare_loo` needs.
 
@@ -126,12 +99,13 @@ def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOne
         raise ValueError(f"Expected max_units >= 2, got {max_units}")
     size = result.choices.num_units
     unit = random_subset(size, max_units, np.random.default_rng((seed, 3)))
-    value = _pointwise(result, unit)
+    value = _pointwise(result.posterior, result.choices, unit)
     log_weight, worst = _smoothed_weights(value)
     pointwise = logsumexp(log_weight + value, axis=0)
-    centre = _posterior_mean(result)
-    surrogate = _pointwise(centre, unit)[0]
-    total = _total(centre)
+    posterior = result.posterior
+    centre = posterior.at(float(posterior.mean.mean()), float(posterior.cv.mean()))
+    surrogate = _pointwise(centre, result.choices, unit)[0]
+    total = _total(centre, result.choices)
     elpd, se = _estimate(pointwise, surrogate, total, size)
     in_sample = logsumexp(value, axis=0) - np.log(len(value))
     lppd, _ = _estimate(in_sample, surrogate, total, size)
@@ -153,11 +127,6 @@ def compare_loo(better: LeaveOneOut, worse: LeaveOneOut) -> LooDifference:
         better.num_units,
     )
     return LooDifference(elpd, se)
-
-
-def rank_by_loo(results: Mapping[str, LeaveOneOut]) -> list[str]:
-    """Names from the best predictions to the worst."""
-    return sorted(results, key=lambda name: -results[name].elpd)
 
 
 def _smoothed_weights(
@@ -202,29 +171,23 @@ def _estimate(
     return float(estimate), float(np.sqrt(sampling + subsampling))
 
 
-def _posterior_mean(result: Fit) -> Fit:
-    mean, cv = (np.array([result.posterior[name].mean()]) for name in ("mean", "cv"))
-    return replace(result, posterior={"mean": mean, "cv": cv})
-
-
-def _total(result: Fit) -> float:
-    """Log-likelihood of all units; choices under one strength for all are independent."""
-    choices, family, flip = result.choices, result.family, result.flip_probability
-    law = compress(choices.margin, family, flip) if family == "fixed" else None
+def _total(centre: Posterior, choices: Choices) -> float:
+    """Log-likelihood of all units."""
+    law = build_likelihood(choices, centre.family, centre.flip_probability)
     with torch.no_grad():
-        point = (torch.from_numpy(result.posterior[name]) for name in ("mean", "cv"))
-        return float((law or likelihood(choices, family, flip))(*point))
+        return float(law(torch.from_numpy(centre.mean), torch.from_numpy(centre.cv)))
 
 
-def _pointwise(result: Fit, unit: np.ndarray) -> Float[np.ndarray, "samples evaluated"]:
-    mean, cv = result.posterior["mean"], result.posterior["cv"]
-    if not result.choices.has_panels:
-        margin = result.choices.margin[unit]
-        return pair_log_prob(margin, mean, cv, result.family, result.flip_probability)
-    people = people_of(result.choices, unit)
-    if result.family == "fixed":
-        return _equal_people(people, mean, result.flip_probability)
-    table = tabulate(people, result.family, result.flip_probability)
+def _pointwise(
+    posterior: Posterior, choices: Choices, unit: np.ndarray
+) -> Float[np.ndarray, "samples evaluated"]:
+    mean, cv, flip = posterior.mean, posterior.cv, posterior.flip_probability
+    if not choices.has_panels:
+        return pair_log_prob(choices.margin[unit], mean, cv, posterior.family, flip)
+    people = people_of(choices, unit)
+    if posterior.family == "fixed":
+        return _equal_people(people, mean, flip)
+    table = tabulate(people, posterior.family, flip)
     with torch.no_grad():
         return table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv)).T.numpy()
 

@@ -7,7 +7,7 @@ A linear utility with a random scale per respondent is the scale-heterogeneity l
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -19,18 +19,16 @@ from torch.func import functional_call
 
 from mixdpo_pyro.inference.choices import read_choices
 from mixdpo_pyro.inference.methods.bounds import BoundedModel
-from mixdpo_pyro.inference.methods.guides import NoLatentGuide
-from mixdpo_pyro.inference.methods.objectives import StrengthObjective
-from mixdpo_pyro.inference.methods.svi import run_svi
+from mixdpo_pyro.inference.methods.svi import minimise
 from mixdpo_pyro.models import Family, PreferenceModel, mean_prior, mixed_logit_log_prob
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["JointFit", "Objective", "fit_joint"]
+__all__ = ["JointFit", "JointObjective", "fit_joint"]
 
-Objective = Literal["marginal", "importance", "elbo"]
+JointObjective = Literal["marginal", "importance", "elbo"]
 
 _LOG_CV_BOUNDS = (math.log(1e-3), math.log(10.0))
 
@@ -45,7 +43,7 @@ class JointFit:
     Attributes:
         module: A copy of the module with the estimates, in float64.
         cv: Coefficient of variation of the strength.
-        mean_strength: Mean of the strength, estimated or fixed.
+        mean: Mean of the strength, estimated or fixed.
         names: Names of the estimates, `cv` last.
         estimates: Estimates, shape `(parameters,)`.
         covariance: Inverse Hessian of minus the log-likelihood (and the log prior of the mean, if
@@ -59,7 +57,7 @@ class JointFit:
 
     module: nn.Module
     cv: float
-    mean_strength: float
+    mean: float
     names: tuple[str, ...]
     estimates: np.ndarray
     covariance: np.ndarray | None
@@ -107,11 +105,12 @@ class JointFit:
 def fit_joint(
     module: nn.Module,
     inputs: Tensor,
+    *,
     annotator: Sequence[Any] | np.ndarray | None = None,
     family: Family = "lognormal",
-    mean: MeanAnchor = "fixed",
+    mean_anchor: MeanAnchor = "fixed",
     beta: float = 1.0,
-    objective: Objective = "marginal",
+    objective: JointObjective = "marginal",
     batch_size: int | None = None,
     num_draws: int = 16,
     initial_cv: float = 0.5,
@@ -125,7 +124,7 @@ def fit_joint(
               \;\big[ + \log p(m) \big]
 
     in float64. The marginal likelihood of all data is climbed by L-BFGS-B, minibatches and bounds
-    by Adam with the stopping rule of :func:`run_svi`. A bound biases estimates as far as it is
+    by Adam with the stopping rule of :func:`minimise`. A bound biases estimates as far as it is
     loose: with 80 respondents of 12 choices the ELBO puts cv 0.7 standard errors too low, the
     importance bound with 16 draws 0.1.
 
@@ -136,9 +135,9 @@ def fit_joint(
             the choices.
         annotator: Ids of the respondents, one per choice.
         family: Law of the strength, `"gamma"` or `"lognormal"`.
-        mean: `"fixed"` at beta, or estimated: `"prior"`, with log mean ~ Normal(log beta, 0.5), or
-            `"free"`. A module that may rescale its margins leaves the mean without information:
-            under `"free"` its standard error is then enormous or NaN.
+        mean_anchor: `"fixed"` at beta, or estimated: `"prior"`, with log mean ~ Normal(log beta,
+            0.5), or `"free"`. A module that may rescale its margins leaves the mean without
+            information: under `"free"` its standard error is then enormous or NaN.
         beta: The mean of the strength, or the median of its prior; 1 makes coefficients those of
             the mean respondent.
         objective: `"marginal"`, or a bound with draws of every strength: `"importance"`, `"elbo"`.
@@ -148,43 +147,51 @@ def fit_joint(
         initial_cv: Start of the search in cv.
         max_steps: Most iterations of the optimiser; default, 500 of L-BFGS-B or 4000 of Adam.
         seed: Seed of batches and draws.
-        options: Further arguments of :func:`run_svi`, for Adam only.
+        options: Further arguments of :func:`minimise`, for Adam only.
 
     Returns:
         Estimates with the output of a discrete-choice model.
 
     Raises:
         ValueError: If an argument cannot be used, or the margins at the start are not finite.
-        FloatingPointError: If a loss is not finite.
+        NonFiniteLossError: If a loss is not finite.
 
     Example:
         >>> x = torch.tensor([[1.0], [0.5], [-0.2], [1.5], [-1.0], [0.7]])
-        >>> fit_joint(torch.nn.Linear(1, 1, bias=False), x, [1, 1, 1, 2, 2, 2]).names
+        >>> fit_joint(torch.nn.Linear(1, 1, bias=False), x, annotator=[1, 1, 1, 2, 2, 2]).names
         ('weight[0, 0]', 'cv')
     """
-    _check_arguments(family, mean, objective, {"beta": beta, "initial_cv": initial_cv})
-    problem = _JointLikelihood(module, inputs, annotator, family, mean, beta)
-    start = np.append(problem.start, math.log(initial_cv))
+    _check_arguments(family, mean_anchor, objective, {"beta": beta, "initial_cv": initial_cv})
+    joint = _JointLikelihood(module, inputs, annotator, family, mean_anchor, beta)
+    start = np.append(joint.start, math.log(initial_cv))
     if objective == "marginal" and batch_size is None and not options:
-        point, is_converged = _climb(problem, start, max_steps or 500)
+        point, is_converged = _climb(joint, start, max_steps or 500)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the weights of the local guide
             model = (
-                PreferenceModel(family, mean, beta)
+                PreferenceModel(family, mean_anchor=mean_anchor, beta=beta)
                 if objective == "marginal"
-                else BoundedModel(family, mean, beta, objective, num_draws)
+                else BoundedModel(
+                    family,
+                    mean_anchor=mean_anchor,
+                    beta=beta,
+                    bound=objective,
+                    num_draws=num_draws,
+                )
             )
         options |= {"batch_size": batch_size, "max_steps": max_steps or 4000, "seed": seed}
-        point, is_converged = _descend(problem, model, start, options)
-    return problem.summarise(point, is_converged)
+        point, is_converged = _descend(joint, model, start, options)
+    return joint.summarise(point, is_converged)
 
 
-def _check_arguments(family: str, mean: str, objective: str, positive: dict[str, float]) -> None:
+def _check_arguments(
+    family: str, mean_anchor: str, objective: str, positive: dict[str, float]
+) -> None:
     allowed = {
         "family": (family, ("gamma", "lognormal")),
-        "mean": (mean, get_args(MeanAnchor)),
-        "objective": (objective, get_args(Objective)),
+        "mean_anchor": (mean_anchor, get_args(MeanAnchor)),
+        "objective": (objective, get_args(JointObjective)),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:
@@ -195,11 +202,11 @@ def _check_arguments(family: str, mean: str, objective: str, positive: dict[str,
 
 
 def _climb(
-    problem: "_JointLikelihood", start: np.ndarray, max_steps: int
+    joint: "_JointLikelihood", start: np.ndarray, max_steps: int
 ) -> tuple[np.ndarray, bool]:
     """Maximise the marginal likelihood of all data by L-BFGS-B."""
     found = minimize(
-        problem.loss_and_gradient,
+        joint.loss_and_gradient,
         start,
         jac=True,
         method="L-BFGS-B",
@@ -210,41 +217,18 @@ def _climb(
 
 
 def _descend(
-    problem: "_JointLikelihood", model: PreferenceModel, start: np.ndarray, options: dict[str, Any]
+    joint: "_JointLikelihood", model: PreferenceModel, start: np.ndarray, options: dict[str, Any]
 ) -> tuple[np.ndarray, bool]:
     """Maximise an objective over minibatches by Adam."""
-    objective = _JointObjective(problem, model, start)
-    # Batches are cut from row numbers; the objective makes the margins of these rows.
-    rows = replace(problem.choices, margin=np.arange(problem.num_choices, dtype=np.float64))
-    state = run_svi(objective, rows, **options)
-    point = objective.point.detach().numpy()
+    vector = nn.Parameter(torch.from_numpy(start).clone())
+    parameters = nn.ParameterList([vector, *model.double().parameters()])
+
+    def loss(rows: Tensor) -> Tensor:
+        return joint.batch_loss(model, vector, rows)
+
+    state = minimise(parameters, loss, joint.choices, **options)
+    point = vector.detach().numpy()
     return np.append(point[:-1], np.clip(point[-1], *_LOG_CV_BOUNDS)), state.progress.is_converged
-
-
-class _JointObjective(StrengthObjective):
-    """Minus a bound on the log-likelihood per unit, of the rows of a batch."""
-
-    def __init__(
-        self, problem: "_JointLikelihood", model: PreferenceModel, start: np.ndarray
-    ) -> None:
-        super().__init__(model.double(), NoLatentGuide())
-        self.point = nn.Parameter(torch.from_numpy(start).clone())
-        self._problem = problem
-
-    def forward(
-        self, margin: Tensor, annotator: Tensor | None = None, num_total: int | None = None
-    ) -> Tensor:
-        """Loss of the choices whose row numbers stand for margins, in nats per unit."""
-        theta, mean, cv = self._problem.parts(self.point)
-        made = self._problem.margin(theta, margin)
-        log_prob = self.model.log_prob(made, mean, cv, annotator)
-        return -log_prob.mean() - self._problem.log_prior(mean) / (num_total or len(log_prob))
-
-    @torch.no_grad()
-    def location(self) -> dict[str, Tensor]:
-        """Mean and cv where the search stands."""
-        _, mean, cv = self._problem.parts(self.point)
-        return {"mean": mean, "cv": cv}
 
 
 class _JointLikelihood:
@@ -256,13 +240,13 @@ class _JointLikelihood:
         inputs: Tensor,
         annotator: Sequence[Any] | np.ndarray | None,
         family: Family,
-        anchor: MeanAnchor,
+        mean_anchor: MeanAnchor,
         beta: float,
     ) -> None:
         self.module = deepcopy(module).double()
         self.inputs = inputs.double()
         self.family = family
-        self.anchor = anchor
+        self.mean_anchor = mean_anchor
         self.beta = beta
         self._shapes = {name: value.shape for name, value in self.module.named_parameters()}
         theta = torch.cat([p.detach().flatten() for p in self.module.parameters()])
@@ -274,7 +258,7 @@ class _JointLikelihood:
         )
         self.num_choices = self.choices.num_pairs
         self.start = theta.numpy()
-        if anchor != "fixed":
+        if mean_anchor != "fixed":
             self.start = np.append(self.start, math.log(beta))
 
     @property
@@ -285,23 +269,30 @@ class _JointLikelihood:
             for name, shape in self._shapes.items()
             for index in np.ndindex(*shape)
         )
-        return (*entries, "cv") if self.anchor == "fixed" else (*entries, "mean", "cv")
+        return (*entries, "cv") if self.mean_anchor == "fixed" else (*entries, "mean", "cv")
 
     def parts(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Parameters of the module, mean and cv, from the flat vector with its logarithms."""
         return self._split(torch.cat([point[: self._num_theta], point[self._num_theta :].exp()]))
 
-    def margin(self, theta: Tensor, row: Tensor | None = None) -> Tensor:
+    def margin(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margins of some rows of the inputs, of all by default."""
-        inputs = self.inputs if row is None else self.inputs[row.long()]
+        inputs = self.inputs if rows is None else self.inputs[rows]
         value = functional_call(self.module, self._parameters(theta), (inputs,))
         return value.squeeze(-1) if value.dim() == 2 else value
 
     def log_prior(self, mean: Tensor) -> Tensor:
         """Log prior density of the log mean, in nats; zero without one."""
-        if self.anchor != "prior":
+        if self.mean_anchor != "prior":
             return torch.zeros((), dtype=torch.float64)
         return mean_prior(self.beta).base_dist.log_prob(mean.log())
+
+    def batch_loss(self, model: PreferenceModel, point: Tensor, rows: Tensor) -> Tensor:
+        """Minus a bound on the log-likelihood of the rows of a batch, in nats per unit."""
+        theta, mean, cv = self.parts(point)
+        ids = None if self.annotator is None else self.annotator[rows]
+        log_prob = model.log_prob(self.margin(theta, rows), mean, cv, ids)
+        return -log_prob.mean() - self.log_prior(mean) / self.choices.num_units
 
     def loss_and_gradient(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log joint per choice at the flat vector, and its gradient."""
@@ -316,12 +307,12 @@ class _JointLikelihood:
             parts = self.parts(torch.from_numpy(point))
             log_likelihood = self._log_joint(*parts) - self.log_prior(parts[1])
         theta, mean, cv = parts
-        estimates = np.append(theta.numpy(), [mean, cv][self.anchor == "fixed" :])
+        estimates = np.append(theta.numpy(), [mean, cv][self.mean_anchor == "fixed" :])
         is_small = len(estimates) <= _MAX_HESSIAN
         return JointFit(
             module=self._fitted(theta),
             cv=cv.item(),
-            mean_strength=mean.item(),
+            mean=mean.item(),
             names=self.names,
             estimates=estimates,
             covariance=self._covariance(estimates) if is_small else None,

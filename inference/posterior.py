@@ -1,29 +1,262 @@
 """The posterior of the strength: draws, and everything needed to use them."""
 
-from collections.abc import Mapping
+import os
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from mixdpo_pyro.models import mean_prior
+from mixdpo_pyro.models import Family, mean_prior
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 
-__all__ = ["contraction"]
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["DIMS", "Posterior", "format_interval", "make_dataset", "save_arviz"]
+
+DIMS: dict[Any, Any] = {
+    "strength": ["annotator"],
+    "choices": ["annotator"],
+    "choice": ["pair"],
+    "margin": ["pair"],
+    "annotator_id": ["pair"],
+}
+"""Dimensions of every variable that is written, beside chain and draw."""
+
+_FIELDS = ("family", "mean_anchor", "beta", "flip_probability", "method", "seed")
+"""Fields that are attributes of the file's root."""
+
+_SHOWN_ANNOTATORS = 10
 
 
-def contraction(posterior: Mapping[str, np.ndarray], mean: MeanAnchor) -> dict[str, float]:
-    r"""How much the data narrowed the prior: :math:`1 - \mathrm{Var} / \mathrm{Var}_{prior}`.
+@dataclass(frozen=True, repr=False, eq=False)
+class Posterior:
+    """Draws of the strength's mean and cv, and what they were computed from.
 
-    Of `cv`, whose half-normal prior has variance :math:`1 - 2/\pi`, and of `log_mean`, where it
-    has a prior. Near 1 the data decide; at 0 or below the answer is the prior's. Not a number
-    where a draw is not finite.
+    Every method makes one; prediction, checks and reports take nothing else.
 
-    Args:
-        posterior: Draws of `cv` and, unless the mean is fixed, of `mean`.
-        mean: Anchoring of the mean.
+    Attributes:
+        mean: Draws of the mean strength, shape `(samples,)`.
+        cv: Draws of the coefficient of variation, same shape.
+        family: Family of the strength's distribution.
+        mean_anchor: Anchoring of the mean.
+        beta: Median of the mean's prior, or its fixed value.
+        strength: Draws of every annotator's strength, or None.
+        annotators: Labels of the columns of `strength`.
+        flip_probability: Probability that a label was flipped, as assumed.
+        method: How the draws were computed.
+        seed: Seed of the draws.
+        num_chains: Chains that the draws come from, in order; 1 where draws are independent.
+        sample_stats: Per draw: `lp`, the log joint in unconstrained space, in nats; for NUTS,
+            `diverging`.
+        diagnostics: Diagnostics of the method, and what the draws were computed from.
     """
-    with np.errstate(invalid="ignore"):
-        value = {"cv": 1 - float(posterior["cv"].var()) / (1 - 2 / np.pi)}
-        if mean == "prior":
-            prior = float(mean_prior().base_dist.scale) ** 2
-            value["log_mean"] = 1 - float(np.log(posterior["mean"]).var()) / prior
-    return value
+
+    mean: Float[np.ndarray, " samples"]
+    cv: Float[np.ndarray, " samples"]
+    family: Family
+    mean_anchor: MeanAnchor = "prior"
+    beta: float = 0.1
+    strength: Float[np.ndarray, "samples annotators"] | None = None
+    annotators: tuple[str, ...] = ()
+    flip_probability: float = 0.0
+    method: str = "laplace"
+    seed: int = 0
+    num_chains: int = 1
+    sample_stats: dict[str, np.ndarray] = field(default_factory=dict)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of draws."""
+        return len(self.cv)
+
+    @property
+    def draws(self) -> dict[str, np.ndarray]:
+        """Draws by name: `mean`, `cv` and, where it is known, `strength`."""
+        found = {"mean": self.mean, "cv": self.cv}
+        return found if self.strength is None else {**found, "strength": self.strength}
+
+    def take(self, rows: Int[np.ndarray, " rows"]) -> Self:
+        """The posterior with these draws only, as independent draws."""
+        strength = None if self.strength is None else self.strength[rows]
+        stats = {name: value[rows] for name, value in self.sample_stats.items()}
+        return replace(
+            self, mean=self.mean[rows], cv=self.cv[rows], strength=strength, sample_stats=stats,
+            num_chains=1,
+        )  # fmt: skip
+
+    def first(self, num_samples: int) -> Self:
+        """The posterior with the first draws only."""
+        return self.take(np.arange(min(num_samples, self.num_samples)))
+
+    def at(self, mean: float, cv: float, num_samples: int = 1) -> Self:
+        """A point in place of the draws, repeated; annotators' strengths are dropped."""
+        return replace(
+            self, mean=np.full(num_samples, mean), cv=np.full(num_samples, cv), strength=None,
+            annotators=(), sample_stats={}, num_chains=1,
+        )  # fmt: skip
+
+    def columns(self, labels: np.ndarray) -> Int[np.ndarray, " labels"]:
+        """Column of each annotator in `strength`; -1 where the posterior does not know them."""
+        if self.strength is None:
+            return np.full(len(labels), -1)
+        column = {label: k for k, label in enumerate(self.annotators)}
+        return np.array([column.get(str(label), -1) for label in labels], dtype=int)
+
+    def interval(self, name: str = "cv") -> tuple[float, float]:
+        """5% and 95% quantiles of the draws of `mean` or `cv`."""
+        low, high = np.quantile(self.draws[name], [0.05, 0.95])
+        return float(low), float(high)
+
+    def contraction(self) -> dict[str, float]:
+        r"""How much the data narrowed the prior: :math:`1 - \mathrm{Var} / \mathrm{Var}_{prior}`.
+
+        Of `cv`, whose half-normal prior has variance :math:`1 - 2/\pi`, and of `log_mean`, where
+        it has a prior. Near 1 the data decide; at 0 or below the answer is the prior's. Not a
+        number where a draw is not finite.
+        """
+        with np.errstate(invalid="ignore"):
+            value = {"cv": 1 - float(self.cv.var()) / (1 - 2 / np.pi)}
+            if self.mean_anchor == "prior":
+                prior = float(mean_prior().base_dist.scale) ** 2
+                value["log_mean"] = 1 - float(np.log(self.mean).var()) / prior
+        return value
+
+    def summary(self) -> "pd.DataFrame":
+        """Mean, sd and the 5%, 50% and 95% quantiles of every parameter, one per row.
+
+        Rows are `mean`, `cv` and `strength[LABEL]`.
+        """
+        return self._summary(len(self.annotators))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the draws, and what they were computed from, as NetCDF for ArviZ."""
+        import xarray as xr
+
+        tree = xr.DataTree.from_dict(self.to_datasets())
+        tree.attrs = self.attributes()
+        return save_arviz(tree, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read the posterior of a file that `save` or `save_arviz` wrote.
+
+        Raises:
+            OSError, ValueError, RuntimeError or KeyError: If it is no such file.
+        """
+        import xarray as xr
+
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            group = tree["posterior"].to_dataset().load()
+            attributes = {str(name): _plain(value) for name, value in tree.attrs.items()}
+            stats = tree["sample_stats"].to_dataset().load() if "sample_stats" in tree else {}
+        draws = {str(k): _flat(v) for k, v in group.data_vars.items()}
+        labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else ()
+        attributes.pop("inference_library"), attributes.pop("inference_library_version")
+        known = {name: attributes.pop(name) for name in _FIELDS}
+        return cls(
+            mean=draws["mean"],
+            cv=draws["cv"],
+            strength=draws.get("strength"),
+            annotators=tuple(labels),
+            num_chains=group.sizes["chain"],
+            sample_stats={str(k): _flat(stats[k]) for k in stats},
+            diagnostics=attributes,
+            **known,
+        )
+
+    def to_datasets(self) -> dict[str, "xr.Dataset"]:
+        """The groups `posterior` and `sample_stats`, dims `chain` and `draw`."""
+        coords = {"annotator": np.array(self.annotators)}
+        return {
+            "posterior": make_dataset(self.draws, coords, self.num_chains),
+            "sample_stats": make_dataset(self.sample_stats, coords, self.num_chains),
+        }
+
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the file's root."""
+        return {
+            "inference_library": "mixdpo-pyro",
+            "inference_library_version": version("mixdpo-pyro"),
+            **{name: getattr(self, name) for name in _FIELDS},
+            **self.diagnostics,
+        }
+
+    def __repr__(self) -> str:
+        words = f"mean {format_interval(self.mean)}, cv {format_interval(self.cv)}"
+        known = f", {len(self.annotators):,} annotators" if self.annotators else ""
+        how = f"{self.family}, {self.num_samples:,} draws by {self.method}"
+        return f"Posterior({how}: {words}{known})"
+
+    def _repr_html_(self) -> str:
+        more = len(self.annotators) - _SHOWN_ANNOTATORS
+        table = self._summary(_SHOWN_ANNOTATORS).to_html(float_format=lambda x: f"{x:.3g}")
+        return f"<p>{self!r}</p>{table}" + (f"<p>and {more:,} annotators</p>" if more > 0 else "")
+
+    def _summary(self, num_annotators: int) -> "pd.DataFrame":
+        import pandas as pd
+
+        rows = {"mean": self.mean, "cv": self.cv}
+        for k, label in enumerate(self.annotators[:num_annotators]):
+            rows[f"strength[{label}]"] = self.draws["strength"][:, k]
+        columns = np.stack(list(rows.values()), axis=1)
+        table = {"mean": columns.mean(0), "sd": columns.std(0, ddof=1)}
+        for percent in (5, 50, 95):
+            table[f"{percent}%"] = np.percentile(columns, percent, axis=0)
+        return pd.DataFrame(table, index=list(rows))
+
+
+def format_interval(draws: np.ndarray) -> str:
+    """Median and 90% interval; a point where all draws are equal."""
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def make_dataset(
+    variables: dict[str, np.ndarray], coords: dict[str, np.ndarray], num_chains: int | None = None
+) -> "xr.Dataset":
+    """Variables as a dataset; with chains, the first axis holds their draws chain by chain."""
+    from arviz_base import dict_to_dataset
+
+    used = {dim for name in variables for dim in DIMS.get(name, ())}
+    sample_dims = ["chain", "draw"] if num_chains else []
+    if num_chains:
+        variables = {k: v.reshape(num_chains, -1, *v.shape[1:]) for k, v in variables.items()}
+    return dict_to_dataset(
+        variables,
+        coords={dim: values for dim, values in coords.items() if dim in used},
+        dims=DIMS,
+        sample_dims=sample_dims,
+    )
+
+
+def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
+    """Write the tree as NetCDF under a temporary name, then rename it.
+
+    `arviz.from_netcdf` of arviz 0.23 reads the file as an `InferenceData`, and
+    `xarray.open_datatree` as a tree.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        tree.to_netcdf(temporary, engine="h5netcdf")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _flat(variable: "xr.DataArray") -> np.ndarray:
+    """Draws of all chains, one after another, on the first axis."""
+    value = variable.transpose("chain", "draw", ...).to_numpy()
+    return value.reshape(-1, *value.shape[2:])
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as Python has it; arrays stay arrays."""
+    return value.item() if isinstance(value, np.generic) else value

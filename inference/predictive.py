@@ -1,4 +1,4 @@
-"""Posterior predictive: what the fitted law says about strengths and choices, old and new."""
+"""Posterior predictive probabilities, choices and strengths."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,87 +8,125 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
-from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
+from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import Family, strength_distribution
 
 __all__ = [
     "choice_probabilities",
+    "draw_choice_probabilities",
     "mean_choice_probability",
     "replicate_choices",
     "sample_new_strengths",
     "sample_strengths",
+    "with_label_noise",
 ]
 
 _CELLS = 2_000_000
 """Draws times pairs held at once where the draws are only reduced."""
 
+_TINY_CV = 1e-6
+"""Stands for a cv of zero, where the distribution of the strength has no density."""
+
 
 def choice_probabilities(
-    result: Fit, margins: Any, annotator: Sequence[Any] | np.ndarray | None = None
+    posterior: Posterior, margin: Any, *, annotator: Sequence[Any] | np.ndarray | None = None
 ) -> Float[np.ndarray, "samples pairs"]:
     r"""Probability that the first response of each pair is chosen, for every posterior draw.
 
-    :math:`\sigma(\beta_g \Delta)` for an annotator of the fit, whose strength has its own draws;
+    :math:`\sigma(\beta_g \Delta)` for an annotator whose strength the posterior holds;
     :math:`\mathbb{E}_{\beta \mid m, cv}\, \sigma(\beta \Delta)` for anybody else.
 
     Args:
-        result: A fit.
-        margins: Margins of the first over the second response, shape `(pairs,)`.
-        annotator: Annotator ids, or None for people the fit has not seen.
+        posterior: A posterior.
+        margin: Margins of the first over the second response, shape `(pairs,)`.
+        annotator: Annotator ids, or None for new annotators.
     """
-    margin = np.asarray(margins, dtype=np.float64)
-    mean, cv = result.posterior["mean"], result.posterior["cv"]
-    value = np.empty((len(mean), len(margin)))
-    column = _columns(result, annotator, len(margin))
+    margin = np.asarray(margin, dtype=np.float64)
+    value = np.empty((posterior.num_samples, len(margin)))
+    column = (
+        np.full(len(margin), -1) if annotator is None else posterior.columns(_texts(annotator))
+    )
     known = column >= 0
     if known.any():
-        beta = result.posterior["strength"][:, column[known]]
-        value[:, known] = _flipped(expit(beta * margin[known]), result.flip_probability)
+        beta = posterior.draws["strength"][:, column[known]]
+        value[:, known] = with_label_noise(expit(beta * margin[known]), posterior.flip_probability)
     if not known.all():
-        log_prob = pair_log_prob(margin[~known], mean, cv, result.family, result.flip_probability)
-        value[:, ~known] = np.exp(log_prob)
+        value[:, ~known] = _marginal(posterior, margin[~known])
     return value
 
 
 def mean_choice_probability(
-    result: Fit, margins: Any, annotator: Sequence[Any] | np.ndarray | None = None
+    posterior: Posterior, margin: Any, *, annotator: Sequence[Any] | np.ndarray | None = None
 ) -> Float[np.ndarray, " pairs"]:
     """Posterior mean of `choice_probabilities`, without holding all draws at once."""
-    margin = np.asarray(margins, dtype=np.float64)
-    ids = None if annotator is None else np.asarray(annotator)
+    margin = np.asarray(margin, dtype=np.float64)
+    ids = None if annotator is None else _texts(annotator)
     parts = [
-        choice_probabilities(result, margin[k], None if ids is None else ids[k]).mean(0)
-        for k in _slices(len(margin), len(result.posterior["cv"]))
+        choice_probabilities(posterior, margin[k], annotator=None if ids is None else ids[k]).mean(
+            0
+        )
+        for k in _slices(len(margin), posterior.num_samples)
     ]
     return np.concatenate(parts)
 
 
+def draw_choice_probabilities(
+    posterior: Posterior,
+    margin: Float[np.ndarray, " pairs"],
+    rng: np.random.Generator,
+    *,
+    annotator: np.ndarray | None = None,
+    are_new: bool = False,
+) -> Float[np.ndarray, "samples pairs"]:
+    """Probability of the first response, the choices of an annotator sharing a drawn strength.
+
+    Args:
+        posterior: A posterior.
+        margin: Margins of the first over the second response.
+        rng: Source of the strengths of new annotators.
+        annotator: Annotator ids; without them each pair is another annotator's.
+        are_new: Draw new strengths for annotators that the posterior knows as well.
+    """
+    if annotator is None:
+        return _marginal(posterior, margin)
+    labels, index = np.unique(_texts(annotator), return_inverse=True)
+    column = np.full(len(labels), -1) if are_new else posterior.columns(labels)
+    known = column >= 0
+    if not known.any() and len(labels) == len(margin):  # everybody is new and chooses once
+        return _marginal(posterior, margin)
+    shape = (posterior.num_samples, int((~known).sum()))
+    mean, cv = (np.broadcast_to(x[:, None], shape) for x in (posterior.mean, posterior.cv))
+    beta = np.empty((posterior.num_samples, len(labels)))
+    if known.any():
+        beta[:, known] = posterior.draws["strength"][:, column[known]]
+    beta[:, ~known] = sample_strengths(posterior.family, mean, cv, rng)
+    return with_label_noise(expit(beta[:, index] * margin), posterior.flip_probability)
+
+
 def replicate_choices(
-    result: Fit,
-    margins: Any,
+    posterior: Posterior,
+    margin: Any,
+    *,
     annotator: Sequence[Any] | np.ndarray | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Replicated choices, True where the first response is chosen, shape `(samples, pairs)`.
 
-    People the fit has not seen get a strength of their own in every draw, which their choices
-    share; pairs without annotator ids are each another person's.
+    Annotators that the posterior does not know get a strength of their own in every draw, which
+    their choices share; pairs without annotator ids are each another annotator's.
     """
     rng = np.random.default_rng(seed)
-    margin = np.asarray(margins, dtype=np.float64)
-    if annotator is None:
-        probability = choice_probabilities(result, margin)
-    else:
-        beta = _strength_of_each_pair(result, np.asarray(annotator).astype(str), rng)
-        probability = _flipped(expit(beta * margin), result.flip_probability)
+    margin = np.asarray(margin, dtype=np.float64)
+    ids = None if annotator is None else np.asarray(annotator)
+    probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids)
     return rng.random(probability.shape) < probability
 
 
-def sample_new_strengths(result: Fit, seed: int = 0) -> Float[np.ndarray, " samples"]:
-    """Strength of a person the fit has not seen, one draw for every posterior draw."""
+def sample_new_strengths(posterior: Posterior, seed: int = 0) -> Float[np.ndarray, " samples"]:
+    """Strength of a new annotator, one draw for every posterior draw."""
     rng = np.random.default_rng(seed)
-    return sample_strengths(result.family, result.posterior["mean"], result.posterior["cv"], rng)
+    return sample_strengths(posterior.family, posterior.mean, posterior.cv, rng)
 
 
 def sample_strengths(
@@ -97,38 +135,28 @@ def sample_strengths(
     cv: Float[np.ndarray, " *batch"],
     rng: np.random.Generator,
 ) -> Float[np.ndarray, " *batch"]:
-    """Draws from the law; torch's global generator is left as it was."""
-    law = strength_distribution(torch.as_tensor(mean), torch.as_tensor(cv), family)
+    """Draws from the strength's distribution; torch's global generator is left as it was."""
+    parameters = torch.tensor(mean), torch.tensor(np.maximum(cv, _TINY_CV))
+    distribution = strength_distribution(*parameters, family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
-        return law.sample().numpy()
+        return distribution.sample().numpy()
 
 
-def _columns(
-    result: Fit, annotator: Sequence[Any] | np.ndarray | None, num_pairs: int
-) -> np.ndarray:
-    """Column of each pair's annotator in the strengths of the fit; -1 for new people."""
-    if annotator is None or not result.annotators:
-        return np.full(num_pairs, -1)
-    column = {label: k for k, label in enumerate(result.annotators)}
-    return np.array([column.get(label, -1) for label in np.asarray(annotator).astype(str)])
-
-
-def _strength_of_each_pair(result: Fit, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    people, index = np.unique(ids, return_inverse=True)
-    column = _columns(result, people, len(people))
-    shape = (len(result.posterior["cv"]), len(people))
-    mean, cv = (np.broadcast_to(result.posterior[k][:, None], shape) for k in ("mean", "cv"))
-    beta = np.empty(shape)
-    known = column >= 0
-    if known.any():
-        beta[:, known] = result.posterior["strength"][:, column[known]]
-    beta[:, ~known] = sample_strengths(result.family, mean[:, ~known], cv[:, ~known], rng)
-    return beta[:, index]
-
-
-def _flipped(probability: np.ndarray, flip_probability: float) -> np.ndarray:
+def with_label_noise(probability: np.ndarray, flip_probability: float) -> np.ndarray:
+    r"""Probability of a choice whose label may be flipped: :math:`\epsilon + (1-2\epsilon) P`."""
     return flip_probability + (1 - 2 * flip_probability) * probability
+
+
+def _marginal(posterior: Posterior, margin: np.ndarray) -> Float[np.ndarray, "samples pairs"]:
+    """Probabilities for new annotators, the strength integrated out."""
+    cv = np.maximum(posterior.cv, _TINY_CV)
+    flip = posterior.flip_probability
+    return np.exp(pair_log_prob(margin, posterior.mean, cv, posterior.family, flip))
+
+
+def _texts(annotator: Any) -> np.ndarray:
+    return np.asarray(annotator).astype(str)
 
 
 def _slices(length: int, cells_each: int) -> Iterator[slice]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from mixdpo_pyro.inference.simulation import Design, simulate_choices
 
-__all__ = ["Calibration", "Sampler", "calibrate", "plot_calibration"]
+__all__ = ["SBCResult", "Sampler", "calibrate", "plot_calibration"]
 
 Sampler = Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
 
@@ -27,7 +27,7 @@ _PARAMETERS = ("mean", "cv")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class SBCResult:
     """Ranks of the truth among posterior draws.
 
     Attributes:
@@ -62,7 +62,7 @@ class Calibration:
 
 
 def calibrate(
-    family: Family = "gamma",
+    family: Family = "lognormal",
     method: Method = "laplace",
     num_datasets: int = 100,
     num_draws: int = 99,
@@ -71,7 +71,7 @@ def calibrate(
     seed: int = 0,
     progress: bool = False,
     **options: Any,
-) -> Calibration:
+) -> SBCResult:
     """Rank the truth in posteriors of simulated datasets, under the default priors.
 
     Args:
@@ -99,7 +99,8 @@ def calibrate(
 
     def default(margin: np.ndarray, annotator: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
-        return fit(margin, annotator, family, method, **arguments).posterior
+        result = fit(margin, annotator=annotator, family=family, method=method, **arguments)
+        return result.posterior.draws
 
     sample = sampler or default
     ranks: dict[str, list[int]] = {name: [] for name in _PARAMETERS}
@@ -115,10 +116,10 @@ def calibrate(
         for name in _PARAMETERS:
             ranks[name].append(int((draws[name][apart] < truth[name]).sum()))
     label = f"{method}, {family}"
-    return Calibration(label, {k: np.array(v) for k, v in ranks.items()}, num_draws)
+    return SBCResult(label, {k: np.array(v) for k, v in ranks.items()}, num_draws)
 
 
-def plot_calibration(calibrations: Sequence[Calibration]) -> "Figure":
+def plot_calibration(calibrations: Sequence[SBCResult]) -> "Figure":
     """Distribution of the ranks minus the uniform one, with 95% bands, a row per calibration."""
     from matplotlib.figure import Figure
     from scipy.stats import kstwo

@@ -50,7 +50,7 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
         margins_are_exact: The margins carry no error and the link is the logistic one, as in a
             simulation; then people who chose once suffice.
     """
-    low, high = (float(q) for q in np.quantile(result.posterior["cv"], [0.05, 0.95]))
+    low, high = result.posterior.interval("cv")
     ratio = max(0.0, 2 * (result.maximum.penalised - result.null.penalised))
     p_value = boundary_p_value(ratio)
     is_rejected = p_value < _LEVEL

@@ -19,5 +19,5 @@ class OutputError(MixDPOError, ValueError):
     """An output folder cannot be written, or a run folder cannot be read."""
 
 
-class NonFiniteLossError(MixDPOError, ArithmeticError):
-    """The loss became NaN or infinite; training stops at that step."""
+class NonFiniteLossError(MixDPOError, FloatingPointError):
+    """A loss became NaN or infinite; the training, or the fit, stops at that step."""

@@ -50,7 +50,7 @@ class MixedLogit(TorchDistribution):
         margin: Tensor,
         mean: Tensor | float,
         cv: Tensor | float,
-        family: Family = "gamma",
+        family: Family = "lognormal",
         estimator: str | Estimator = "auto",
         flip_probability: float = 0.0,
         validate_args: bool | None = None,

@@ -98,7 +98,7 @@ def normal_parameters(
 
 
 def strength_distribution(
-    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"], family: Family = "gamma"
+    mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"], family: Family = "lognormal"
 ) -> TorchDistributionMixin:
     """The law of the strength, as a Pyro distribution.
 

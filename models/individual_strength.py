@@ -37,7 +37,7 @@ def conditional_strength(
     margin: Float[Tensor, "..."],
     mean: Float[Tensor, "..."] | float,
     cv: Float[Tensor, "..."] | float,
-    family: Family = "gamma",
+    family: Family = "lognormal",
     annotator: Int[Tensor, " pairs"] | None = None,
     *,
     probabilities: Sequence[float] = (0.05, 0.5, 0.95),

@@ -30,7 +30,7 @@ def mixed_logit_log_prob(
     margin: Float[Tensor, "..."],
     mean: Float[Tensor, "..."] | float,
     cv: Float[Tensor, "..."] | float,
-    family: Family = "gamma",
+    family: Family = "lognormal",
     estimator: str | Estimator = "auto",
     annotator: Int[Tensor, " pairs"] | None = None,
     *,

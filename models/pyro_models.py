@@ -42,8 +42,8 @@ class PreferenceModel(PyroModule):
 
     Args:
         family: Law of the strength, see `mixed_logit_log_prob`.
-        mean: `"prior"` as above; `"fixed"`: the mean is `beta`; `"free"`: neither `mean` nor `cv`
-            has a prior, which is the paper.
+        mean_anchor: `"prior"` as above; `"fixed"`: the mean is `beta`; `"free"`: neither `mean`
+            nor `cv` has a prior, which is the paper.
         beta: Prior median of the mean, or its fixed value: DPO's usual beta, positive.
         estimator: How to integrate, see `mixed_logit_log_prob`.
         flip_probability: Probability in [0, 1/2) that a label was flipped.
@@ -55,7 +55,7 @@ class PreferenceModel(PyroModule):
         | MixDPO (Imai et al., 2026), https://arxiv.org/abs/2601.06180
 
     Example:
-        >>> model = PreferenceModel("gamma", mean="fixed", beta=0.1)
+        >>> model = PreferenceModel("gamma", mean_anchor="fixed", beta=0.1)
         >>> trace = pyro.poutine.trace(model).get_trace(torch.tensor([1.0, -2.0]), num_total=10)
         >>> trace.nodes["choice"]["scale"]
         5.0
@@ -63,8 +63,9 @@ class PreferenceModel(PyroModule):
 
     def __init__(
         self,
-        family: Family = "gamma",
-        mean: MeanAnchor = "prior",
+        family: Family = "lognormal",
+        *,
+        mean_anchor: MeanAnchor = "prior",
         beta: float = 0.1,
         estimator: str | Estimator = "auto",
         flip_probability: float = 0.0,
@@ -72,16 +73,16 @@ class PreferenceModel(PyroModule):
         """Check and keep the choices; the model has no parameters."""
         super().__init__()
         check_family(family)
-        if mean not in get_args(MeanAnchor):
+        if mean_anchor not in get_args(MeanAnchor):
             anchors = ", ".join(get_args(MeanAnchor))
-            raise ValueError(f"Expected mean to be one of {anchors}, got {mean!r}")
+            raise ValueError(f"Expected mean_anchor to be one of {anchors}, got {mean_anchor!r}")
         if not beta > 0:
             raise ValueError(f"Expected 0 < beta, got {beta}")
         if not 0 <= flip_probability < 0.5:
             raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
         resolve_estimator(estimator, family, panel=False)
         self.family: Family = family
-        self.mean: MeanAnchor = mean
+        self.mean_anchor: MeanAnchor = mean_anchor
         self.beta = beta
         self.estimator = estimator
         self.flip_probability = flip_probability
@@ -115,8 +116,8 @@ class PreferenceModel(PyroModule):
         beta = torch.tensor(self.beta, dtype=margin.dtype, device=margin.device)
         if self.family == "fixed":
             return beta, torch.zeros_like(beta)
-        laws = _priors(self.mean, self.beta, margin.dtype, margin.device)
-        if self.mean == "free":
+        laws = _priors(self.mean_anchor, self.beta, margin.dtype, margin.device)
+        if self.mean_anchor == "free":
             # Masked: flat, but a guide that initialises can still draw from it.
             laws = {name: law.mask(False) for name, law in laws.items()}
         sampled = {name: pyro.sample(name, law) for name, law in laws.items()}
@@ -131,9 +132,9 @@ class PreferenceModel(PyroModule):
         Returns:
             Shape `()` or `(particles,)`.
         """
-        if self.mean == "free" or not latents:
+        if self.mean_anchor == "free" or not latents:
             return torch.zeros(())
-        laws = _priors(self.mean, self.beta, latents["cv"].dtype, latents["cv"].device)
+        laws = _priors(self.mean_anchor, self.beta, latents["cv"].dtype, latents["cv"].device)
         total = sum(laws[name].log_prob(value) for name, value in latents.items())
         return total.squeeze(-1) if total.dim() else total
 
@@ -164,12 +165,12 @@ class PreferenceModel(PyroModule):
 
 @lru_cache
 def _priors(
-    anchor: MeanAnchor, beta: float, dtype: torch.dtype, device: torch.device
+    mean_anchor: MeanAnchor, beta: float, dtype: torch.dtype, device: torch.device
 ) -> dict[str, TorchDistributionMixin]:
     """Priors of the sites that are sampled; kept, since they are asked for at every step."""
     median = torch.tensor(beta, dtype=dtype, device=device)
     laws = {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
-    return {"cv": laws["cv"]} if anchor == "fixed" else laws
+    return {"cv": laws["cv"]} if mean_anchor == "fixed" else laws
 
 
 class LatentStrengthModel(PreferenceModel):
@@ -180,7 +181,7 @@ class LatentStrengthModel(PreferenceModel):
     The estimator is not used. The family `"fixed"` has no site `strength`.
 
     Example:
-        >>> model = LatentStrengthModel("gamma", mean="fixed")
+        >>> model = LatentStrengthModel("gamma", mean_anchor="fixed")
         >>> model(torch.zeros(5), choice=None).shape  # five simulated choices
         torch.Size([5])
     """

@@ -15,7 +15,7 @@ MAX_BYTES = 200_000
 
 
 def check_beta_posterior(names):
-    low, high = np.quantile(names["panel"].posterior["cv"], [0.001, 0.999])
+    low, high = np.quantile(names["panel"].posterior.cv, [0.001, 0.999])
     assert low < names["cv"] < high
     assert names["correlation"] > 0.5
 

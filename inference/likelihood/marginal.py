@@ -10,7 +10,7 @@ from mixdpo_pyro.inference.likelihood.pairs import compress
 from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.models import Family
 
-__all__ = ["Likelihood", "likelihood"]
+__all__ = ["Likelihood", "build_likelihood"]
 
 
 @runtime_checkable
@@ -24,8 +24,13 @@ class Likelihood(Protocol):
         ...
 
 
-def likelihood(choices: Choices, family: Family, flip_probability: float = 0.0) -> Likelihood:
-    """The marginal likelihood of a dataset: by pair, or by person where people repeat."""
-    if choices.has_panels:
+def build_likelihood(
+    choices: Choices, family: Family, flip_probability: float = 0.0
+) -> Likelihood:
+    """The marginal likelihood of a dataset: per pair, or per annotator where annotators repeat.
+
+    Under one strength for everybody the choices of an annotator are like those of many.
+    """
+    if choices.has_panels and family != "fixed":
         return tabulate(choices, family, flip_probability)
     return compress(choices.margin, family, flip_probability)

@@ -90,7 +90,7 @@ class BoundedModel(PreferenceModel):
 
     Args:
         family: Law of the strength, `"gamma"` or `"lognormal"`.
-        mean: Anchoring of the mean.
+        mean_anchor: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
         bound: `"importance"` or `"elbo"`.
         num_draws: Draws K of each strength.
@@ -103,14 +103,17 @@ class BoundedModel(PreferenceModel):
     def __init__(
         self,
         family: Family = "lognormal",
-        mean: MeanAnchor = "prior",
+        *,
+        mean_anchor: MeanAnchor = "prior",
         beta: float = 0.1,
         bound: Bound = "importance",
         num_draws: int = 16,
         flip_probability: float = 0.0,
     ) -> None:
         """Make the local guide."""
-        super().__init__(family, mean, beta, flip_probability=flip_probability)
+        super().__init__(
+            family, mean_anchor=mean_anchor, beta=beta, flip_probability=flip_probability
+        )
         if bound not in get_args(Bound):
             raise ValueError(f"Expected bound to be importance or elbo, got {bound!r}")
         if num_draws < 1:

@@ -20,7 +20,7 @@ class DatasetModel(PreferenceModel):
         likelihood: Likelihood of the whole dataset.
         num_units: Number of pairs, or of annotators where they share strengths.
         family: Law of the strength.
-        mean: Anchoring of the mean.
+        mean_anchor: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
     """
 
@@ -29,11 +29,11 @@ class DatasetModel(PreferenceModel):
         likelihood: Likelihood,
         num_units: int,
         family: Family,
-        mean: MeanAnchor,
+        mean_anchor: MeanAnchor,
         beta: float,
     ) -> None:
         """Keep the likelihood; the model has no parameters."""
-        super().__init__(family, mean, beta)
+        super().__init__(family, mean_anchor=mean_anchor, beta=beta)
         self.likelihood = likelihood
         self.num_units = num_units
 
@@ -69,6 +69,6 @@ class DatasetModel(PreferenceModel):
         if "mean" in latents:
             latents["mean"] = latents["mean"].exp()
         cv = latents["cv"]
-        if self.mean == "free":
+        if self.mean_anchor == "free":
             cv = (cv + MAX_CV).remainder(2 * MAX_CV) - MAX_CV
         return latents | {"cv": cv.abs()}

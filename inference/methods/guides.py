@@ -253,8 +253,8 @@ def build_strength_guide(
         initial_scale: Initial standard deviation of the logarithms, > 0.
 
     Returns:
-        :class:`NormalGuide`, or :class:`PointGuide` under `mean="free"`, where there is no prior,
-        or :class:`NoLatentGuide` for the fixed family.
+        :class:`NormalGuide`, or :class:`PointGuide` under `mean_anchor="free"`, where there is no
+        prior, or :class:`NoLatentGuide` for the fixed family.
 
     Raises:
         ValueError: If an initial value is not positive.
@@ -264,9 +264,9 @@ def build_strength_guide(
             raise ValueError(f"Expected {name} > 0, got {value}")
     if model.family == "fixed":
         return NoLatentGuide()
-    if model.mean == "fixed":
+    if model.mean_anchor == "fixed":
         return NormalGuide(("cv",), (initial_cv,), initial_scale)
     names, initial = ("mean", "cv"), (model.beta, initial_cv)
-    if model.mean == "free":
+    if model.mean_anchor == "free":
         return PointGuide(names, initial)
     return NormalGuide(names, initial, initial_scale)

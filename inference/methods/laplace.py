@@ -126,7 +126,9 @@ def explore(log_joint: LogJoint) -> RidgeLattice:
     start = np.full(_RIDGE_POINTS, np.log(null.mean))
     while True:
         log_cv = np.linspace(low, high, _RIDGE_POINTS)
-        centre, scale = climb_ridge(partial(at_rows, log_joint, log_cv), start, log_joint.anchor)
+        centre, scale = climb_ridge(
+            partial(at_rows, log_joint, log_cv), start, log_joint.mean_anchor
+        )
         height = log_joint(centre, log_cv) + np.log(np.where(scale > 0, scale, 1))
         inside = np.flatnonzero(height > height.max() - WINDOW_NATS)
         if len(inside) >= _RIDGE_POINTS / 3:

@@ -45,12 +45,12 @@ class LogJoint:
 
     Attributes:
         likelihood: Log-likelihood of the data.
-        anchor: `"prior"`, `"fixed"` or `"free"` (flat in mean and cv).
+        mean_anchor: `"prior"`, `"fixed"` or `"free"` (flat in mean and cv).
         beta: Median of the mean's prior, or its fixed value.
     """
 
     likelihood: Likelihood
-    anchor: MeanAnchor
+    mean_anchor: MeanAnchor
     beta: float
 
     def __call__(
@@ -59,7 +59,7 @@ class LogJoint:
         """Log joint at each point of the unconstrained space, Jacobians included."""
         cv = np.exp(log_cv)
         value = self.penalised(log_mean, cv) + log_cv
-        if self.anchor == "free":
+        if self.mean_anchor == "free":
             return value + log_mean
         return value + cv_prior().log_prob(torch.from_numpy(cv)).numpy()
 
@@ -70,7 +70,7 @@ class LogJoint:
         with torch.no_grad():
             point = torch.from_numpy(np.exp(log_mean)), torch.from_numpy(np.atleast_1d(cv))
             value = self.likelihood(*point).numpy()
-        if self.anchor != "prior":
+        if self.mean_anchor != "prior":
             return value
         log_mean_prior = mean_prior(self.beta).base_dist
         return value + log_mean_prior.log_prob(torch.from_numpy(log_mean)).numpy()
@@ -99,7 +99,9 @@ def maximise(log_joint: LogJoint) -> tuple[Maximum, Maximum]:
     grid = np.linspace(np.log(0.01), LOG_CV_RANGE[1], 28)
     start = np.full(len(grid), np.log(null.mean))
     cv = np.exp(grid)
-    centre, _ = climb_ridge(partial(at_rows, log_joint.penalised, cv), start, log_joint.anchor)
+    centre, _ = climb_ridge(
+        partial(at_rows, log_joint.penalised, cv), start, log_joint.mean_anchor
+    )
     best = int(np.argmax(log_joint.penalised(centre, cv)))
 
     def descent(log_cv: float) -> float:
@@ -115,9 +117,9 @@ def maximum_at(log_joint: LogJoint, cv: float, start: float) -> Maximum:
     """The best mean at this cv."""
     at = np.array([cv])
     objective = partial(at_rows, log_joint.penalised, at)
-    log_mean, _ = climb_ridge(objective, np.array([start]), log_joint.anchor)
+    log_mean, _ = climb_ridge(objective, np.array([start]), log_joint.mean_anchor)
     penalised = log_joint.penalised(log_mean, at)[0]
-    value = replace(log_joint, anchor="free").penalised(log_mean, at)[0]
+    value = replace(log_joint, mean_anchor="free").penalised(log_mean, at)[0]
     return Maximum(float(np.exp(log_mean[0])), cv, float(value), float(penalised))
 
 
@@ -132,14 +134,14 @@ def at_rows(
 
 
 def climb_ridge(
-    objective: Callable[[np.ndarray, np.ndarray], np.ndarray], start: np.ndarray, anchor: str
+    objective: Callable[[np.ndarray, np.ndarray], np.ndarray], start: np.ndarray, mean_anchor: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Newton's method in many log means at once: modes, and standard deviations by curvature.
 
     Derivatives are central differences: with a step of 1e-3 the mode moves by less than 1e-6,
     and rounding of a log-likelihood of 1e7 nats changes the curvature by less than 1%.
     """
-    if anchor == "fixed":
+    if mean_anchor == "fixed":
         return start, np.zeros_like(start)
     x, step_size = start.copy(), 1e-3
     curvature, height = np.ones_like(start), np.full_like(start, -np.inf)

@@ -95,6 +95,6 @@ def _start(model: DatasetModel) -> dict[str, Tensor]:
     cv = 0.5 * (0.5 * noise[1]).exp()
     return (
         {"cv": cv}
-        if model.mean == "fixed"
+        if model.mean_anchor == "fixed"
         else {"mean": math.log(model.beta) + 0.3 * noise[0], "cv": cv}
     )

@@ -1,5 +1,7 @@
 """Objectives that learn the strength, alone or jointly with whatever produced the margins."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,10 +9,40 @@ from torch import Tensor
 from mixdpo_pyro.inference.methods.guides import StrengthGuide
 from mixdpo_pyro.models import PreferenceModel
 
-__all__ = ["StrengthObjective"]
+__all__ = ["Objective", "StrengthObjective"]
 
 
-class StrengthObjective(torch.nn.Module):
+class Objective(torch.nn.Module, ABC):
+    """A loss on margins that knows where it puts the strength.
+
+    The trainer and :func:`run_svi` take any of these: a subclass says what the loss is, and, where
+    the strength is learned, where it stands.
+    """
+
+    @abstractmethod
+    def forward(
+        self,
+        margin: Float[Tensor, " batch"],
+        annotator: Int[Tensor, " batch"] | None = None,
+        num_total: int | None = None,
+    ) -> Float[Tensor, ""]:
+        """Loss of a batch of margins in nats per pair, or per annotator with ids."""
+
+    @abstractmethod
+    def location(self) -> dict[str, Tensor]:
+        """Where `mean` and `cv` stand, shape `()` each."""
+
+    @abstractmethod
+    def log_prob(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Log-probability in nats of each choice at the location, every pair by itself."""
+
+    @torch.no_grad()
+    def draw(self, num_samples: int, seed: int = 0) -> dict[str, Float[Tensor, " samples"]]:
+        """Draws of `mean` and `cv`; the location, repeated, where there is no distribution."""
+        return {name: value.expand(num_samples) for name, value in self.location().items()}
+
+
+class StrengthObjective(Objective):
     r"""Negative evidence lower bound per pair, strengths integrated out.
 
     .. math:: \frac{1}{N} \Big( \mathbb{E}_q \big[ -\tfrac{N}{B} \sum_i
@@ -65,6 +97,10 @@ class StrengthObjective(torch.nn.Module):
     def location(self) -> dict[str, Tensor]:
         """`mean` and `cv` at the guide's median (the point, where it is one), shape `()`."""
         return {**self._constants(), **self.guide.median()}
+
+    def log_prob(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Log-probability in nats of each choice at the location, every pair by itself."""
+        return self.model.log_prob(margin, **self.location())
 
     @torch.no_grad()
     def draw(self, num_samples: int, seed: int = 0) -> dict[str, Float[Tensor, " samples"]]:

@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixdpo_pyro.errors import NonFiniteLossError
 from mixdpo_pyro.inference.choices import Choices
-from mixdpo_pyro.inference.methods.objectives import StrengthObjective
+from mixdpo_pyro.inference.methods.objectives import Objective
 
-__all__ = ["Optimizer", "SVIProgress", "SVIState", "run_svi"]
+__all__ = ["Optimizer", "SVIProgress", "SVIState", "minimise", "run_svi"]
 
 Optimizer = torch.optim.Optimizer
 
@@ -107,10 +108,40 @@ class SVIState:
         return cls(SVIProgress(**progress), parameters, optimizer)
 
 
-def run_svi(
-    objective: StrengthObjective,
+def run_svi(objective: Objective, choices: Choices, **options: Any) -> SVIState:
+    """Minimise an objective over minibatches of choices, in place, until it gains no more.
+
+    Args:
+        objective: What is minimised.
+        choices: The data; with panels, all choices of an annotator are in one batch.
+        options: Those of :func:`minimise`.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        ValueError: If `batch_size` is not within 1 and the number of pairs or annotators.
+        NonFiniteLossError: If a loss is not finite; the message names the latent or the rows.
+    """
+    margin = torch.from_numpy(choices.margin)
+    annotator = torch.from_numpy(choices.annotator) if choices.has_panels else None
+
+    def loss(rows: Tensor) -> Tensor:
+        ids = None if annotator is None else annotator[rows]
+        return objective(margin[rows], ids, num_total=choices.num_units)
+
+    def explain(rows: Tensor) -> str:
+        return _why_not_finite(objective, margin[rows], rows)
+
+    return minimise(objective, loss, choices, explain=explain, **options)
+
+
+def minimise(
+    module: torch.nn.Module,
+    loss: Callable[[Tensor], Tensor],
     choices: Choices,
     *,
+    explain: Callable[[Tensor], str] = lambda rows: "",
     batch_size: int | None = None,
     max_steps: int = 4000,
     window: int = 100,
@@ -119,7 +150,7 @@ def run_svi(
     state: SVIState | None = None,
     progress: bool = False,
 ) -> SVIState:
-    """Minimise an objective over minibatches, in place, until it gains no more.
+    """Minimise a loss of rows over a module's parameters, in place, until it gains no more.
 
     After every window of steps without a gain beyond its standard error the learning rate is
     halved; six halvings end the run. Batches and draws of a step follow from the seed and the
@@ -127,108 +158,104 @@ def run_svi(
     bit. The global generator is left as it was.
 
     Args:
-        objective: What is minimised.
-        choices: The data; with panels, all choices of a person are in one batch.
-        batch_size: Pairs (with panels: annotators) a step; default, all.
+        module: Its parameters are optimised.
+        loss: Loss of some rows of the choices, in nats per unit.
+        choices: What batches are cut from; with panels, all choices of an annotator are in one.
+        explain: Why the loss of some rows is not finite, for the error's message.
+        batch_size: Pairs (with panels: annotators) per step; default, all.
         max_steps: Steps in all, those before a resumption counted in.
         window: Steps between looks at the loss.
         optimizer: Builds an optimiser from parameters; default, Adam with a rate of 0.03.
         seed: Seed of batches and draws.
         state: State to go on from.
         progress: Show a progress bar.
-
-    Returns:
-        The state after the last step.
-
-    Raises:
-        ValueError: If `batch_size` is not within 1 and the number of pairs or annotators.
-        FloatingPointError: If a loss is not finite; the message names the latent or the rows.
     """
     from tqdm import tqdm
 
     batches = _Batches(choices, batch_size, seed)
     build = optimizer or (lambda parameters: torch.optim.Adam(parameters, lr=0.03))
-    stepper = build(objective.parameters())
+    stepper = build(module.parameters())
     first_rates = [group["lr"] for group in stepper.param_groups]
     now = SVIProgress()
     if state is not None:
         now = state.progress
-        objective.load_state_dict(state.parameters)
+        module.load_state_dict(state.parameters)
         stepper.load_state_dict(state.optimizer)
     losses = list(now.losses)
-    with tqdm(total=max_steps, initial=now.step, disable=not progress, desc="SVI") as bar:
+    with (
+        torch.enable_grad(),
+        tqdm(total=max_steps, initial=now.step, disable=not progress, desc="SVI") as bar,
+    ):
         while now.step < max_steps and not now.is_converged:
             for group, rate in zip(stepper.param_groups, first_rates, strict=True):
                 group["lr"] = rate * now.rate
             rows = batches.rows(now.step)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_step_seed(seed, now.step))
-                losses.append(_take_step(objective, stepper, batches, rows))
+                losses.append(_take_step(stepper, loss, rows, explain))
             now = SVIProgress(now.step + 1, now.rate, now.best, tuple(losses))
             if now.step % window == 0:
                 now = now.after_window(window)
                 bar.set_postfix(loss=f"{now.best:.5f}", rate=now.rate)
             bar.update()
-    return SVIState(now, _copied(objective.state_dict()), stepper.state_dict())
+    return SVIState(now, _copied(module.state_dict()), stepper.state_dict())
 
 
 class _Batches:
-    """Batches of whole units (pairs, or people), reshuffled every epoch; the remainder waits."""
+    """Batches of whole units (pairs, or annotators), reshuffled every epoch."""
 
     def __init__(self, choices: Choices, batch_size: int | None, seed: int) -> None:
-        self.margin = torch.from_numpy(choices.margin)
-        self.annotator = torch.from_numpy(choices.annotator) if choices.has_panels else None
         self.num_units = choices.num_units
+        self.num_pairs = choices.num_pairs
         self.batch_size = self.num_units if batch_size is None else batch_size
         self.seed = seed
         if not 1 <= self.batch_size <= self.num_units:
             raise ValueError(f"Expected 1 <= batch_size <= {self.num_units}, got {batch_size}")
-        if self.annotator is not None:
-            order = self.annotator.argsort(stable=True)
-            self._rows_of = order.split(self.annotator.bincount().tolist())
+        self._rows_of = None
+        if choices.has_panels:
+            annotator = torch.from_numpy(choices.annotator)
+            order = annotator.argsort(stable=True)
+            self._rows_of = order.split(annotator.bincount().tolist())
 
     def rows(self, step: int) -> Int[Tensor, " rows"]:
-        """Rows of the data in the batch of this step."""
+        """Rows of the data in the batch of this step; the remainder of an epoch waits."""
         if self.batch_size == self.num_units:
-            return torch.arange(len(self.margin))
+            return torch.arange(self.num_pairs)
         epoch, position = divmod(step, self.num_units // self.batch_size)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_units)
         units = order[position * self.batch_size :][: self.batch_size]
-        if self.annotator is None:
+        if self._rows_of is None:
             return torch.from_numpy(units)
         return torch.cat([self._rows_of[k] for k in units])
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Margins and annotators of these rows."""
-        return self.margin[rows], None if self.annotator is None else self.annotator[rows]
-
 
 def _take_step(
-    objective: StrengthObjective, optimizer: Optimizer, batches: _Batches, rows: Tensor
+    optimizer: Optimizer,
+    loss: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    explain: Callable[[Tensor], str],
 ) -> float:
     optimizer.zero_grad()
-    margin, annotator = batches.batch(rows)
     try:
-        loss = objective(margin, annotator, num_total=batches.num_units)
+        value = loss(rows)
     except ValueError as error:  # the likelihood's checks see a parameter that is not finite first
-        raise FloatingPointError(_why_not_finite(objective, margin, rows)) from error
-    if not torch.isfinite(loss):
-        raise FloatingPointError(_why_not_finite(objective, margin, rows))
-    loss.backward()
+        raise NonFiniteLossError(f"The loss is not finite{explain(rows)}") from error
+    if not torch.isfinite(value):
+        raise NonFiniteLossError(f"The loss is not finite{explain(rows)}")
+    value.backward()
     optimizer.step()
-    return loss.item()
+    return value.item()
 
 
-def _why_not_finite(objective: StrengthObjective, margin: Tensor, rows: Tensor) -> str:
-    location = objective.location()
-    for name, value in location.items():
+def _why_not_finite(objective: Objective, margin: Tensor, rows: Tensor) -> str:
+    for name, value in objective.location().items():
         if not torch.isfinite(value):
-            return f"The loss is not finite: the latent {name} is {value.item()}"
-    log_prob = objective.model.log_prob(margin, **location)
+            return f": the latent {name} is {value.item()}"
+    log_prob = objective.log_prob(margin)
     bad = rows[~torch.isfinite(log_prob)] if log_prob.shape == rows.shape else rows[:0]
     if len(bad):
-        return f"The loss is not finite at the site choice, rows {bad[:10].tolist()}"
-    return "The loss cannot be computed, though every latent and every choice is finite"
+        return f" at the site choice, rows {bad[:10].tolist()}"
+    return ", though every latent and every choice is"
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -1,16 +1,13 @@
 """Explanations other than differences between annotators, and what each does to the evidence."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from enum import StrEnum
 
 import numpy as np
 
 from mixdpo_pyro.inference.choices import Choices, people_of
 from mixdpo_pyro.inference.fitting import Fit, fit
-from mixdpo_pyro.inference.likelihood.marginal import likelihood
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
-from mixdpo_pyro.inference.methods.laplace import explore
-from mixdpo_pyro.inference.methods.log_joint import LogJoint, maximise
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import PermutationTest, permute_annotators
@@ -21,9 +18,9 @@ from mixdpo_pyro.models import Family
 
 __all__ = [
     "LEVEL",
-    "Check",
-    "CheckStatus",
     "DiagnosisFits",
+    "RobustnessCheck",
+    "RobustnessStatus",
     "check_families",
     "check_label_noise",
     "check_length",
@@ -42,11 +39,18 @@ _WHO_LEVEL = 0.02
 _MAX_PEOPLE = 2000
 """People whose choices tell label noise from differences; of more, the first of a random order."""
 
-CheckStatus = Literal["stands", "contradicts", "not checked", "information"]
+
+class RobustnessStatus(StrEnum):
+    """What an explanation does to the answer of the main fit."""
+
+    STANDS = "stands"
+    CONTRADICTS = "contradicts"
+    NOT_CHECKED = "not checked"
+    INFORMATION = "information"
 
 
 @dataclass(frozen=True)
-class Check:
+class RobustnessCheck:
     """One explanation other than differences between people, and what it does to the evidence.
 
     Attributes:
@@ -61,7 +65,7 @@ class Check:
 
     name: str
     sentence: str
-    status: CheckStatus
+    status: RobustnessStatus
     p_value: float | None = None
     cv_interval: tuple[float, float] | None = None
     numbers: dict[str, float] = field(default_factory=dict)
@@ -76,46 +80,23 @@ class DiagnosisFits:
     seed: int
     num_samples: int
 
-    def fit(self, family: Family, margin: np.ndarray | None = None) -> Fit:
-        """Fit these choices, or other margins of the same choices with a prior of their own.
-
-        As :func:`fit`, without strengths of annotators, which a verdict does not need.
-        """
+    def fit(
+        self, family: Family, margin: np.ndarray | None = None, draw_strengths: bool = False
+    ) -> Fit:
+        """Fit these choices, or other margins of the same choices with a prior of their own."""
         choices, beta = self.choices, self.beta
         if margin is not None:
-            choices = Choices(margin, choices.annotator, choices.labels)
+            choices = replace(choices, margin=margin)
             beta = anchor_strength(choices)
-        joint = LogJoint(likelihood(choices, family), "prior", beta)
-        maximum, null = maximise(joint)
-        return Fit(
-            posterior=explore(joint).draw(self.num_samples, np.random.default_rng(self.seed)),
-            choices=choices,
-            family=family,
-            mean="prior",
-            beta=beta,
-            method="laplace",
-            flip_probability=0.0,
-            seed=self.seed,
-            maximum=maximum,
-            null=null,
-        )
-
-    def fit_with_strengths(self, family: Family) -> Fit:
-        """The same draws, and strengths of annotators."""
-        choices = self.choices
-        ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator]
         return fit(
-            choices.margin, ids, family, beta=self.beta, seed=self.seed,
-            num_samples=self.num_samples,
+            choices, family=family, beta=beta, seed=self.seed, num_samples=self.num_samples,
+            draw_strengths=draw_strengths,
         )  # fmt: skip
-
-
-# The checks
 
 
 def check_prediction(
     main: Verdict, difference: LooDifference, loo: LeaveOneOut, choices: Choices
-) -> Check:
+) -> RobustnessCheck:
     """Do different strengths predict left-out units better than one strength?"""
     unit = "people" if choices.has_panels else "pairs"
     sentence = (
@@ -129,7 +110,7 @@ def check_prediction(
         )
     if not loo.is_reliable:
         sentence += f" The estimate is unreliable (Pareto k = {loo.worst_k:.2f})."
-    return Check(
+    return RobustnessCheck(
         "prediction of what was left out",
         sentence,
         _evidence_status(main, difference.elpd > 0),
@@ -143,15 +124,15 @@ def check_who_chose(
     stratum: np.ndarray | None,
     num_permutations: int,
     seed: int,
-) -> Check:
+) -> RobustnessCheck:
     """Does it matter who chose, given the margin?"""
     name = "another link, label noise or errors in the margins, whatever their form"
     if not choices.has_panels:
-        return Check(
+        return RobustnessCheck(
             name,
             "Without repeated choices per annotator, people cannot be told from the link: give "
             "annotator ids.",
-            "not checked",
+            RobustnessStatus.NOT_CHECKED,
         )
     test = permute_annotators(choices, stratum, num_permutations, seed)
     stands = test.p_value < _WHO_LEVEL
@@ -163,7 +144,9 @@ def check_who_chose(
     numbers = {
         "statistic": test.statistic, "null_mean": test.null_mean, "null_sd": test.null_sd
     }  # fmt: skip
-    return Check(name, sentence, _evidence_status(main, stands), test.p_value, numbers=numbers)
+    return RobustnessCheck(
+        name, sentence, _evidence_status(main, stands), test.p_value, numbers=numbers
+    )
 
 
 def _excess(test: PermutationTest) -> str:
@@ -173,7 +156,7 @@ def _excess(test: PermutationTest) -> str:
     return f"{abs(z):.1f} standard deviations {'more' if z > 0 else 'less'} than by chance"
 
 
-def check_label_noise(main: Verdict, result: Fit) -> Check:
+def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
     """Flipped labels, estimated together with cv."""
     noise = profile_label_noise(replace(result, choices=_some_people(result.choices)))
     low, high = noise.cv_interval
@@ -185,7 +168,7 @@ def check_label_noise(main: Verdict, result: Fit) -> Check:
     )
     if result.choices.num_annotators > _MAX_PEOPLE:
         sentence += f" (From {_MAX_PEOPLE:,} people drawn at random.)"
-    return Check(
+    return RobustnessCheck(
         "label noise",
         sentence,
         _status(main, noise.p_value, high),
@@ -203,7 +186,7 @@ def _some_people(choices: Choices, seed: int = 0) -> Choices:
     return people_of(choices, np.sort(order[:_MAX_PEOPLE]))
 
 
-def check_priors(main: Verdict, result: Fit) -> Check:
+def check_priors(main: Verdict, result: Fit) -> RobustnessCheck:
     """The answer under other priors of cv."""
     answers = compare_priors(result)
     low = min(answers, key=lambda a: a.cv_interval[1])
@@ -213,7 +196,7 @@ def check_priors(main: Verdict, result: Fit) -> Check:
         f"({low.name}) to {high.cv_interval[1]:.2f} ({high.name})."
     )
     interval = (min(a.cv_interval[0] for a in answers), high.cv_interval[1])
-    return Check(
+    return RobustnessCheck(
         "the prior",
         sentence,
         _status(main, 0.0, interval[1]),
@@ -225,7 +208,7 @@ def check_priors(main: Verdict, result: Fit) -> Check:
     )
 
 
-def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Check:
+def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> RobustnessCheck:
     """The verdict under the other positive families; the weakest of them counts."""
     others = {
         name: assess_heterogeneity(each)
@@ -233,7 +216,9 @@ def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Check:
         if name not in (family, "fixed", "normal")
     }
     if not others:
-        return Check("the law of the strength", "Only one law was fitted.", "not checked")
+        return RobustnessCheck(
+            "the law of the strength", "Only one law was fitted.", RobustnessStatus.NOT_CHECKED
+        )
     parts = [
         f"{name}: cv between {v.cv_interval[0]:.2f} and {v.cv_interval[1]:.2f}, "
         f"p = {v.p_value:.2g}"
@@ -241,7 +226,7 @@ def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Check:
     ]
     p_value = max(v.p_value for v in others.values())
     weakest = max(others.values(), key=lambda v: v.cv_interval[1])
-    return Check(
+    return RobustnessCheck(
         "the law of the strength",
         f"Under another law, {'; '.join(parts)}.",
         _status(main, p_value, weakest.cv_interval[1]),
@@ -252,16 +237,16 @@ def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Check:
 
 def check_length(
     main: Verdict, problem: DiagnosisFits, family: Family, length: np.ndarray | None
-) -> Check:
+) -> RobustnessCheck:
     """Length beside the margin."""
     name = "length"
     if length is None:
         sentence = "The data have no columns chosen_tokens and rejected_tokens."
-        return Check(name, sentence, "not checked")
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     try:
         covariate = fit_covariate(problem.choices, length)
     except ValueError as error:
-        return Check(name, f"{error}.", "not checked")
+        return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED)
     adjusted = problem.fit(family, covariate.adjusted)
     check = _refitted(main, name, adjusted)
     sentence = (
@@ -269,35 +254,35 @@ def check_length(
         f"(z = {covariate.z:.1f}); with its effect taken into the margins, {check.sentence}"
     )
     numbers = {"coefficient": covariate.coefficient, "z": covariate.z, **check.numbers}
-    return Check(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
+    return RobustnessCheck(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
 
 
 def check_normalised(
     main: Verdict, problem: DiagnosisFits, family: Family, normalised: np.ndarray | None
-) -> Check:
+) -> RobustnessCheck:
     """Log-ratios per token in place of sums."""
     name = "length normalisation"
     if normalised is None:
         sentence = "This needs log-probabilities and numbers of tokens."
-        return Check(name, sentence, "not checked")
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     check = _refitted(main, name, problem.fit(family, normalised))
     return replace(check, sentence=f"With log-ratios per token, {check.sentence}")
 
 
 def check_margin_noise(
     main: Verdict, problem: DiagnosisFits, family: Family, second: np.ndarray | None
-) -> Check:
+) -> RobustnessCheck:
     """Errors of the margins, by a second policy's margins of the same pairs."""
     name = "errors in the margins"
     if second is None:
         sentence = "Give the margins of a second policy for the same pairs."
-        return Check(name, sentence, "not checked")
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     first = problem.choices.margin
     reliability = margin_reliability(first, second)
     numbers = {"reliability": reliability}
     if reliability <= 0:
         sentence = f"The two policies' margins do not agree (correlation {reliability:.2f})."
-        return Check(name, sentence, "contradicts", 1.0, numbers=numbers)
+        return RobustnessCheck(name, sentence, RobustnessStatus.CONTRADICTS, 1.0, numbers=numbers)
     average = first / np.sqrt(first @ first) + second / np.sqrt(second @ second)
     check = _refitted(main, name, problem.fit(family, average))
     sentence = (
@@ -306,31 +291,33 @@ def check_margin_noise(
         f"which has half of it, {check.sentence}"
     )
     numbers |= check.numbers
-    return Check(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
+    return RobustnessCheck(name, sentence, check.status, check.p_value, check.cv_interval, numbers)
 
 
-def _refitted(main: Verdict, name: str, refit: Fit) -> Check:
+def _refitted(main: Verdict, name: str, refit: Fit) -> RobustnessCheck:
     verdict = assess_heterogeneity(refit)
     low, high = verdict.cv_interval
-    return Check(
+    return RobustnessCheck(
         name,
         f"cv is between {low:.2f} and {high:.2f}, p = {verdict.p_value:.2g}.",
         _status(main, verdict.p_value, high),
         verdict.p_value,
         verdict.cv_interval,
-        {"probability_not_small": float((refit.posterior["cv"] >= HOMOGENEOUS_BELOW).mean())},
+        {"probability_not_small": float((refit.posterior.cv >= HOMOGENEOUS_BELOW).mean())},
     )
 
 
-def _status(main: Verdict, p_value: float, upper: float) -> CheckStatus:
+def _status(main: Verdict, p_value: float, upper: float) -> RobustnessStatus:
     """Whether the main fit's answer stands with this p-value and upper bound of cv."""
     if main.value == "homogeneous":
-        return "stands" if upper < HOMOGENEOUS_BELOW else "contradicts"
+        return (
+            RobustnessStatus.STANDS if upper < HOMOGENEOUS_BELOW else RobustnessStatus.CONTRADICTS
+        )
     return _evidence_status(main, p_value < LEVEL)
 
 
-def _evidence_status(main: Verdict, differ: bool) -> CheckStatus:
+def _evidence_status(main: Verdict, differ: bool) -> RobustnessStatus:
     """What further evidence for differences, or its lack, means for the main fit's answer."""
     if main.value != "heterogeneous":
-        return "information"
-    return "stands" if differ else "contradicts"
+        return RobustnessStatus.INFORMATION
+    return RobustnessStatus.STANDS if differ else RobustnessStatus.CONTRADICTS

@@ -16,7 +16,7 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize_scalar
 
 from mixdpo_pyro.inference.fitting import Fit
-from mixdpo_pyro.inference.likelihood.marginal import Likelihood, likelihood
+from mixdpo_pyro.inference.likelihood.marginal import Likelihood, build_likelihood
 from mixdpo_pyro.inference.likelihood.pairs import compress
 from mixdpo_pyro.inference.methods.log_joint import LogJoint, at_rows, climb_ridge
 from mixdpo_pyro.inference.robustness.priors import density_interval
@@ -100,7 +100,7 @@ class _NoiseLattice:
         start = np.full(len(log_cv), np.log(result.null.mean))
         profile, log_area = np.empty((2, len(root_flip), len(log_cv)))
         for k, flip in enumerate(root_flip**2):
-            law = likelihood(result.choices, result.family, float(flip))
+            law = build_likelihood(result.choices, result.posterior.family, float(flip))
             start, scale, profile[k] = _best_means(result, law, np.expm1(log_cv) / 10, start)
             log_area[k] = np.log(np.where(scale > 0, scale, 1.0))
         return cls(result, root_flip, log_cv, profile, log_area)
@@ -150,6 +150,6 @@ def _best_means(
     result: Fit, law: Likelihood, cv: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best log mean at each cv, its standard deviation, and the penalised likelihood there."""
-    joint = LogJoint(law, result.mean, result.beta)
-    best, scale = climb_ridge(partial(at_rows, joint.penalised, cv), start, joint.anchor)
+    joint = LogJoint(law, result.posterior.mean_anchor, result.posterior.beta)
+    best, scale = climb_ridge(partial(at_rows, joint.penalised, cv), start, joint.mean_anchor)
     return best, scale, joint.penalised(best, cv)

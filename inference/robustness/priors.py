@@ -7,7 +7,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import logsumexp
 
 from mixdpo_pyro.inference.fitting import Fit
-from mixdpo_pyro.inference.likelihood.marginal import likelihood
+from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.methods.laplace import explore
 from mixdpo_pyro.inference.methods.log_joint import LogJoint
 
@@ -57,23 +57,21 @@ def compare_priors(result: Fit, small: float = 0.25) -> list[PriorAnswer]:
         result: A fit.
         small: The cv below which strengths count as equal.
     """
-    lattice = explore(
-        LogJoint(
-            likelihood(result.choices, result.family, result.flip_probability),
-            result.mean,
-            result.beta,
-        )
-    )
+    posterior = result.posterior
+    law = build_likelihood(result.choices, posterior.family, posterior.flip_probability)
+    lattice = explore(LogJoint(law, posterior.mean_anchor, posterior.beta))
     cv = np.exp(lattice.log_cv)
     # The lattice holds the half-normal prior of scale 1, unless the mean is free.
-    base = lattice.log_density + (0.0 if result.mean == "free" else 0.5 * cv[:, None] ** 2)
+    base = lattice.log_density + (
+        0.0 if posterior.mean_anchor == "free" else 0.5 * cv[:, None] ** 2
+    )
     answers = [
         _prior_answer(name, lattice.log_cv, logsumexp(base + log_prior(cv)[:, None], 1), small)
         for name, log_prior in _PRIORS.items()
     ]
-    if result.mean == "prior":
+    if posterior.mean_anchor == "prior":
         log_mean = lattice.centre[:, None] + lattice.scale[:, None] * lattice.scaled
-        distance = log_mean - np.log(result.beta)
+        distance = log_mean - np.log(posterior.beta)
         wide = base + 0.5 * (distance / 0.5) ** 2 - 0.5 * (distance / 2) ** 2
         wide = wide + _PRIORS["uniform on [0, 3]"](cv)[:, None]
         name = "uniform on [0, 3], and a mean that is free within a factor of 50"

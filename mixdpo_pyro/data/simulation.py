@@ -8,7 +8,7 @@ probability ``sigmoid(strength_g * (reward_a - reward_b))``: the mixed logit tha
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["World", "response_reward", "simulate_preferences"]
+__all__ = ["Truth", "World", "response_reward", "simulate_preferences"]
 
 _TASKS = (
     "boil an egg", "clean a wooden table", "plan a short trip", "water a fern",
@@ -87,23 +87,42 @@ _WORTH_OF_SENTENCE = {
 
 
 @dataclass(frozen=True)
+class Truth:
+    """What a simulated world was drawn from.
+
+    Attributes:
+        family: Family of the strengths.
+        mean: Mean strength per unit of reward.
+        cv: Coefficient of variation of the strengths.
+        seed: Seed of everything that was drawn.
+        strengths: Annotator id -> true strength.
+    """
+
+    family: str
+    mean: float
+    cv: float
+    seed: int
+    strengths: dict[str, float]
+
+
+@dataclass(frozen=True)
 class World:
     """A simulated preference dataset and the truth it was drawn from.
 
     Attributes:
         dataset: Columns `prompt`, `chosen`, `rejected`, `annotator`, `reward_margin`; the last is
             the true reward difference chosen minus rejected, and no model sees it.
-        truth: `family`, `mean`, `cv`, `seed`, and `strengths`, annotator id to true strength.
+        truth: What it was drawn from.
     """
 
     dataset: Dataset
-    truth: dict
+    truth: Truth
 
     def save(self, folder: str | Path) -> None:
         """Write the dataset (`save_to_disk` format) and `truth.json` beside it."""
         folder = Path(folder)
         self.dataset.save_to_disk(str(folder / "dataset"))
-        (folder / "truth.json").write_text(json.dumps(self.truth, indent=2) + "\n")
+        (folder / "truth.json").write_text(json.dumps(asdict(self.truth), indent=2) + "\n")
 
 
 def simulate_preferences(
@@ -157,13 +176,7 @@ def simulate_preferences(
             "reward_margin": np.where(prefers_first, reward_margin, -reward_margin)[shuffle],
         }
     )
-    truth = {
-        "family": family,
-        "mean": mean,
-        "cv": cv,
-        "seed": seed,
-        "strengths": dict(zip(ids, strengths.tolist(), strict=True)),
-    }
+    truth = Truth(family, mean, cv, seed, dict(zip(ids, strengths.tolist(), strict=True)))
     return World(dataset, truth)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,15 +12,24 @@ from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
-from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.inference.posterior import format_interval
+from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
+from mixdpo_pyro.reporting.diagnosis_record import (
+    DiagnosisData,
+    DiagnosisRecord,
+    FamilySummary,
+    Quantiles,
+)
+from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
+from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
     "DIAGNOSIS_FILE",
     "DiagnoseConfig",
     "data_notes",
     "diagnose",
-    "diagnosis_facts",
+    "make_record",
     "summary_lines",
     "write_diagnosis",
 ]
@@ -86,8 +95,8 @@ def diagnose(
     try:
         diagnosis = diagnose_choices(
             data.margin,
-            data.annotator,
-            config.family,
+            annotator=data.annotator,
+            family=config.family,
             length=data.length,
             normalised=data.normalised,
             second=second,
@@ -141,8 +150,6 @@ def write_diagnosis(
     command: str = "",
 ) -> None:
     """Write `diagnosis.json`, `posterior.nc`, the tables and `report.html` into a folder."""
-    from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
-
     config = config or DiagnoseConfig()
     annotators = annotator_table(diagnosis, config.seed)
     groups = group_table(diagnosis, data, config.seed)
@@ -151,60 +158,58 @@ def write_diagnosis(
             with written_whole(folder / name) as temporary:
                 table.to_csv(temporary, index=False, float_format="%.6g")
     save_arviz(to_arviz(diagnosis.result, seed=config.seed), folder / "posterior.nc")
-    facts = diagnosis_facts(diagnosis, data, config, command)
-    write_json(facts, folder / DIAGNOSIS_FILE)
-    write_diagnosis_report(diagnosis, facts, annotators, groups, folder)
+    record = make_record(diagnosis, data, config, command)
+    write_record(record, folder / DIAGNOSIS_FILE)
+    write_diagnosis_report(diagnosis, record, annotators, groups, folder)
 
 
-def diagnosis_facts(
+def make_record(
     diagnosis: Diagnosis, data: MarginData, config: DiagnoseConfig, command: str = ""
-) -> dict[str, Any]:
-    """Everything that was found, as plain values for JSON; what is not finite becomes null."""
-    choices, verdict = diagnosis.choices, diagnosis.verdict
-    agrees = agreement(choices.margin)
-    facts = {
-        "verdict": asdict(verdict),
-        "error_rate": diagnosis.error_rate,
-        "largest_p_value": diagnosis.largest_p_value,
-        "probability_not_small": diagnosis.probability_not_small,
-        "data": {
-            "source": data.source,
-            "pairs": choices.num_pairs,
-            "annotators": choices.num_annotators if choices.labels else None,
-            "annotator_column": data.annotator_column,
-            "has_panels": choices.has_panels,
-            "groups": list(data.groups),
-            "agreement": float(agrees.mean()),
-            "margin_sd": float(np.sqrt((choices.margin**2).mean())),
-            "margin_p_value": diagnosis.margin_p_value,
-        },
-        "notes": data_notes(diagnosis),
-        "families": {name: _family_facts(diagnosis, name) for name in diagnosis.fits},
-        "checks": [asdict(check) for check in diagnosis.checks],
-        "contraction": diagnosis.contraction,
-        "share_not_positive": diagnosis.share_not_positive,
-        "beta": diagnosis.result.beta,
-        "config": asdict(config),
-        "command": command,
-    }
-    return _finite(facts)
+) -> DiagnosisRecord:
+    """Everything that was found, as plain values."""
+    choices = diagnosis.choices
+    return DiagnosisRecord(
+        verdict=diagnosis.verdict,
+        error_rate=diagnosis.error_rate,
+        largest_p_value=diagnosis.largest_p_value,
+        probability_not_small=diagnosis.probability_not_small,
+        data=DiagnosisData(
+            source=data.source,
+            pairs=choices.num_pairs,
+            annotators=choices.num_annotators if choices.labels else None,
+            annotator_column=data.annotator_column,
+            has_panels=choices.has_panels,
+            groups=list(data.groups),
+            agreement=float(agreement(choices.margin).mean()),
+            margin_sd=float(np.sqrt((choices.margin**2).mean())),
+            margin_p_value=diagnosis.margin_p_value,
+        ),
+        notes=data_notes(diagnosis),
+        families={name: _summarise_family(diagnosis, name) for name in diagnosis.fits},
+        checks=diagnosis.checks,
+        contraction=dict(diagnosis.contraction),
+        share_not_positive=diagnosis.share_not_positive,
+        beta=diagnosis.result.posterior.beta,
+        config=asdict(config),
+        command=command,
+    )
 
 
-def _family_facts(diagnosis: Diagnosis, family: str) -> dict[str, Any]:
+def _summarise_family(diagnosis: Diagnosis, family: str) -> FamilySummary:
     result, loo = diagnosis.fits[family], diagnosis.loo[family]
     difference = diagnosis.differences.get(family)
-    return {
-        "cv": _quantiles(result.posterior["cv"]),
-        "mean": _quantiles(result.posterior["mean"]),
-        "log_likelihood": result.log_likelihood,
-        "elpd": loo.elpd,
-        "elpd_se": loo.se,
-        "effective_parameters": loo.effective_parameters,
-        "worst_k": loo.worst_k,
-        "units_left_out": len(loo.unit),
-        "elpd_gain": None if difference is None else difference.elpd,
-        "elpd_gain_se": None if difference is None else difference.se,
-    }
+    return FamilySummary(
+        cv=Quantiles.of(result.posterior.cv),
+        mean=Quantiles.of(result.posterior.mean),
+        log_likelihood=result.log_likelihood,
+        elpd=loo.elpd,
+        elpd_se=loo.se,
+        effective_parameters=loo.effective_parameters,
+        worst_k=loo.worst_k,
+        units_left_out=len(loo.unit),
+        elpd_gain=None if difference is None else difference.elpd,
+        elpd_gain_se=None if difference is None else difference.se,
+    )
 
 
 def data_notes(diagnosis: Diagnosis) -> list[str]:
@@ -242,10 +247,8 @@ def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     ]
     for name, result in diagnosis.fits.items():
         if name != "fixed":
-            gain = diagnosis.differences[name]
-            lines.append(
-                f"{name:12}{_interval(result.posterior['cv']):26}{gain.elpd:.1f} ({gain.se:.1f})"
-            )
+            gain, cv = diagnosis.differences[name], format_interval(result.posterior.cv)
+            lines.append(f"{name:12}{cv:26}{gain.elpd:.1f} ({gain.se:.1f})")
     if diagnosis.share_not_positive is not None:
         low, middle, high = diagnosis.share_not_positive
         lines.append(
@@ -255,24 +258,3 @@ def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     lines += ["", "other explanations"]
     lines += [f"  {check.name}: {check.status}. {check.sentence}" for check in diagnosis.checks]
     return lines
-
-
-def _quantiles(draws: np.ndarray) -> dict[str, float]:
-    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
-    return {"mean": float(draws.mean()), "sd": float(draws.std()), "q05": float(low),
-            "q50": float(middle), "q95": float(high)}  # fmt: skip
-
-
-def _interval(draws: np.ndarray) -> str:
-    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value

@@ -116,7 +116,7 @@ def estimate_power(config: PowerConfig, progress: bool = False) -> PowerRow:
         margin, annotator, _ = simulate_choices(1.0, config.cv, "lognormal", design, rng)
         diagnosis = diagnose_choices(
             margin,
-            annotator if design.choices_each > 1 else None,
+            annotator=annotator if design.choices_each > 1 else None,
             families=("lognormal", "gamma"),
             num_samples=500,
             max_units=500,

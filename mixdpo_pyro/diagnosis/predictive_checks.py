@@ -18,29 +18,27 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
-from scipy.special import expit
 
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
-from mixdpo_pyro.inference.export import read_draws
-from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
-from mixdpo_pyro.inference.predictive import sample_strengths
-from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
+from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
-from mixdpo_pyro.models import Family
 from mixdpo_pyro.reporting.figures.checks import (
     plot_calibration_curve,
     plot_separation,
     plot_statistic,
 )
 from mixdpo_pyro.reporting.html import encode_png, write_images
+from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
     "CHECK_FILE",
     "SPREAD",
-    "Calibration",
+    "CalibrationCurve",
     "CheckConfig",
-    "Posterior",
+    "CheckRecord",
     "PredictiveCheck",
     "Statistic",
     "calibrate_predictions",
@@ -98,27 +96,6 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class Posterior:
-    """What a `posterior.nc` says.
-
-    Attributes:
-        family: Law of the strength.
-        flip_probability: Probability that a label was flipped, as assumed.
-        mean: Draws of the mean.
-        cv: Draws of the cv.
-        strength: Draws of every annotator's strength, or None.
-        annotators: Labels of the columns of `strength`.
-    """
-
-    family: Family
-    flip_probability: float
-    mean: Float[np.ndarray, " samples"]
-    cv: Float[np.ndarray, " samples"]
-    strength: Float[np.ndarray, "samples annotators"] | None
-    annotators: list[str]
-
-
-@dataclass(frozen=True)
 class Statistic:
     """A statistic of the choices, observed and replicated.
 
@@ -139,7 +116,7 @@ class Statistic:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationCurve:
     """Isotonic calibration of predicted probabilities, with a band for right predictions.
 
     Attributes:
@@ -178,7 +155,7 @@ class PredictiveCheck:
 
     statistics: list[Statistic]
     replicated: dict[str, np.ndarray]
-    calibration: Calibration
+    calibration: CalibrationCurve
     probability: np.ndarray
     is_first: np.ndarray
     groups: pd.DataFrame
@@ -217,15 +194,7 @@ def read_posterior(path: str | Path) -> Posterior:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        draws, labels, attributes = read_draws(path)
-        return Posterior(
-            attributes["family"],
-            float(attributes["flip_probability"]),
-            draws["mean"],
-            draws["cv"],
-            draws.get("strength"),
-            labels,
-        )
+        return Posterior.load(path)
     except KeyError as error:
         raise DataError(f"{path}: holds no posterior of the strength (no {error})") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -237,7 +206,7 @@ def calibrate_predictions(
     probability: Float[np.ndarray, " pairs"],
     is_first: np.ndarray,
     replicated: np.ndarray,
-) -> Calibration:
+) -> CalibrationCurve:
     """Isotonic regression of the choices on their predicted probabilities.
 
     Args:
@@ -248,7 +217,7 @@ def calibrate_predictions(
     order = np.argsort(probability, kind="stable")
     fits = np.stack([_isotonic(choices[order]) for choices in replicated])
     low, high = np.quantile(fits, [0.05, 0.95], axis=0)
-    return Calibration(probability[order], _isotonic(is_first[order]), low, high)
+    return CalibrationCurve(probability[order], _isotonic(is_first[order]), low, high)
 
 
 def _isotonic(choices: np.ndarray) -> np.ndarray:
@@ -260,82 +229,50 @@ def _check(
 ) -> PredictiveCheck:
     kept = random_subset(len(data.margin), config.max_pairs, rng)
     margin = data.margin[kept]
-    draw = np.arange(config.num_replications) % len(posterior.cv)
-    people, person = _people(data, kept)
-    column = {label: k for k, label in enumerate(posterior.annotators)}
-    known = np.array([column.get(label, -1) for label in people], dtype=int)
-    size = np.abs(margin)
-    same = _agreement_probability(posterior, draw, size, person, known, rng)
-    anew = _agreement_probability(posterior, draw, size, person, np.full_like(known, -1), rng)
-    same_choices, anew_choices = rng.random(same.shape) < same, rng.random(anew.shape) < anew
-    agrees = agreement(margin)
+    size, agrees = np.abs(margin), agreement(margin)
+    labels, index = _annotators(data, kept)
+    ids = labels[index] if data.annotator is not None else None
+    draws = posterior.take(np.arange(config.num_replications) % posterior.num_samples)
+    known, new = (
+        draw_choice_probabilities(draws, size, rng, annotator=ids, are_new=are_new)
+        for are_new in (False, True)
+    )
+    known_choices, new_choices = rng.random(known.shape) < known, rng.random(new.shape) < new
+    expected = choice_probabilities(posterior.first(200), size).mean(0)
     replicated: dict[str, np.ndarray] = {}
     statistics = []
-    law = np.arange(min(200, len(posterior.cv)))
-    expected = _law_probability(posterior, law, size).mean(0)
-    for name, function, choices in _statistics(size, expected, person, len(people)):
-        values = function(same_choices if choices == "same" else anew_choices)
+    for name, function, are_new in _statistics(size, expected, index, len(labels)):
+        values = function(new_choices if are_new else known_choices)
         replicated[name] = values
         statistics.append(_statistic(name, float(function(agrees[None])[0]), values))
     oriented, is_first = orient_at_random(margin, rng)
-    # Of a new person: what the posterior knows about these people came from these choices.
+    # Of new annotators: what the posterior knows about these ones came from these choices.
     probability = np.where(oriented > 0, expected, 1 - expected)
-    first_again = np.where(oriented > 0, anew_choices, ~anew_choices)[:_MAX_CURVES]
+    first_again = np.where(oriented > 0, new_choices, ~new_choices)[:_MAX_CURVES]
     return PredictiveCheck(
         statistics=statistics,
         replicated=replicated,
         calibration=calibrate_predictions(probability, is_first, first_again),
         probability=probability,
         is_first=is_first,
-        groups=_group_rows(data, kept, agrees, same_choices, anew_choices, people, person),
+        groups=_group_rows(data, kept, agrees, known_choices, new_choices, labels, index),
         num_pairs=len(data.margin),
-        num_known=int((known >= 0).sum()),
-        num_annotators=0 if data.annotator is None else len(people),
+        num_known=int((posterior.columns(labels) >= 0).sum()),
+        num_annotators=0 if data.annotator is None else len(labels),
     )
 
 
-def _people(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of the people, and the person of each pair; without ids everyone chooses once."""
+def _annotators(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of the annotators and the annotator of each pair; without ids, one per pair."""
     if data.annotator is None:
         return np.arange(len(kept)).astype(str), np.arange(len(kept))
-    people, person = np.unique(data.annotator[kept].astype(str), return_inverse=True)
-    return people, person
-
-
-def _agreement_probability(
-    posterior: Posterior,
-    draw: np.ndarray,
-    size: np.ndarray,
-    person: np.ndarray,
-    known: np.ndarray,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "replications pairs"]:
-    """Probability that a choice agrees with its margin; unknown people's strengths are new."""
-    mean, cv = posterior.mean[draw], posterior.cv[draw]
-    if len(known) == len(size) and not (known >= 0).any():  # everybody is new and chooses once
-        return _law_probability(posterior, draw, size)
-    shape = (len(draw), len(known))
-    mean, cv = (np.broadcast_to(x[:, None], shape).copy() for x in (mean, np.maximum(cv, 1e-6)))
-    beta = sample_strengths(posterior.family, mean, cv, rng)
-    if posterior.strength is not None:
-        is_known = known >= 0
-        beta[:, is_known] = posterior.strength[draw][:, known[is_known]]
-    flip = posterior.flip_probability
-    return flip + (1 - 2 * flip) * expit(beta[:, person] * size)
-
-
-def _law_probability(
-    posterior: Posterior, draw: np.ndarray, margin: np.ndarray
-) -> Float[np.ndarray, "replications pairs"]:
-    """Probability that a new person chooses the first response, the strength integrated out."""
-    mean, cv = posterior.mean[draw], np.maximum(posterior.cv[draw], 1e-6)
-    return np.exp(pair_log_prob(margin, mean, cv, posterior.family, posterior.flip_probability))
+    return np.unique(data.annotator[kept].astype(str), return_inverse=True)
 
 
 def _statistics(
     size: np.ndarray, probability: np.ndarray, person: np.ndarray, num_people: int
-) -> list[tuple[str, Any, str]]:
-    """Name, function of `(replications, pairs)` agreements, and whose strengths replicate it."""
+) -> list[tuple[str, Any, bool]]:
+    """Name, function of `(replications, pairs)` agreements, and whether strengths are new."""
     order = np.argsort(size)
     fifths, tenths = np.array_split(order, 5), np.array_split(order, _BINS)
     expected = np.array([probability[g].mean() for g in tenths])
@@ -345,11 +282,11 @@ def _statistics(
         rates = np.stack([choices[:, g].mean(1) for g in tenths], axis=1)
         return ((rates - expected) ** 2 / np.maximum(variance, 1e-12)).sum(1)
 
-    found: list[tuple[str, Any, str]] = [
-        ("agreement with the margin", lambda c: c.mean(1), "same"),
-        ("agreement, smallest fifth of margins", lambda c: c[:, fifths[0]].mean(1), "same"),
-        ("agreement, largest fifth of margins", lambda c: c[:, fifths[-1]].mean(1), "same"),
-        (f"misfit over {_BINS} bins of margins (chi-square)", misfit, "same"),
+    found: list[tuple[str, Any, bool]] = [
+        ("agreement with the margin", lambda c: c.mean(1), False),
+        ("agreement, smallest fifth of margins", lambda c: c[:, fifths[0]].mean(1), False),
+        ("agreement, largest fifth of margins", lambda c: c[:, fifths[-1]].mean(1), False),
+        (f"misfit over {_BINS} bins of margins (chi-square)", misfit, False),
     ]
     count = np.bincount(person, minlength=num_people)
     if num_people < len(size):
@@ -360,7 +297,7 @@ def _statistics(
             rates = np.stack([np.bincount(person, e, num_people) / count for e in excess])
             return rates[:, repeated].std(axis=1)
 
-        found.append((SPREAD, spread, "anew"))
+        found.append((SPREAD, spread, True))
     return found
 
 
@@ -410,6 +347,35 @@ def _rows(
 # Output
 
 
+@dataclass(frozen=True)
+class CheckRecord:
+    """Content of `check.json`.
+
+    Attributes:
+        margins: File of the margins.
+        posterior: File of the posterior.
+        pairs: Pairs in the data.
+        pairs_looked_at: Pairs that were checked.
+        annotators: Annotators of the data.
+        annotators_in_posterior: Of these, the ones that the posterior knows.
+        orientation: How pairs were oriented.
+        statistics: Statistics with predictive p-values.
+        calibration_outside_band: Share of pairs where the isotonic fit leaves its band.
+        config: Options of the command.
+    """
+
+    margins: str
+    posterior: str
+    pairs: int
+    pairs_looked_at: int
+    annotators: int
+    annotators_in_posterior: int
+    orientation: str
+    statistics: list[Statistic]
+    calibration_outside_band: float
+    config: dict[str, Any]
+
+
 def write_check(
     found: PredictiveCheck, folder: Path, config: CheckConfig, sources: Sequence[str]
 ) -> None:
@@ -419,19 +385,19 @@ def write_check(
     if len(found.groups):
         with written_whole(folder / "groups.csv") as temporary:
             found.groups.to_csv(temporary, index=False, float_format="%.6g")
-    facts = {
-        "margins": sources[0],
-        "posterior": sources[1],
-        "pairs": found.num_pairs,
-        "pairs_looked_at": len(found.probability),
-        "annotators": found.num_annotators,
-        "annotators_in_posterior": found.num_known,
-        "orientation": "random",
-        "statistics": [asdict(s) for s in found.statistics],
-        "calibration_outside_band": found.calibration.outside,
-        "config": asdict(config),
-    }
-    write_json(facts, folder / CHECK_FILE)
+    record = CheckRecord(
+        margins=str(sources[0]),
+        posterior=str(sources[1]),
+        pairs=found.num_pairs,
+        pairs_looked_at=len(found.probability),
+        annotators=found.num_annotators,
+        annotators_in_posterior=found.num_known,
+        orientation="random",
+        statistics=found.statistics,
+        calibration_outside_band=found.calibration.outside,
+        config=asdict(config),
+    )
+    write_record(record, folder / CHECK_FILE)
 
 
 def _figures(found: PredictiveCheck) -> dict[str, Figure]:

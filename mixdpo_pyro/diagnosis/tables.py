@@ -59,7 +59,13 @@ def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.Dat
                 f"{len(label):,} rows; groups must be several and repeat"
             )
         result = diagnosis.result
-        grouped = fit(data.margin, label, result.family, beta=result.beta, seed=seed)
+        grouped = fit(
+            data.margin,
+            annotator=label,
+            family=result.posterior.family,
+            beta=result.posterior.beta,
+            seed=seed,
+        )
         table = _strength_table(grouped, seed)
         table.insert(0, "column", column)
         table.insert(1, "group", grouped.choices.labels)
@@ -75,8 +81,8 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     draws = _strengths(result, seed)
     agrees = agreement(choices.margin)
     count = np.bincount(choices.annotator)
-    law_mean, law_cv = result.posterior["mean"], result.posterior["cv"]
-    is_gamma = result.family == "gamma"
+    law_mean, law_cv = result.posterior.mean, result.posterior.cv
+    is_gamma = result.posterior.family == "gamma"
     variance = (polygamma(1, law_cv**-2.0) if is_gamma else np.log1p(law_cv**2)).mean()
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     return pd.DataFrame(
@@ -94,11 +100,12 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
 
 
 def _strengths(result: Fit, seed: int) -> np.ndarray:
-    """Draws of every person's strength; fewer where people are many."""
-    size = len(result.posterior["cv"])
-    num_draws = int(np.clip(_MAX_STRENGTHS // result.choices.num_annotators, 50, size))
-    if "strength" in result.posterior:
-        return result.posterior["strength"][:num_draws]
-    mean, cv = (torch.from_numpy(result.posterior[k][:num_draws]) for k in ("mean", "cv"))
-    table = tabulate(result.choices, result.family, result.flip_probability)
+    """Draws of every annotator's strength; fewer where annotators are many."""
+    posterior, choices = result.posterior, result.choices
+    limit = _MAX_STRENGTHS // choices.num_annotators
+    num_draws = int(np.clip(limit, 50, posterior.num_samples))
+    if posterior.strength is not None:
+        return posterior.strength[:num_draws]
+    mean, cv = (torch.from_numpy(x[:num_draws]) for x in (posterior.mean, posterior.cv))
+    table = tabulate(choices, posterior.family, posterior.flip_probability)
     return table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy()

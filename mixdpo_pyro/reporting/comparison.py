@@ -1,30 +1,23 @@
 """Finished runs side by side: a table, and a self-contained page with the intervals."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mixdpo_pyro.errors import ConfigError, OutputError
-from mixdpo_pyro.models import mixed_logit_log_prob
-from mixdpo_pyro.reporting.html import encode_png, interval_words, render_page, write_page
+from mixdpo_pyro.inference.posterior import Posterior, format_interval
+from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
+from mixdpo_pyro.reporting.run_record import FinishedRun
 
-__all__ = [
-    "LOADERS",
-    "RunSummary",
-    "load_summaries",
-    "plot_intervals",
-    "show_comparison",
-    "write_comparison",
-]
+__all__ = ["RunSummary", "load_summaries", "plot_intervals", "show_comparison", "write_comparison"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class RunSummary:
         name: Name of its folder.
         folder: The folder.
         family: Law of the strength in training.
-        anchor: Anchoring of the mean.
+        mean_anchor: Anchoring of the mean.
         data: Name of the dataset.
         num_pairs: Held-out pairs.
         num_annotators: Annotators whose strengths were learned.
@@ -50,7 +43,7 @@ class RunSummary:
     name: str
     folder: Path
     family: str
-    anchor: str
+    mean_anchor: str
     data: str
     num_pairs: int
     num_annotators: int
@@ -67,7 +60,7 @@ def load_summaries(folders: Sequence[str | Path]) -> list[RunSummary]:
 
     Raises:
         ConfigError: If a folder is given twice.
-        OutputError: If a folder is none of the kinds in :data:`LOADERS`, or damaged.
+        OutputError: If a folder is no run folder, or damaged.
     """
     paths = [Path(folder).expanduser() for folder in folders]
     resolved = [path.resolve() for path in paths]
@@ -112,7 +105,7 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
         notes=_notes(runs),
         figure=base64.b64encode(encode_png(plot_intervals(runs), dpi=150)).decode(),
         alt="; ".join(
-            f"{r.name}: cv {interval_words(r.cv)}, mean {interval_words(r.mean)}" for r in runs
+            f"{r.name}: cv {format_interval(r.cv)}, mean {format_interval(r.mean)}" for r in runs
         ),
     )
     return write_page(page, path)
@@ -141,53 +134,31 @@ def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
     return figure
 
 
-def _load_finished_run(folder: Path, name: str) -> RunSummary:
-    """A run of `mixdpo train` or `mixdpo demo`."""
-    from mixdpo_pyro.reporting.run_record import FinishedRun
-
+def _load(folder: Path, name: str) -> RunSummary:
     run = FinishedRun.load(folder)
-    facts = run.facts
-    source = str(facts["data"]["source"])
+    record, posterior = run.record, run.posterior
+    source = record.data.source
     return RunSummary(
         name=name,
         folder=folder,
-        family=facts["family"],
-        anchor=facts["anchor"],
+        family=record.family,
+        mean_anchor=record.mean_anchor,
         data=source,
         num_pairs=len(run.margins),
-        num_annotators=len(run.annotators),
-        verdict=facts["verdict"]["value"],
-        cv=run.posterior["cv"],
-        mean=run.posterior["mean"],
+        num_annotators=len(posterior.annotators),
+        verdict=record.verdict.value,
+        cv=posterior.cv,
+        mean=posterior.mean,
         accuracy=run.accuracy,
-        log_prob=_mean_log_prob(run.margins["margin"], run.posterior, facts["diagnosed_family"]),
+        log_prob=_mean_log_prob(run.margins["margin"].to_numpy(np.float64), posterior),
         held_out=frozenset((source, int(row)) for row in run.margins["source_row"]),
     )
 
 
-LOADERS: dict[str, Callable[[Path, str], RunSummary]] = {"run.json": _load_finished_run}
-"""The file that makes a folder one of a kind -> the function that reads it."""
-
-
-def _load(folder: Path, name: str) -> RunSummary:
-    for marker, load in LOADERS.items():
-        if (folder / marker).is_file():
-            try:
-                return load(folder, name)
-            except KeyError as error:
-                raise OutputError(f"{folder}: the key {error} is missing in its files") from error
-    raise OutputError(f"{folder}: holds no {' or '.join(LOADERS)}; is it a finished run?")
-
-
-def _mean_log_prob(margin: Any, posterior: dict[str, np.ndarray], family: Any) -> float:
+def _mean_log_prob(margin: np.ndarray, posterior: Posterior) -> float:
     """Every choice taken by itself, as for a new annotator."""
-    log_prob = mixed_logit_log_prob(
-        torch.as_tensor(np.array(margin, dtype=np.float64)),
-        torch.tensor(np.median(posterior["mean"]), dtype=torch.float64),
-        torch.tensor(np.median(posterior["cv"]), dtype=torch.float64),
-        family=family,
-    )
-    return float(log_prob.mean())
+    point = posterior.at(float(np.median(posterior.mean)), float(np.median(posterior.cv)))
+    return float(np.log(choice_probabilities(point, margin)).mean())
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
@@ -200,21 +171,21 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 _HEADINGS = (
-    "run", "verdict", "cv", "mean strength", "accuracy", "log-probability", "family", "anchor",
-    "held out", "annotators", "data",
+    "run", "verdict", "cv", "mean strength", "accuracy", "log-probability", "family",
+    "mean anchor", "held out", "annotators", "data",
 )  # fmt: skip
 
 _TERMINAL_TABLES = (
     ("verdict", "cv", "mean strength"),
-    ("family", "anchor", "held out", "annotators", "accuracy", "log-probability"),
+    ("family", "mean anchor", "held out", "annotators", "accuracy", "log-probability"),
 )  # of eighty characters
 
 
 def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     return [
         [
-            run.name, run.verdict, interval_words(run.cv), interval_words(run.mean),
-            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.anchor,
+            run.name, run.verdict, format_interval(run.cv), format_interval(run.mean),
+            f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.mean_anchor,
             f"{run.num_pairs:,}", f"{run.num_annotators:,}" if run.num_annotators else "-",
             Path(run.data).name,
         ]

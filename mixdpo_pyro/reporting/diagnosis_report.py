@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from mixdpo_pyro.inference.diagnosis import Diagnosis
-from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
+from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.diagnosis import (
     plot_agreement,
@@ -30,7 +31,7 @@ _ROWS = 10
 
 def write_diagnosis_report(
     diagnosis: Diagnosis,
-    facts: dict[str, Any],
+    record: DiagnosisRecord,
     annotators: pd.DataFrame | None,
     groups: pd.DataFrame | None,
     folder: Path,
@@ -39,7 +40,7 @@ def write_diagnosis_report(
 
     Args:
         diagnosis: The diagnosis.
-        facts: Content of `diagnosis.json`.
+        record: Content of `diagnosis.json`.
         annotators: Table of annotators, strongest first, or None.
         groups: Table of groups, or None.
         folder: The folder.
@@ -50,7 +51,7 @@ def write_diagnosis_report(
     figures, images = embed_figures(_figures(diagnosis, annotators))
     page = render_page(
         "diagnosis.html",
-        facts=facts,
+        record=record,
         figures=figures,
         annotators=None if annotators is None else _ends(annotators),
         groups=None if groups is None else groups.to_dict("records"),
@@ -70,7 +71,7 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
     intervals = {"main fit": (low, high)} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
     }
-    laws = {n: r.posterior["cv"] for n, r in diagnosis.fits.items() if n != "fixed"}
+    laws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}
     words = "; ".join(f"{name} {a:.2f} to {b:.2f}" for name, (a, b) in intervals.items())
     figures = {
         "cv_intervals": (
@@ -92,23 +93,21 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             plot_cv_by_law(laws),
         ),
     }
-    if annotators is not None and "strength" in diagnosis.result.posterior:
+    strength = diagnosis.result.posterior.strength
+    if annotators is not None and strength is not None:
         figures["annotators"] = (
             "Annotators",
             f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals; "
             "of many, forty evenly spread over the order.",
-            plot_annotators(diagnosis.result.posterior["strength"], diagnosis.result.annotators),
+            plot_annotators(strength, diagnosis.result.posterior.annotators),
         )
     return figures
 
 
 def _curves(diagnosis: Diagnosis) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     size = np.linspace(1e-3, float(np.quantile(np.abs(diagnosis.choices.margin), 0.995)), 100)
-    curves = {}
-    for name, result in (
-        ("different strengths", diagnosis.result),
-        ("one strength", diagnosis.fits["fixed"]),
-    ):
-        mean, cv = (result.posterior[k][:200] for k in ("mean", "cv"))
-        curves[name] = (size, np.exp(pair_log_prob(size, mean, cv, result.family)).mean(0))
-    return curves
+    fits = {"different strengths": diagnosis.result, "one strength": diagnosis.fits["fixed"]}
+    return {
+        name: (size, choice_probabilities(result.posterior.first(200), size).mean(0))
+        for name, result in fits.items()
+    }

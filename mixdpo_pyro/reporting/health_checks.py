@@ -5,19 +5,17 @@ is. What cannot be computed is said to be not available, and never passes.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
-from scipy.special import expit
 
 from mixdpo_pyro.inference.choices import agreement
-from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.methods.log_joint import MAX_CV
-from mixdpo_pyro.inference.posterior import contraction
-from mixdpo_pyro.inference.predictive import sample_strengths
-from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
 from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
 from mixdpo_pyro.reporting.training_tail import MIN_POINTS, TrainingTail
 from mixdpo_pyro.training.mean_drift import MEAN_DRIFT, why_mean_drifts
@@ -40,18 +38,25 @@ __all__ = [
     "MIN_ESS",
     "MIN_STEPS",
     "SLOPE_LEVEL",
+    "HealthCheck",
     "HealthReport",
-    "RunCheck",
     "Status",
     "check_run",
-    "flip_probability",
-    "posterior_anchor",
 ]
 
 CALIBRATION = "predicted probabilities"
 """Name of the check of reliability."""
 
-Status = Literal["PASS", "REVIEW", "FAIL", "not available", "does not apply"]
+
+class Status(StrEnum):
+    """The result of a check."""
+
+    PASS = "PASS"
+    REVIEW = "REVIEW"
+    FAIL = "FAIL"
+    NOT_AVAILABLE = "not available"
+    DOES_NOT_APPLY = "does not apply"
+
 
 MIN_STEPS = 40
 """The strength's rate of 0.05 moves its log cv by at most 0.05 a step with Adam, half of that on
@@ -106,7 +111,7 @@ _MAX_CHOICES = 2_000_000  # replicated at once
 
 
 @dataclass(frozen=True)
-class RunCheck:
+class HealthCheck:
     """A row of the table.
 
     Attributes:
@@ -132,32 +137,32 @@ class HealthReport:
         checks: The rows of the table.
     """
 
-    checks: list[RunCheck]
+    checks: list[HealthCheck]
 
     @property
     def status(self) -> Status:
         """FAIL before REVIEW before PASS; a check that is not available asks for a review."""
         statuses = {check.status for check in self.checks}
-        if "FAIL" in statuses:
-            return "FAIL"
-        return "REVIEW" if statuses & {"REVIEW", "not available"} else "PASS"
+        if Status.FAIL in statuses:
+            return Status.FAIL
+        return Status.REVIEW if statuses & {Status.REVIEW, Status.NOT_AVAILABLE} else Status.PASS
 
     @property
     def sentence(self) -> str:
         """The status in one sentence."""
-        if self.status == "FAIL":
-            return f"The verdict is not to be trusted. Failed: {self.names('FAIL')}."
-        if self.status == "PASS":
+        if self.status == Status.FAIL:
+            return f"The verdict is not to be trusted. Failed: {self.names(Status.FAIL)}."
+        if self.status == Status.PASS:
             return "Every check that applies has passed."
-        unknown = self.names("not available")
-        parts = [self.names("REVIEW"), f"not available: {unknown}" if unknown else ""]
+        unknown = self.names(Status.NOT_AVAILABLE)
+        parts = [self.names(Status.REVIEW), f"not available: {unknown}" if unknown else ""]
         return f"Before you rely on the verdict, look at {'; '.join(filter(None, parts))}."
 
     def names(self, status: Status) -> str:
         """Names of the checks with this status, as a phrase."""
         return ", ".join(check.name for check in self.checks if check.status == status)
 
-    def check(self, name: str) -> RunCheck:
+    def check(self, name: str) -> HealthCheck:
         """The check of this name."""
         return next(check for check in self.checks if check.name == name)
 
@@ -167,7 +172,7 @@ def check_run(run: FinishedRun) -> HealthReport:
     tail = run.tail
     return HealthReport(
         [
-            _numbers_arefinite_values(run, tail),
+            _numbers_are_finite(run, tail),
             _enough_steps(run),
             _loss_has_settled(tail),
             _strength_has_settled(run, tail),
@@ -183,17 +188,10 @@ def check_run(run: FinishedRun) -> HealthReport:
     )
 
 
-def posterior_anchor(run: FinishedRun) -> MeanAnchor:
-    """Anchoring of the mean in the fit of the held-out pairs; where not said, that of training."""
-    return run.diagnostics.get("mean_anchor", run.facts["anchor"])
+# Training
 
 
-def flip_probability(run: FinishedRun) -> float:
-    """Probability of a flipped label that the fit of the held-out pairs assumed."""
-    return float(run.diagnostics.get("flip_probability", 0.0))
-
-
-def _numbers_arefinite_values(run: FinishedRun, tail: TrainingTail) -> RunCheck:
+def _numbers_are_finite(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
     """Margins, draws and logged numbers: a single one that is not finite is a FAIL.
 
     A gradient that is not finite is a REVIEW: mixed precision skips such a step and goes on.
@@ -201,32 +199,36 @@ def _numbers_arefinite_values(run: FinishedRun, tail: TrainingTail) -> RunCheck:
     columns = [c for c in tail.table if c == "loss" or str(c).startswith("strength/")]
     counts = {
         "held-out margins": _num_bad(run.margins["margin"]),
-        "posterior draws": sum(_num_bad(run.posterior[k]) for k in ("mean", "cv")),
+        "posterior draws": _num_bad(run.posterior.mean) + _num_bad(run.posterior.cv),
         "logged losses and strengths": sum(_num_bad(tail.table[c]) for c in columns),
     }
     gradients = _num_bad(tail.table["grad_norm"]) if "grad_norm" in tail.table else 0
     name, threshold = "finite numbers", "none that is not"
     if bad := {k: n for k, n in counts.items() if n}:
         words = ", ".join(f"{n:,} {k}" for k, n in bad.items())
-        return RunCheck(name, "FAIL", words, threshold, "Whatever rests on them means nothing.")
+        return HealthCheck(
+            name, Status.FAIL, words, threshold, "Whatever rests on them means nothing."
+        )
     if gradients:
         sentence = "Such a step is skipped in mixed precision; elsewhere it ruins the policy."
-        return RunCheck(name, "REVIEW", f"{gradients:,} gradient norms", threshold, sentence)
+        return HealthCheck(
+            name, Status.REVIEW, f"{gradients:,} gradient norms", threshold, sentence
+        )
     sentence = "Margins, posterior draws and what was logged in training."
-    return RunCheck(name, "PASS", "0 not finite", threshold, sentence)
+    return HealthCheck(name, Status.PASS, "0 not finite", threshold, sentence)
 
 
-def _enough_steps(run: FinishedRun) -> RunCheck:
+def _enough_steps(run: FinishedRun) -> HealthCheck:
     name, threshold = "steps of training", f"at least {MIN_STEPS}"
     steps = [entry["step"] for entry in run.history if isinstance(entry.get("step"), int)]
     if not steps:
         return _unavailable(name, threshold, "No step was logged.")
     sentence = f"The strength needs about {MIN_STEPS} steps to leave where it starts."
-    status: Status = "PASS" if max(steps) >= MIN_STEPS else "FAIL"
-    return RunCheck(name, status, f"{max(steps):,}", threshold, sentence)
+    status = Status.PASS if max(steps) >= MIN_STEPS else Status.FAIL
+    return HealthCheck(name, status, f"{max(steps):,}", threshold, sentence)
 
 
-def _loss_has_settled(tail: TrainingTail) -> RunCheck:
+def _loss_has_settled(tail: TrainingTail) -> HealthCheck:
     """The slope of the loss over the last third, in nats a pair, against its noise."""
     name = "drift of the loss"
     threshold = f"no change beyond its noise and {MATERIAL_LOSS:g} nats a pair"
@@ -242,14 +244,14 @@ def _loss_has_settled(tail: TrainingTail) -> RunCheck:
             "No change beyond the noise over the last third of the training (95% interval); a "
             f"fall of {hidden:.2g} nats could hide in it."
         )
-        return RunCheck(name, "PASS", value, threshold, sentence)
+        return HealthCheck(name, Status.PASS, value, threshold, sentence)
     moves = "falls" if change < 0 else "rises"
     advice = "train longer" if change < 0 else "lower the learning rate"
     sentence = f"The loss still {moves} over the last third of the training: {advice}."
-    return RunCheck(name, "REVIEW", value, threshold, sentence)
+    return HealthCheck(name, Status.REVIEW, value, threshold, sentence)
 
 
-def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> RunCheck:
+def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
     """The drift of cv over the last third in standard deviations of the guide.
 
     It fails only where it is also beyond that many deviations of the held-out posterior, since the
@@ -257,19 +259,19 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> RunCheck:
     only measure.
     """
     name, threshold = "drift of cv", f"drift up to {DRIFT_REVIEW:g} sd"
-    if run.facts["family"] == "fixed":
+    if run.record.family == "fixed":
         return _inapplicable(name, threshold, "Plain DPO learns no strength.")
     found = tail.change("strength/cv")
     if found is None:
         return _unavailable(name, threshold, _too_few(tail))
-    guide, held_out = (_spread(d["cv"]) for d in (run.training["draws"], run.posterior))
+    guide, held_out = (_spread(d.cv) for d in (run.training, run.posterior))
     scale = held_out if guide == 0 else guide
     if not (np.isfinite([scale, held_out]).all() and scale > 0):
         return _unavailable(name, threshold, "The draws of cv have no finite spread.")
     drift = abs(found[0]) / scale
-    status: Status = "PASS" if drift <= DRIFT_REVIEW else "REVIEW"
+    status = Status.PASS if drift <= DRIFT_REVIEW else Status.REVIEW
     if abs(found[0]) > DRIFT_FAIL * max(scale, held_out):
-        status = "FAIL"
+        status = Status.FAIL
     measure = f"the guide has sd {guide:.2g}, the held-out posterior {held_out:.2g}"
     if guide == 0:
         measure = f"the guide is a point, the held-out posterior has sd {held_out:.2g}"
@@ -277,77 +279,80 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> RunCheck:
         f"cv moved by {found[0]:+.2g} over the last third of the training; {measure}. More than "
         f"{DRIFT_FAIL:g} of the larger sd fails."
     )
-    return RunCheck(name, status, f"{drift:.2f} sd", threshold, sentence)
+    return HealthCheck(name, status, f"{drift:.2f} sd", threshold, sentence)
 
 
-def _mean_is_anchored(run: FinishedRun) -> RunCheck:
+def _mean_is_anchored(run: FinishedRun) -> HealthCheck:
     name = "drift of the mean"
     threshold = f"within a factor of {MEAN_DRIFT:g}"
-    if run.facts["anchor"] != "free":
-        sentence = f"The mean was not free ({run.facts['anchor']})."
+    if run.record.mean_anchor != "free":
+        sentence = f"The mean was not free ({run.record.mean_anchor})."
         return _inapplicable(name, threshold, sentence)
-    mean, beta = float(run.training["mean"]), float(run.facts["beta"])
+    mean, beta = run.record.learned.mean, run.record.beta
     words = why_mean_drifts(mean, beta)
     value = f"{mean / beta:.2g} times beta"
     if words is None:
-        return RunCheck(name, "PASS", value, threshold, "A free mean that did not run away.")
-    return RunCheck(name, "REVIEW", value, threshold, f"{words[0].upper()}{words[1:]}")
+        return HealthCheck(
+            name, Status.PASS, value, threshold, "A free mean that did not run away."
+        )
+    return HealthCheck(name, Status.REVIEW, value, threshold, f"{words[0].upper()}{words[1:]}")
 
 
 # Posterior
 
 
-def _posterior_is_computed(run: FinishedRun) -> RunCheck:
+def _posterior_is_computed(run: FinishedRun) -> HealthCheck:
     """Diagnostics of the method that drew the held-out posterior."""
     name = "computation of the posterior"
-    method = run.diagnostics.get("method")
-    check = {"laplace": _lattice, "nuts": _chains, "svi": _two_guides}.get(str(method))
+    method = run.posterior.method
+    check = {"laplace": _lattice, "nuts": _chains, "svi": _two_guides}.get(method)
     if check is None:
-        return _unavailable(name, "by method", "posterior.nc does not say how it was computed.")
+        return _unavailable(name, "by method", f"There are no diagnostics of method '{method}'.")
     try:
-        status, value, threshold, sentence = check(run)
+        status, value, threshold, sentence = check(run.posterior)
     except KeyError as error:
         return _unavailable(name, "by method", f"posterior.nc lacks {error} of {method}.")
-    return RunCheck(name, status, value, threshold, sentence)
+    return HealthCheck(name, status, value, threshold, sentence)
 
 
-def _lattice(run: FinishedRun) -> tuple[Status, str, str, str]:
+def _lattice(posterior: Posterior) -> tuple[Status, str, str, str]:
     """Independent draws from a lattice that carries the exact log joint, up to cv = 10.
 
     What can go wrong is that the posterior reaches beyond it.
     """
-    log_density = run.diagnostics["lp"]
-    at_edge = float(np.mean(run.posterior["cv"] > 0.95 * MAX_CV))
+    log_density = posterior.sample_stats["lp"]
+    at_edge = float(np.mean(posterior.cv > 0.95 * MAX_CV))
     is_good = at_edge <= MAX_EDGE and bool(np.isfinite(log_density).all())
     threshold = f"at most {MAX_EDGE:.0%} at the edge"
     sentence = (
-        f"{len(run.posterior['cv']):,} independent draws by quadrature over mean and cv, which "
+        f"{posterior.num_samples:,} independent draws by quadrature over mean and cv, which "
         f"looks at cv up to {MAX_CV:g}."
     )
-    return ("PASS" if is_good else "FAIL"), f"{at_edge:.1%} of draws", threshold, sentence
+    return _pass_or_fail(is_good), f"{at_edge:.1%} of draws", threshold, sentence
 
 
-def _chains(run: FinishedRun) -> tuple[Status, str, str, str]:
-    found = run.diagnostics
-    r_hat = max(found[f"r_hat_{name}"] for name in _latent(run))
-    ess = min(found[f"ess_{name}"] for name in _latent(run))
-    diverging = int(np.sum(found["diverging"]))
+def _chains(posterior: Posterior) -> tuple[Status, str, str, str]:
+    found = posterior.diagnostics
+    latent = ("cv",) if posterior.mean_anchor == "fixed" else ("mean", "cv")
+    r_hat = max(found[f"r_hat_{name}"] for name in latent)
+    ess = min(found[f"ess_{name}"] for name in latent)
+    diverging = int(np.sum(posterior.sample_stats["diverging"]))
     is_good = r_hat <= MAX_R_HAT and ess >= MIN_ESS and diverging == 0
     value = f"R-hat {r_hat:.3f}, ess {ess:.0f}, {diverging} divergences"
     threshold = f"at most {MAX_R_HAT}, at least {MIN_ESS}, none"
-    return ("PASS" if is_good else "FAIL"), value, threshold, "NUTS, the worse of mean and cv."
+    return _pass_or_fail(is_good), value, threshold, "NUTS, the worse of mean and cv."
 
 
-def _latent(run: FinishedRun) -> tuple[str, ...]:
-    return ("cv",) if posterior_anchor(run) == "fixed" else ("mean", "cv")
+def _pass_or_fail(is_good: bool) -> Status:
+    return Status.PASS if is_good else Status.FAIL
 
 
-def _two_guides(run: FinishedRun) -> tuple[Status, str, str, str]:
-    distance = float(run.diagnostics["seed_disagreement_in_sd"])
-    is_converged = bool(run.diagnostics["converged"])
-    status: Status = "FAIL" if not is_converged else "REVIEW"
+def _two_guides(posterior: Posterior) -> tuple[Status, str, str, str]:
+    distance = float(posterior.diagnostics["seed_disagreement_in_sd"])
+    is_converged = bool(posterior.diagnostics["converged"])
+    status = Status.REVIEW if is_converged else Status.FAIL
     if is_converged and distance <= MAX_SEED_DISAGREEMENT:
-        status = "PASS"
+        status = Status.PASS
     sentence = (
         f"Two runs of SVI from different starts {'have' if is_converged else 'have not'} "
         "converged; the distance of their means."
@@ -355,39 +360,41 @@ def _two_guides(run: FinishedRun) -> tuple[Status, str, str, str]:
     return status, f"{distance:.2f} sd", f"at most {MAX_SEED_DISAGREEMENT:g} sd", sentence
 
 
-def _data_speak(run: FinishedRun) -> RunCheck:
+def _data_speak(run: FinishedRun) -> HealthCheck:
     name, threshold = (
         "information about cv",
         f"variance at least {MIN_CONTRACTION:.0%} below the prior's",
     )
-    value = contraction(run.posterior, posterior_anchor(run))["cv"]
+    value = run.posterior.contraction()["cv"]
     if not np.isfinite(value):
         return _unavailable(name, threshold, "The posterior's draws are not finite.")
     sentence = "Share of the prior's variance of cv that the held-out pairs took away."
     if value < MIN_CONTRACTION:
         sentence += " The interval is largely the prior's."
-    status: Status = "PASS" if value >= MIN_CONTRACTION else "REVIEW"
-    return RunCheck(name, status, f"{max(value, 0):.0%}", threshold, sentence)
+    status = Status.PASS if value >= MIN_CONTRACTION else Status.REVIEW
+    return HealthCheck(name, status, f"{max(value, 0):.0%}", threshold, sentence)
 
 
-def _training_agrees(run: FinishedRun) -> RunCheck:
+def _training_agrees(run: FinishedRun) -> HealthCheck:
     name, threshold = "training against held-out pairs", "90% intervals of cv overlap"
-    if run.facts["family"] == "fixed":
+    if run.record.family == "fixed":
         return _inapplicable(name, threshold, "Plain DPO learns no strength.")
-    low, high = np.quantile(run.training["draws"]["cv"], [0.05, 0.95])
-    other_low, other_high = np.quantile(run.posterior["cv"], [0.05, 0.95])
+    low, high = run.training.interval("cv")
+    other_low, other_high = run.posterior.interval("cv")
     if not np.isfinite([low, high, other_low, other_high]).all():
         return _unavailable(name, threshold, "Draws of cv are not finite.")
     learned = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
     value = f"{learned} against {other_low:.2f} to {other_high:.2f}"
     sentence = run.disagreement or "What training learned lies where the held-out pairs put cv."
-    return RunCheck(name, "REVIEW" if run.disagreement else "PASS", value, threshold, sentence)
+    return HealthCheck(
+        name, Status.REVIEW if run.disagreement else Status.PASS, value, threshold, sentence
+    )
 
 
 # Data
 
 
-def _accuracy(run: FinishedRun) -> RunCheck:
+def _accuracy(run: FinishedRun) -> HealthCheck:
     """Share of positive margins with a Jeffreys interval, pairs taken as independent."""
     name, threshold = "held-out accuracy", "90% interval above 0.5, pairs independent"
     margin = finite_values(run.margins["margin"])
@@ -397,20 +404,20 @@ def _accuracy(run: FinishedRun) -> RunCheck:
     low, high = stats.beta.ppf([0.05, 0.95], right + 0.5, len(margin) - right + 0.5)
     value = f"{run.accuracy:.3f} [{low:.3f}, {high:.3f}]"
     status, sentence = _judge_accuracy(margin, low, high)
-    return RunCheck(name, status, value, threshold, sentence)
+    return HealthCheck(name, status, value, threshold, sentence)
 
 
 def _judge_accuracy(margin: np.ndarray, low: float, high: float) -> tuple[Status, str]:
     if margin.min() >= 0:
-        return "REVIEW", "Every choice agrees: only the prior gives the mean an upper bound."
+        return Status.REVIEW, "Every choice agrees: only the prior gives the mean an upper bound."
     if high < 0.5:
-        return "FAIL", "The policy prefers what people reject; are the columns swapped?"
+        return Status.FAIL, "The policy prefers what people reject; are the columns swapped?"
     if low > 0.5:
-        return "PASS", "The policy's margins say which response people choose."
-    return "REVIEW", "The policy's margins may be noise, and noise has no strength to learn."
+        return Status.PASS, "The policy's margins say which response people choose."
+    return Status.REVIEW, "The policy's margins may be noise, and noise has no strength to learn."
 
 
-def _calibration(run: FinishedRun) -> RunCheck:
+def _calibration(run: FinishedRun) -> HealthCheck:
     r"""Expected calibration error of the probability that a choice agrees with its margin's sign.
 
     .. math:: \sum_b \frac{n_b}{n} \, | \text{observed}_b - \text{predicted}_b |
@@ -422,45 +429,42 @@ def _calibration(run: FinishedRun) -> RunCheck:
     name = CALIBRATION
     unknown = f"below the {1 - CALIBRATION_LEVEL:.0%} quantile of right predictions"
     margin = finite_values(run.margins["margin"])
-    mean, cv = (np.median(run.posterior[k]) for k in ("mean", "cv"))
+    mean, cv = (float(np.median(draws)) for draws in (run.posterior.mean, run.posterior.cv))
     if len(margin) < MIN_CALIBRATION_PAIRS or not np.isfinite([mean, cv]).all():
         sentence = f"It takes {MIN_CALIBRATION_PAIRS} held-out pairs and a finite posterior."
         return _unavailable(name, unknown, sentence)
-    observed, replicated = _calibration_errors(run, margin, float(mean), max(float(cv), 1e-6))
+    observed, replicated = _calibration_errors(run, margin, run.posterior.at(mean, cv))
     low, high, limit = np.quantile(replicated, [0.05, 0.95, 1 - CALIBRATION_LEVEL])
-    status: Status = "PASS" if observed <= limit else "REVIEW"
+    status = Status.PASS if observed <= limit else Status.REVIEW
     if observed > limit + CALIBRATION_FAIL:
-        status = "FAIL"
+        status = Status.FAIL
     sentence = (
         f"Mean distance of observed and predicted frequencies in {_BINS} bins; right predictions "
         f"give {low:.3f} to {high:.3f} (90%). The law was fitted to these pairs, so this tests "
         "its shape."
     )
-    return RunCheck(name, status, f"{observed:.3f}", f"at most {limit:.3f}", sentence)
+    return HealthCheck(name, status, f"{observed:.3f}", f"at most {limit:.3f}", sentence)
 
 
 def _calibration_errors(
-    run: FinishedRun, margin: np.ndarray, mean: float, cv: float
+    run: FinishedRun, margin: np.ndarray, point: Posterior
 ) -> tuple[float, Float[np.ndarray, " replications"]]:
-    """The observed error, and that of choices drawn from the law."""
-    family, size = run.facts["diagnosed_family"], np.abs(margin)
-    flip = flip_probability(run)
-    at = np.array([mean]), np.array([cv])
-    predicted = np.exp(pair_log_prob(size, *at, family, flip)).ravel()
+    """The observed error, and that of choices drawn from the distribution."""
+    size = np.abs(margin)
     order = np.argsort(size, kind="stable")
+    predicted = choice_probabilities(point, size[order])[0]
     edges = np.linspace(0, len(size), _BINS + 1).astype(int)[:-1]
-    expected = np.add.reduceat(predicted[order], edges)
-    person = _person(run)[order]
-    rng = np.random.default_rng((run.facts["seed"], 5))
+    expected = np.add.reduceat(predicted, edges)
+    annotator = _annotator(run)[order]
+    rng = np.random.default_rng((run.record.seed, 5))
 
     def errors(agrees: np.ndarray) -> np.ndarray:
         counts = np.add.reduceat(agrees, edges, axis=1, dtype=float)
         return np.abs(counts - expected).sum(1) / len(size)
 
     def replicate(number: int) -> np.ndarray:
-        shape = (number, int(person.max()) + 1)
-        strength = sample_strengths(family, np.full(shape, mean), np.full(shape, cv), rng)
-        chance = flip + (1 - 2 * flip) * expit(strength[:, person] * size[order])
+        repeated = point.at(point.mean[0], point.cv[0], number)
+        chance = draw_choice_probabilities(repeated, size[order], rng, annotator=annotator)
         return errors(rng.random(chance.shape) < chance)
 
     at_once = int(np.clip(_MAX_CHOICES // len(size), 1, _REPLICATIONS))
@@ -469,19 +473,19 @@ def _calibration_errors(
     return float(observed[0]), np.concatenate([replicate(n) for n in numbers])
 
 
-def _person(run: FinishedRun) -> np.ndarray:
-    """The person of each finite margin; without ids everybody chose once."""
+def _annotator(run: FinishedRun) -> np.ndarray:
+    """The annotator of each finite margin; without ids everybody chose once."""
     is_finite = np.isfinite(run.margins["margin"].to_numpy(np.float64))
-    column = run.facts["data"]["annotator_column"]
+    column = run.record.data.annotator_column
     if column is None or column not in run.margins:
         return np.arange(int(is_finite.sum()))
-    return np.unique(run.margins[column][is_finite].astype(str), return_inverse=True)[1]
+    return run.margins[column][is_finite].astype(str).to_numpy()
 
 
-def _annotators(run: FinishedRun) -> RunCheck:
+def _annotators(run: FinishedRun) -> HealthCheck:
     name = "repeated choices"
     threshold = f"at least {MIN_ANNOTATORS} annotators with two"
-    column = run.facts["data"]["annotator_column"]
+    column = run.record.data.annotator_column
     if column is None:
         sentence = "No annotator ids: the verdict cannot be better than inconclusive."
         return _inapplicable(name, threshold, sentence)
@@ -489,38 +493,38 @@ def _annotators(run: FinishedRun) -> RunCheck:
         return _unavailable(name, threshold, f"margins.parquet has no column '{column}'.")
     counts = run.margins[column].astype(str).value_counts().to_numpy()
     repeated = int((counts >= 2).sum())
-    status: Status = "PASS" if repeated >= MIN_ANNOTATORS else "REVIEW"
+    status = Status.PASS if repeated >= MIN_ANNOTATORS else Status.REVIEW
     median = float(np.median(counts))
     sentence = (
         f"Of {len(counts):,} annotators with a median of {median:g} held-out pairs; only those "
         "with two or more tell differences between people from a bent link."
     )
-    return RunCheck(name, status, f"{repeated:,} annotators", threshold, sentence)
+    return HealthCheck(name, status, f"{repeated:,} annotators", threshold, sentence)
 
 
-def _left_out(run: FinishedRun) -> RunCheck:
+def _left_out(run: FinishedRun) -> HealthCheck:
     name, threshold = "pairs left out", f"at most {DROPPED_REVIEW:.0%}"
-    data = run.facts["data"]
-    dropped = sum(data["dropped"].values())
-    share = dropped / max(dropped + data["train"] + data["test"], 1)
-    status: Status = "PASS" if share <= DROPPED_REVIEW else "REVIEW"
+    data = run.record.data
+    dropped = sum(data.dropped.values())
+    share = dropped / max(dropped + data.train + data.test, 1)
+    status = Status.PASS if share <= DROPPED_REVIEW else Status.REVIEW
     if share > DROPPED_FAIL:
-        status = "FAIL"
+        status = Status.FAIL
     sentence = "The run says nothing about them; the reasons are listed under the run."
     if dropped == 0:
         sentence = "Every pair was used."
-    return RunCheck(name, status, f"{share:.1%} ({dropped:,})", threshold, sentence)
+    return HealthCheck(name, status, f"{share:.1%} ({dropped:,})", threshold, sentence)
 
 
 # Helpers
 
 
-def _unavailable(name: str, threshold: str, sentence: str) -> RunCheck:
-    return RunCheck(name, "not available", "", threshold, sentence)
+def _unavailable(name: str, threshold: str, sentence: str) -> HealthCheck:
+    return HealthCheck(name, Status.NOT_AVAILABLE, "", threshold, sentence)
 
 
-def _inapplicable(name: str, threshold: str, sentence: str) -> RunCheck:
-    return RunCheck(name, "does not apply", "", threshold, sentence)
+def _inapplicable(name: str, threshold: str, sentence: str) -> HealthCheck:
+    return HealthCheck(name, Status.DOES_NOT_APPLY, "", threshold, sentence)
 
 
 def _too_few(tail: TrainingTail) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
@@ -16,7 +15,6 @@ __all__ = [
     "PageFigure",
     "embed_figures",
     "encode_png",
-    "interval_words",
     "render_page",
     "write_images",
     "write_page",
@@ -68,9 +66,3 @@ def write_page(page: str, path: Path) -> Path:
     with written_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
-
-
-def interval_words(draws: np.ndarray) -> str:
-    """Median and 90% interval; a point where all draws are equal."""
-    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
-    return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"

@@ -1,8 +1,7 @@
 """The record of a finished run: what its folder holds, as data."""
 
-import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +9,15 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference.choices import agreement
-from mixdpo_pyro.inference.export import read_draws
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
+from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import RUN_FILE
+from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.reporting.records import read_json, read_record
 from mixdpo_pyro.reporting.training_tail import TrainingTail
 
 __all__ = [
@@ -22,12 +26,15 @@ __all__ = [
     "POSTERIOR_FILE",
     "TRAINING_POSTERIOR_FILE",
     "FinishedRun",
+    "LearnedStrength",
+    "RunData",
+    "RunRecord",
     "finite_values",
 ]
 
 POSTERIOR_FILE = "posterior.nc"
 
-TRAINING_POSTERIOR_FILE = "training_posterior.json"
+TRAINING_POSTERIOR_FILE = "training_posterior.nc"
 
 MARGINS_FILE = "margins.parquet"
 
@@ -40,29 +47,90 @@ _DISAGREEMENT = (
 
 
 @dataclass(frozen=True)
+class RunData:
+    """What a run was trained and evaluated on.
+
+    Attributes:
+        source: Name of the dataset.
+        train: Number of training pairs.
+        test: Number of held-out pairs.
+        dropped: Reason -> number of pairs dropped.
+        annotator_column: Column of annotator ids, or None.
+        has_panels: Whether annotators chose repeatedly among the held-out pairs.
+    """
+
+    source: str
+    train: int
+    test: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    annotator_column: str | None = None
+    has_panels: bool = False
+
+
+@dataclass(frozen=True)
+class LearnedStrength:
+    """The strength that training learned, at its guide's median; quantiles are those of beta."""
+
+    mean: float
+    cv: float
+    q05: float
+    q95: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Content of `run.json`.
+
+    Attributes:
+        family: Family of the strength in training; the posterior has its own.
+        mean_anchor: Anchoring of the mean in training.
+        beta: DPO's beta.
+        seed: Seed of the run.
+        data: What the run was trained and evaluated on.
+        learned: What training learned.
+        verdict: The verdict on the held-out pairs.
+        error_rate: Error rate of the verdict, in plain English.
+        checks: Other explanations of the verdict.
+        truth: Truth of a simulated world.
+        command: The command line.
+        versions: Package -> version.
+        seconds: Wall time.
+    """
+
+    family: str
+    mean_anchor: MeanAnchor
+    beta: float
+    seed: int
+    data: RunData
+    learned: LearnedStrength
+    verdict: Verdict
+    error_rate: str = ""
+    checks: list[RobustnessCheck] = field(default_factory=list)
+    truth: Truth | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class FinishedRun:
     """What a run folder holds.
 
     Attributes:
         folder: The folder.
-        facts: Content of `run.json`.
+        record: Content of `run.json`.
         history: The Trainer's log history.
-        margins: Held-out margins, a row a pair.
-        posterior: Draws of `mean`, `cv` and, with annotators, `strength`, samples first.
-        annotators: Labels of the columns of `strength`.
-        training: Draws and summary of the guide that training learned.
-        diagnostics: What `posterior.nc` says about its computation: its attributes, such as the
-            `method`, and per draw `lp` and, for NUTS, `diverging`.
+        margins: Held-out margins, one row per pair.
+        posterior: Posterior of the strength given the held-out pairs.
+        training: Draws from the guide that training learned.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    record: RunRecord
     history: list[dict[str, Any]]
     margins: pd.DataFrame
-    posterior: dict[str, np.ndarray]
-    annotators: list[str]
-    training: dict[str, Any]
-    diagnostics: dict[str, Any]
+    posterior: Posterior
+    training: Posterior
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -72,22 +140,19 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
-        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, read_draws)
         return cls(
             folder=folder,
-            facts=_read(folder / RUN_FILE, _read_json),
-            history=_read(folder / HISTORY_FILE, _read_json),
+            record=read_record(RunRecord, folder / RUN_FILE),
+            history=read_json(folder / HISTORY_FILE),
             margins=_read(folder / MARGINS_FILE, pd.read_parquet),
-            posterior=posterior,
-            annotators=annotators,
-            training=_read(folder / TRAINING_POSTERIOR_FILE, _read_json),
-            diagnostics=diagnostics,
+            posterior=_read(folder / POSTERIOR_FILE, Posterior.load),
+            training=_read(folder / TRAINING_POSTERIOR_FILE, Posterior.load),
         )
 
     @cached_property
     def reward_slope(self) -> float | None:
         """Policy margin per unit of true reward (simulated worlds): a line through the origin."""
-        if "reward_margin" not in self.margins or self.facts["truth"] is None:
+        if "reward_margin" not in self.margins or self.record.truth is None:
             return None
         margin, reward = self.margins["margin"], self.margins["reward_margin"]
         return float((margin * reward).sum() / (reward**2).sum())
@@ -95,19 +160,17 @@ class FinishedRun:
     @cached_property
     def disagreement(self) -> str | None:
         """A warning where the 90% intervals of cv, training and held-out, are disjoint."""
-        training = np.asarray(self.training["draws"]["cv"])
-        if self.facts["family"] == "fixed":
+        if self.record.family == "fixed":
             return None
-        (low, high), (other_low, other_high) = (
-            np.quantile(draws, [0.05, 0.95]) for draws in (self.posterior["cv"], training)
-        )
+        low, high = self.posterior.interval("cv")
+        other_low, other_high = self.training.interval("cv")
         return _DISAGREEMENT if other_low > high or other_high < low else None
 
     @cached_property
     def accuracy(self) -> float:
         """Share of held-out pairs whose margin is positive; ties count one half.
 
-        Margins that are not finite are left out; without any other it is not a number.
+        Margins that are not finite are dropped; without any other it is not a number.
         """
         margin = finite_values(self.margins["margin"])
         return float(agreement(margin).mean()) if len(margin) else math.nan
@@ -120,11 +183,10 @@ class FinishedRun:
     @property
     def guide_interval(self) -> tuple[float, float] | None:
         """The 90% interval of cv under the guide of training; None where it is a point."""
-        draws = np.asarray(self.training["draws"]["cv"], dtype=float)
+        draws = self.training.cv
         if not np.isfinite(draws).all() or np.ptp(draws) == 0:
             return None
-        low, high = np.quantile(draws, [0.05, 0.95])
-        return float(low), float(high)
+        return self.training.interval("cv")
 
 
 def finite_values(values: Any) -> np.ndarray:
@@ -140,7 +202,3 @@ def _read(path: Path, reader: Any) -> Any:
         return reader(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise OutputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())

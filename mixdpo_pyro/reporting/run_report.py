@@ -4,12 +4,10 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference.choices import orient_at_random
-from mixdpo_pyro.inference.posterior import contraction
-from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.inference.posterior import Posterior, format_interval
+from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
@@ -21,13 +19,10 @@ from mixdpo_pyro.reporting.health_checks import (
     CALIBRATION,
     HealthReport,
     check_run,
-    flip_probability,
-    posterior_anchor,
 )
 from mixdpo_pyro.reporting.html import (
     PageFigure,
     embed_figures,
-    interval_words,
     render_page,
     write_images,
     write_page,
@@ -50,10 +45,7 @@ def write_report(folder: str | Path) -> Path:
         OutputError: If the folder is not a run folder, or one of its files is damaged.
     """
     run = FinishedRun.load(folder)
-    try:
-        page, images = _page(run)
-    except KeyError as error:
-        raise OutputError(f"{folder}: the key {error} is missing in its files") from error
+    page, images = _page(run)
     write_images(images, run.folder)
     return write_page(page, run.folder / "report.html")
 
@@ -63,7 +55,7 @@ def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
     health = check_run(run)
     figures, images = embed_figures(_figures(run, health), _DPI)
     page = render_page(
-        "report.html", run=run, facts=run.facts, health=health, rows=learned_rows(run),
+        "report.html", run=run, record=run.record, health=health, rows=learned_rows(run),
         figures=figures,
     )  # fmt: skip
     return page, images
@@ -71,17 +63,15 @@ def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
 
 def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
     """Rows of the table of learned values: held-out posterior, training, and the truth."""
-    held_out = {name: run.posterior[name] for name in ("mean", "cv")}
-    training = {name: np.asarray(run.training["draws"][name]) for name in ("mean", "cv")}
     rows = [
-        _learned_row("held-out pairs", held_out, run.reward_slope),
-        _learned_row("learned in training", training, run.reward_slope),
+        _learned_row("held-out pairs", run.posterior, run.reward_slope),
+        _learned_row("learned in training", run.training, run.reward_slope),
     ]
-    if run.reward_slope is not None:
-        truth = run.facts["truth"]
+    truth = run.record.truth
+    if truth is not None and run.reward_slope is not None:
         rows.append(
-            {"source": "truth", "cv": f"{truth['cv']:.2f}", "mean": "",
-             "reward_mean": f"{truth['mean']:.2f}"}
+            {"source": "truth", "cv": f"{truth.cv:.2f}", "mean": "",
+             "reward_mean": f"{truth.mean:.2f}"}
         )  # fmt: skip
     return rows
 
@@ -90,9 +80,9 @@ def summary_lines(folder: str | Path) -> list[str]:
     """The outcome of a run in a few lines of text."""
     run = FinishedRun.load(folder)
     health = check_run(run)
-    verdict = run.facts["verdict"]
+    verdict = run.record.verdict
     distrust = "not to be trusted: " if health.status == "FAIL" else ""
-    lines = [f"{distrust}{verdict['value']}: {verdict['reason']}"]
+    lines = [f"{distrust}{verdict.value}: {verdict.reason}"]
     lines += [f"{health.status}: {health.sentence}", ""]
     has_truth = run.reward_slope is not None
     lines.append(f"{'':22}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
@@ -111,19 +101,18 @@ def summary_lines(folder: str | Path) -> list[str]:
     ]
 
 
-def _learned_row(source: str, draws: dict[str, np.ndarray], slope: float | None) -> dict[str, str]:
-    reward_mean = "" if slope is None else interval_words(draws["mean"] * slope)
+def _learned_row(source: str, posterior: Posterior, slope: float | None) -> dict[str, str]:
     return {
         "source": source,
-        "cv": interval_words(draws["cv"]),
-        "mean": interval_words(draws["mean"]),
-        "reward_mean": reward_mean,
+        "cv": format_interval(posterior.cv),
+        "mean": format_interval(posterior.mean),
+        "reward_mean": "" if slope is None else format_interval(posterior.mean * slope),
     }
 
 
 def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
     """Name -> title, alternative text and figure; those without finite numbers are left out."""
-    truth = run.facts["truth"]
+    truth, strength = run.record.truth, run.posterior.strength
     figures = _posterior_figures(run, health) if _has_finite_draws(run) else {}
     if len(run.tail.table):  # a short run may have logged nothing
         figures["training"] = (
@@ -131,39 +120,37 @@ def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
             _training_words(run),
             plot_training(run.history, run.tail.first_step, run.guide_interval, _loss_label(run)),
         )
-    if run.annotators and np.isfinite(run.posterior["strength"]).all():
+    if strength is not None and np.isfinite(strength).all():
         figures["annotators"] = (
             "Annotators",
-            _annotator_words(run),
+            _annotator_words(run.posterior),
             plot_annotators(
-                run.posterior["strength"], run.annotators, truth and truth["strengths"]
+                strength, run.posterior.annotators, truth.strengths if truth else None
             ),
         )
     return figures
 
 
 def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
-    truth, family = run.facts["truth"], run.facts["diagnosed_family"]
-    draws = {name: finite_values(run.posterior[name]) for name in ("cv", "mean")}
-    learned = {name: finite_values(run.training["draws"][name]) for name in ("cv", "mean")}
-    narrowed = contraction(run.posterior, posterior_anchor(run))
-    words = f"median and 90% interval {interval_words(draws['cv'])}"
+    truth, family = run.record.truth, run.posterior.family
+    draws = {name: finite_values(run.posterior.draws[name]) for name in ("cv", "mean")}
+    learned = {name: finite_values(run.training.draws[name]) for name in ("cv", "mean")}
+    narrowed = run.posterior.contraction()
+    words = f"median and 90% interval {format_interval(draws['cv'])}"
     figures = {
         "strength_law": (
             "The strength of preference",
             f"Density of strength over mean strength; its cv has {words} given the held-out "
             "pairs. The median over the prior is grey.",
-            plot_strength_law(
-                draws["cv"], family, float(run.training["cv"]), truth, show_prior=True
-            ),
+            plot_strength_law(draws["cv"], family, run.record.learned.cv, truth, show_prior=True),
         ),
         "cv": (
             "From prior to posterior",
             f"Histograms of posterior draws beside the prior: cv, {words}, "
-            f"{_narrowed(narrowed['cv'])}; mean strength, {interval_words(draws['mean'])}"
+            f"{_narrowed(narrowed['cv'])}; mean strength, {format_interval(draws['mean'])}"
             + (f", {_narrowed(narrowed['log_mean'])}." if "log_mean" in narrowed else "."),
             plot_prior_to_posterior(
-                draws, learned, narrowed, _prior_median(run), truth and float(truth["cv"])
+                draws, learned, narrowed, _prior_median(run), truth.cv if truth else None
             ),
         ),
     }
@@ -179,8 +166,8 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
 
 def _has_finite_draws(run: FinishedRun) -> bool:
     return all(
-        len(finite_values(source[name])) > 1
-        for source in (run.posterior, run.training["draws"])
+        len(finite_values(source.draws[name])) > 1
+        for source in (run.posterior, run.training)
         for name in ("mean", "cv")
     )
 
@@ -193,13 +180,11 @@ def _narrowed(value: float) -> str:
 
 def _prior_median(run: FinishedRun) -> float | None:
     """Median of the mean's prior in the fit of the held-out pairs; None where it was fixed."""
-    if posterior_anchor(run) == "fixed":
-        return None
-    return float(run.diagnostics.get("beta", run.facts["beta"]))
+    return None if run.posterior.mean_anchor == "fixed" else run.posterior.beta
 
 
 def _loss_label(run: FinishedRun) -> str:
-    is_elbo = run.facts["family"] != "fixed" and run.facts["anchor"] != "free"
+    is_elbo = run.record.family != "fixed" and run.record.mean_anchor != "free"
     return "negative ELBO\n(nats a pair)" if is_elbo else "loss (nats a pair)"
 
 
@@ -210,32 +195,27 @@ def _training_words(run: FinishedRun) -> str:
         f"{_loss_label(run)} over the steps of training, from {loss.iloc[0]:.3f} to "
         f"{loss.iloc[-1]:.3f}"
     ).replace("\n", " ")
-    if "strength/cv" in table and run.facts["family"] != "fixed":
+    if "strength/cv" in table and run.record.family != "fixed":
         cv = table["strength/cv"]
         words += f"; cv from {cv.iloc[0]:.2f} to {cv.iloc[-1]:.2f}"
     return f"{words}; accuracy of the training batches."
 
 
-def _annotator_words(run: FinishedRun) -> str:
-    relative = run.posterior["strength"].mean(0)
+def _annotator_words(posterior: Posterior) -> str:
+    relative = posterior.draws["strength"].mean(0)
     order = np.argsort(relative)
     shown = "" if len(order) <= 40 else "; of many, forty evenly spread over the order"
+    weakest, strongest = (posterior.annotators[order[k]] for k in (0, -1))
     return (
         f"Strength of {len(order):,} annotators relative to their mean, 90% intervals{shown}; "
-        f"weakest {run.annotators[order[0]]}, strongest {run.annotators[order[-1]]}."
+        f"weakest {weakest}, strongest {strongest}."
     )
 
 
 def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
     """Predicted probability of the first response and whether it was chosen, in random order."""
     margin, is_first = orient_at_random(
-        finite_values(run.margins["margin"]), np.random.default_rng(run.facts["seed"])
+        finite_values(run.margins["margin"]), np.random.default_rng(run.record.seed)
     )
-    log_prob = mixed_logit_log_prob(
-        torch.as_tensor(margin),
-        torch.tensor(np.median(finite_values(run.posterior["mean"])), dtype=torch.float64),
-        torch.tensor(np.median(finite_values(run.posterior["cv"])), dtype=torch.float64),
-        family=run.facts["diagnosed_family"],
-        flip_probability=flip_probability(run),
-    )
-    return log_prob.exp().numpy(), is_first
+    mean, cv = (np.median(finite_values(run.posterior.draws[k])) for k in ("mean", "cv"))
+    return choice_probabilities(run.posterior.at(mean, cv), margin)[0], is_first

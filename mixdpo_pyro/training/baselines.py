@@ -9,15 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
-from mixdpo_pyro.models import PreferenceModel
+from mixdpo_pyro.inference.methods.objectives import Objective
 
-__all__ = ["BetaDPO", "ConservativeDPO", "PeerName", "RobustDPO", "build_peer"]
+__all__ = [
+    "Baseline", "BaselineName", "BetaDPO", "ConservativeDPO", "RobustDPO", "build_baseline",
+]  # fmt: skip
 
-PeerName: TypeAlias = Literal["robust", "conservative", "beta-dpo"]
+BaselineName: TypeAlias = Literal["robust", "conservative", "beta-dpo"]
 
 
-def build_peer(name: PeerName, beta: float, flip_probability: float) -> StrengthObjective:
+def build_baseline(name: BaselineName, beta: float, flip_probability: float) -> Objective:
     """Build the objective of another paper; it takes margins as the others do.
 
     Args:
@@ -30,13 +31,13 @@ def build_peer(name: PeerName, beta: float, flip_probability: float) -> Strength
     return {"robust": RobustDPO, "conservative": ConservativeDPO}[name](beta, flip_probability)
 
 
-class _Peer(StrengthObjective):
-    """A loss on margins with a fixed strength; its law, for metrics and files, is that point."""
+class Baseline(Objective):
+    """A loss on margins with one strength that is not learned."""
 
     def __init__(self, beta: float) -> None:
         """Keep the strength."""
-        model = PreferenceModel("fixed", beta=beta)
-        super().__init__(model, build_strength_guide(model))
+        super().__init__()
+        self.beta = beta
 
     def forward(
         self,
@@ -47,12 +48,21 @@ class _Peer(StrengthObjective):
         """The loss; who chose and how many pairs there are do not enter."""
         return self.loss(margin)
 
+    def location(self) -> dict[str, Tensor]:
+        """The strength, and cv = 0."""
+        beta = torch.tensor(self.beta, dtype=torch.float64)
+        return {"mean": beta, "cv": torch.zeros_like(beta)}
+
+    def log_prob(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Log-probability in nats of each choice under DPO."""
+        return logsigmoid(self.beta * margin)
+
     def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean loss of a batch in nats."""
         raise NotImplementedError
 
 
-class RobustDPO(_Peer):
+class RobustDPO(Baseline):
     r"""An estimate of DPO's loss on clean labels that is unbiased under flips (rDPO).
 
     .. math:: \frac{-(1-\epsilon) \log \sigma(\beta\Delta) + \epsilon \log \sigma(-\beta\Delta)}
@@ -77,7 +87,7 @@ class RobustDPO(_Peer):
         return ((kept - flipped) / (1 - 2 * self.flip_probability)).mean()
 
     def _terms(self, margin: Tensor) -> tuple[Tensor, Tensor]:
-        utility, noise = self.model.beta * margin, self.flip_probability
+        utility, noise = self.beta * margin, self.flip_probability
         return -(1 - noise) * logsigmoid(utility), -noise * logsigmoid(-utility)
 
 
@@ -96,7 +106,7 @@ class ConservativeDPO(RobustDPO):
         return (kept + flipped).mean()
 
 
-class BetaDPO(_Peer):
+class BetaDPO(Baseline):
     r"""DPO whose beta follows the margins of the batch, on the likelier part of it.
 
     .. math:: \beta_t = \max\big(\beta\,[1 + \alpha (\overline{\Delta} - M_0)],\, 10^{-3}\big)
@@ -142,7 +152,7 @@ class BetaDPO(_Peer):
             self.margin_scale.lerp_(everyones.std(), 1 - self.momentum)
         chosen = self._draw(fixed)
         average = reduce(fixed[chosen].mean(), reduction="mean")
-        beta = self.model.beta * (1 + self.sensitivity * (average - self.margin_mean))
+        beta = self.beta * (1 + self.sensitivity * (average - self.margin_mean))
         return -logsigmoid(beta.clamp(min=1e-3) * margin[chosen]).mean()
 
     def _draw(self, margin: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from trl import DPOConfig
 
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
-from mixdpo_pyro.training.baselines import PeerName
+from mixdpo_pyro.training.baselines import BaselineName
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
 
 __all__ = ["MixDPOConfig"]
@@ -24,9 +24,9 @@ class MixDPOConfig(DPOConfig):
         family: Law of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
         estimator: How its expectation is computed: `draws` (Monte Carlo, the paper's estimator
             for LogNormal), `quadrature`, `series` (Gamma only), or `auto`, the exact one.
-        mean: What is assumed of the mean strength: `prior` (log mean ~ Normal(log beta, 0.5),
-            cv ~ HalfNormal(1)), `fixed` (the mean is `beta`, only cv is learned), or `free`
-            (both learned without a prior, as in the paper).
+        mean_anchor: What is assumed of the mean strength: `prior` (log mean ~
+            Normal(log beta, 0.5), cv ~ HalfNormal(1)), `fixed` (the mean is `beta`, only cv is
+            learned), or `free` (both learned without a prior, as in the paper).
         num_draws: Number of Monte Carlo draws a pair, for `estimator="draws"`.
         strength_learning_rate: Learning rate of the strength's parameters (log scale).
         strength_initial_cv: Coefficient of variation that training starts from.
@@ -37,9 +37,9 @@ class MixDPOConfig(DPOConfig):
         strength_warmup_steps: Steps during which the strength stays as it starts and only the
             policy learns.
         flip_probability: Probability in [0, 1/2) that a label was flipped, part of the likelihood;
-            for `peer="robust"` and `"conservative"`, their noise.
-        peer: Loss of another paper in place of the likelihood, with `family="fixed"`: `robust`
-            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.peers`.
+            for `baseline="robust"` and `"conservative"`, their noise.
+        baseline: Loss of another paper in place of the likelihood, with `family="fixed"`: `robust`
+            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.training.baselines`.
         group_column: Column by which evaluation reports macro and worst-group metrics.
         bootstrap_samples: Resamples behind the intervals of evaluation metrics.
         strict: Refuse pairs that hold no preference (empty, identical or fully truncated
@@ -59,7 +59,7 @@ class MixDPOConfig(DPOConfig):
             "'auto' takes the exact one."
         },
     )
-    mean: MeanAnchor = field(
+    mean_anchor: MeanAnchor = field(
         default="prior",
         metadata={
             "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
@@ -87,7 +87,7 @@ class MixDPOConfig(DPOConfig):
     flip_probability: float = field(
         default=0.0, metadata={"help": "Probability that a label was flipped, below one half."}
     )
-    peer: PeerName | None = field(
+    baseline: BaselineName | None = field(
         default=None,
         metadata={
             "help": "Loss of another paper, with family 'fixed': 'robust' (rDPO), 'conservative' "
@@ -138,13 +138,13 @@ class MixDPOConfig(DPOConfig):
         """The part of the configuration that describes the strength."""
         return StrengthConfig(
             family=self.family,
-            mean=self.mean,
+            mean_anchor=self.mean_anchor,
             beta=self.beta,
             estimator=self.estimator,
             num_draws=self.num_draws,
             initial_cv=self.strength_initial_cv,
             flip_probability=self.flip_probability,
-            peer=self.peer,
+            baseline=self.baseline,
         )
 
     def _check_strength(self) -> None:

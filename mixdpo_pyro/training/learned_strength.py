@@ -13,10 +13,12 @@ from torch import Tensor
 
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
+from mixdpo_pyro.inference.methods.objectives import Objective
+from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.io import write_json, written_whole
 from mixdpo_pyro.models import Draws, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
-from mixdpo_pyro.training.baselines import PeerName, build_peer
+from mixdpo_pyro.training.baselines import BaselineName, build_baseline
 
 __all__ = [
     "STRENGTH_FILE",
@@ -46,23 +48,23 @@ class StrengthConfig:
     """
 
     family: Family = "lognormal"
-    mean: MeanAnchor = "prior"
+    mean_anchor: MeanAnchor = "prior"
     beta: float = 0.1
     estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
     flip_probability: float = 0.0
-    peer: PeerName | None = None
+    baseline: BaselineName | None = None
 
     def __post_init__(self) -> None:
         for name, kind in {
             "family": Family,
-            "mean": MeanAnchor,
+            "mean_anchor": MeanAnchor,
             "estimator": EstimatorName,
-            "peer": PeerName,
+            "baseline": BaselineName,
         }.items():
             value, choices = getattr(self, name), get_args(kind)
-            if value not in choices and not (name == "peer" and value is None):
+            if value not in choices and not (name == "baseline" and value is None):
                 raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         for name in ("beta", "num_draws", "initial_cv"):
             value = getattr(self, name)
@@ -72,20 +74,20 @@ class StrengthConfig:
             raise ConfigError(
                 f"flip_probability: expected 0 <= value < 0.5, got {self.flip_probability}"
             )
-        if self.peer is not None and self.family != "fixed":
+        if self.baseline is not None and self.family != "fixed":
             raise ConfigError(
-                f"peer: '{self.peer}' has a strength that is not random, so it needs family "
-                f"'fixed', got '{self.family}'"
+                f"baseline: '{self.baseline}' has a strength that is not random, so it needs "
+                f"family 'fixed', got '{self.family}'"
             )
-        if self.peer == "beta-dpo" and self.flip_probability > 0:
+        if self.baseline == "beta-dpo" and self.flip_probability > 0:
             raise ConfigError("flip_probability: 'beta-dpo' has no label noise; set it to 0")
         if self.estimator == "series" and self.family == "lognormal":
             raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
 
-    def build(self) -> StrengthObjective:
+    def build(self) -> Objective:
         """Preference model, guide and their objective."""
-        if self.peer is not None:
-            return build_peer(self.peer, self.beta, self.flip_probability)
+        if self.baseline is not None:
+            return build_baseline(self.baseline, self.beta, self.flip_probability)
         estimator: str | Draws = self.estimator
         if self.family == "fixed":
             estimator = "auto"  # nothing is left to estimate
@@ -93,7 +95,7 @@ class StrengthConfig:
             estimator = Draws(num_draws=self.num_draws)
         model = PreferenceModel(
             self.family,
-            mean=self.mean,
+            mean_anchor=self.mean_anchor,
             beta=self.beta,
             estimator=estimator,
             flip_probability=self.flip_probability,
@@ -163,6 +165,25 @@ class Strength:
     def draw(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
         """Draws of `mean` and `cv` from the guide, shape `(num_samples,)` each."""
         return self.objective.draw(num_samples, seed)
+
+    def posterior(self, num_samples: int = 1000, seed: int = 0) -> Posterior:
+        """What training learned, as a posterior; conditional on the policy."""
+        draws = self.draw(num_samples, seed)
+        return Posterior(
+            mean=draws["mean"].double().cpu().numpy(),
+            cv=draws["cv"].double().cpu().numpy(),
+            family=self.config.family,
+            mean_anchor=self.config.mean_anchor,
+            beta=self.config.beta,
+            flip_probability=self.config.flip_probability,
+            method="training",
+            seed=seed,
+        )
+
+    def __repr__(self) -> str:
+        found = {name: f"{value:.3g}" for name, value in self.summary().items()}
+        words = f"mean {found['mean']}, cv {found['cv']}, 90% of strengths"
+        return f"Strength({self.config.family}: {words} {found['q05']} to {found['q95']})"
 
 
 def _read_config(path: Path) -> StrengthConfig:

@@ -12,7 +12,7 @@ def why_mean_drifts(mean: float, beta: float) -> str | None:
     if 1 / MEAN_DRIFT <= ratio <= MEAN_DRIFT:
         return None
     return (
-        f"the mean strength is {mean:.3g}, {ratio:.2g} times beta. Under mean='free' it trades "
-        "off against the scale of the margins, which the data cannot tell apart: only cv is "
-        "informative. Use mean='prior' or 'fixed' to anchor it."
+        f"the mean strength is {mean:.3g}, {ratio:.2g} times beta. Under mean_anchor='free' it "
+        "trades off against the scale of the margins, which the data cannot tell apart: only cv "
+        "is informative. Use mean_anchor='prior' or 'fixed' to anchor it."
     )

@@ -40,7 +40,7 @@ def _section(strength: Strength) -> str:
     if config.family == "fixed":
         return (
             f"{_HEADING}\n\nFixed: `beta = {config.beta:g}`"
-            + (f", loss `{config.peer}`" if config.peer else " (plain DPO)")
+            + (f", loss `{config.baseline}`" if config.baseline else " (plain DPO)")
             + ".\n"
         )
     draws = strength.draw(2000)["cv"]
@@ -52,7 +52,7 @@ def _section(strength: Strength) -> str:
 
 | family | anchor of the mean | mean | cv | 90% of strengths |
 | --- | --- | --- | --- | --- |
-| {config.family} | {config.mean} | {summary["mean"]:.3g} | {cv} | {spread} |
+| {config.family} | {config.mean_anchor} | {summary["mean"]:.3g} | {cv} | {spread} |
 
 The coefficient of variation `cv` says how much strengths differ; its interval (90%, of the \
 guide) is conditional on the policy. Errors of a policy's margins look like differences in \

@@ -214,8 +214,7 @@ class MixDPOTrainer(DPOTrainer):
         else:
             seen = self._gather(margin) if group is None else self._gather(margin, group)
             self._evaluated.append([value.cpu() for value in seen])
-            location = self.strength.objective.location()
-            loss = -self.strength.objective.model.log_prob(margin, **location).mean()
+            loss = -self.strength.objective.log_prob(margin).mean()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
         return (loss, outputs) if return_outputs else loss
@@ -354,7 +353,7 @@ class MixDPOTrainer(DPOTrainer):
         summary = self.strength.summary()
         for name, value in summary.items():
             logs[f"{prefix}strength/{name}"] = value
-        if self.args.mean == "free" and not self._has_warned_of_drift:
+        if self.args.mean_anchor == "free" and not self._has_warned_of_drift:
             words = why_mean_drifts(summary["mean"], self.args.beta)
             if words and self.is_world_process_zero():
                 logger.warning("step %d: %s", self.state.global_step, words)

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from datasets import Dataset
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mixdpo_pyro.data.loading import load_preferences
+from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.splitting import pair_keys, split_pairs
 from mixdpo_pyro.data.validation import ROW_COLUMN, PreferenceData, check_preferences
 from mixdpo_pyro.errors import ConfigError, DataError
@@ -22,11 +23,15 @@ from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import (
     HISTORY_FILE,
     MARGINS_FILE,
     POSTERIOR_FILE,
     TRAINING_POSTERIOR_FILE,
+    LearnedStrength,
+    RunData,
+    RunRecord,
 )
 from mixdpo_pyro.reporting.run_report import write_report
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
@@ -55,7 +60,7 @@ class _SplitPairs:
 
 
 def execute_run(
-    plan: TrainPlan, folder: Path, command: str = "", truth: dict[str, Any] | None = None
+    plan: TrainPlan, folder: Path, command: str = "", truth: Truth | None = None
 ) -> None:
     """Train, fit the held-out pairs, and write every result into `folder`.
 
@@ -93,39 +98,34 @@ def execute_run(
     write_json(_finite_entries(trainer.state.log_history), folder / HISTORY_FILE)
     with written_whole(folder / MARGINS_FILE) as temporary:
         margins.to_parquet(temporary, index=False)
-    learned = trainer.strength.summary()
+    trainer.strength.posterior(seed=training.seed).save(folder / TRAINING_POSTERIOR_FILE)
     diagnosis = _diagnose_margins(margins, training)
     result = diagnosis.result
     save_arviz(to_arviz(result), folder / POSTERIOR_FILE)
-
-    draws = {k: v.tolist() for k, v in trainer.strength.draw(1000, training.seed).items()}
-    write_json({"draws": draws, **learned}, folder / TRAINING_POSTERIOR_FILE)
-    facts = {
-        "command": command,
-        "family": training.family,
-        "diagnosed_family": result.family,
-        "anchor": training.mean,
-        "beta": training.beta,
-        "seed": training.seed,
-        "data": {
-            "source": plan.given["dataset_name"],
-            "train": len(trainer.train_dataset),
-            "test": len(margins),
-            "dropped": dict(sum(map(Counter, trainer.dropped.values()), Counter(data.dropped))),
-            "annotator_column": training.annotator_column,
-            "has_panels": result.choices.has_panels,
-        },
-        "verdict": asdict(diagnosis.verdict),
-        "error_rate": diagnosis.error_rate,
-        "checks": [
-            {"name": check.name, "status": check.status, "sentence": check.sentence}
-            for check in diagnosis.checks
-        ],
-        "versions": _versions(),
-        "seconds": round(time.monotonic() - started, 1),
-        "truth": truth,
-    }
-    write_json(facts, folder / RUN_FILE)
+    dropped = sum(map(Counter, trainer.dropped.values()), Counter(data.dropped))
+    record = RunRecord(
+        family=training.family,
+        mean_anchor=training.mean_anchor,
+        beta=training.beta,
+        seed=training.seed,
+        data=RunData(
+            source=plan.given["dataset_name"],
+            train=len(trainer.train_dataset),
+            test=len(margins),
+            dropped=dict(dropped),
+            annotator_column=training.annotator_column,
+            has_panels=result.choices.has_panels,
+        ),
+        learned=LearnedStrength(**trainer.strength.summary()),
+        verdict=diagnosis.verdict,
+        error_rate=diagnosis.error_rate,
+        checks=diagnosis.checks,
+        truth=truth,
+        command=command,
+        versions=_versions(),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    write_record(record, folder / RUN_FILE)
     show_stage("Writing the report")
     write_report(folder)
 

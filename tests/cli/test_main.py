@@ -90,7 +90,7 @@ def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, conf
     data = tmp_path / "one.jsonl"
     rows = [{**pair, "annotator": "only"} for pair in small_world().remove_columns("source_row")]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = config(dataset_name=str(data), mean="free")
+    path = config(dataset_name=str(data), mean_anchor="free")
     assert run_cli(capsys, "train", "--config", path)[0] == 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["verdict"]["value"] != "heterogeneous"

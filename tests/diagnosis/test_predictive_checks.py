@@ -28,10 +28,12 @@ def world(tmp_path_factory):
     margin = np.where(rng.random(1_000) < expit(strength[person] * x), x, -x)
     table = pd.DataFrame({"margin": margin, "annotator": person, "topic": person % 3})
     table.to_parquet(folder / "m.parquet")
-    result = fit(margin, person, "lognormal", beta=1.0, num_samples=400)
+    result = fit(margin, annotator=person, family="lognormal", beta=1.0, num_samples=400)
     save_arviz(to_arviz(result), folder / "posterior.nc")
     equal = np.where(rng.random(1_000) < expit(x), x, -x)
-    save_arviz(to_arviz(fit(equal, person, beta=1.0)), folder / "equal.nc")
+    save_arviz(
+        to_arviz(fit(equal, annotator=person, beta=1.0, family="gamma")), folder / "equal.nc"
+    )
     return folder
 
 

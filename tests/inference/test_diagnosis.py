@@ -14,7 +14,7 @@ def checks(diagnosis):
 
 def test_different_people_are_heterogeneous_and_nothing_explains_it_away(simulate):
     margin, annotator, _ = simulate(80, 25, 0.7)
-    diagnosis = diagnose_choices(margin, annotator, num_samples=300, num_permutations=99)
+    diagnosis = diagnose_choices(margin, annotator=annotator, num_samples=300, num_permutations=99)
     assert diagnosis.verdict.value == "heterogeneous"
     assert diagnosis.verdict.cv_interval[0] < 0.7 < diagnosis.verdict.cv_interval[1]
     assert diagnosis.largest_p_value == 0.01  # the least that 99 permutations can give
@@ -22,19 +22,19 @@ def test_different_people_are_heterogeneous_and_nothing_explains_it_away(simulat
     assert all(c.status in ("stands", "not checked") for c in diagnosis.checks)
     assert "at most 5 times in 100" in diagnosis.error_rate
     assert diagnosis.contraction["cv"] > 0.9
-    assert diagnosis.result.posterior["strength"].shape == (300, 80)
+    assert diagnosis.result.posterior.strength.shape == (300, 80)
 
 
 def test_equal_people_are_homogeneous(simulate):
     margin, annotator, _ = simulate(200, 30, 0.0)
-    diagnosis = diagnose_choices(margin, annotator, **QUICK)
+    diagnosis = diagnose_choices(margin, annotator=annotator, **QUICK)
     assert diagnosis.verdict.value == "homogeneous"
     assert diagnosis.probability_not_small < 0.05
 
 
 def test_few_choices_are_inconclusive(simulate):
     margin, annotator, _ = simulate(10, 3, 0.3)
-    diagnosis = diagnose_choices(margin, annotator, **QUICK)
+    diagnosis = diagnose_choices(margin, annotator=annotator, **QUICK)
     assert diagnosis.verdict.value == "inconclusive"
     assert "Neither answer reaches its bound" in diagnosis.error_rate
 
@@ -51,8 +51,8 @@ def test_label_noise_of_equal_people_is_not_called_heterogeneous():
     rng = np.random.default_rng(0)
     person, x = np.repeat(np.arange(150), 40), rng.normal(0, 4, 6_000)
     margin = np.where(rng.random(6_000) < 0.1 + 0.8 * expit(x), x, -x)
-    alone = assess_heterogeneity(fit(margin, person, "lognormal", beta=1.0))
-    diagnosis = diagnose_choices(margin, person, **QUICK)
+    alone = assess_heterogeneity(fit(margin, annotator=person, family="lognormal", beta=1.0))
+    diagnosis = diagnose_choices(margin, annotator=person, **QUICK)
     assert alone.value == "heterogeneous"
     assert diagnosis.verdict.value == "inconclusive"
     assert diagnosis.verdict.reason.startswith("Strengths would differ")
@@ -66,7 +66,7 @@ def test_a_length_effect_is_measured_and_taken_into_the_margins():
     first = rng.random(1_800) < expit(x + 0.01 * length)
     margin, length = np.where(first, x, -x), np.where(first, length, -length)
     diagnosis = diagnose_choices(
-        margin, person, families=("lognormal",), length=length, num_samples=300,
+        margin, annotator=person, families=("lognormal",), length=length, num_samples=300,
         num_permutations=99,
     )  # fmt: skip
     found = checks(diagnosis)["length"]
@@ -81,14 +81,14 @@ def test_a_second_policy_tells_how_large_the_errors_are():
     first = rng.random(1_800) < expit(x)
     margins = [np.where(first, x + e, -x - e) for e in rng.normal(0, 1, (2, 1_800))]
     diagnosis = diagnose_choices(
-        margins[0], person, families=("lognormal",), second=margins[1], num_samples=300,
+        margins[0], annotator=person, families=("lognormal",), second=margins[1], num_samples=300,
         num_permutations=99,
     )  # fmt: skip
     assert checks(diagnosis)["errors in the margins"].numbers["reliability"] == pytest.approx(
         4 / 5, abs=0.03
     )
     unrelated = diagnose_choices(
-        margins[0], person, families=("lognormal",), second=rng.permutation(-margins[1]),
+        margins[0], annotator=person, families=("lognormal",), second=rng.permutation(-margins[1]),
         num_samples=300, num_permutations=99,
     )  # fmt: skip
     assert "do not agree" in checks(unrelated)["errors in the margins"].sentence
@@ -98,21 +98,21 @@ def test_margins_that_say_nothing_are_inconclusive():
     rng = np.random.default_rng(1)
     x = rng.normal(0, 2, 1_000)
     margin = np.where(rng.random(1_000) < 0.5, x, -x)
-    diagnosis = diagnose_choices(margin, np.repeat(np.arange(50), 20), **QUICK)
+    diagnosis = diagnose_choices(margin, annotator=np.repeat(np.arange(50), 20), **QUICK)
     assert diagnosis.verdict.value == "inconclusive"
     assert diagnosis.verdict.reason.startswith("The margins do not predict the choices")
 
 
 def test_choices_that_all_agree_are_inconclusive():
     margin = np.abs(np.random.default_rng(0).normal(0, 2, 300)) + 0.1
-    diagnosis = diagnose_choices(margin, np.repeat(np.arange(30), 10), **QUICK)
+    diagnosis = diagnose_choices(margin, annotator=np.repeat(np.arange(30), 10), **QUICK)
     assert diagnosis.verdict.value == "inconclusive"
 
 
 def test_the_scale_of_the_margins_does_not_matter(simulate):
     margin, annotator, _ = simulate(60, 20, 0.7)
-    one = diagnose_choices(margin, annotator, **QUICK)
-    other = diagnose_choices(1000 * margin, annotator, **QUICK)
+    one = diagnose_choices(margin, annotator=annotator, **QUICK)
+    other = diagnose_choices(1000 * margin, annotator=annotator, **QUICK)
     assert one.verdict.cv_interval == pytest.approx(other.verdict.cv_interval, rel=1e-3)
     assert one.verdict.value == other.verdict.value
 
@@ -124,7 +124,7 @@ def test_negative_strengths_show_under_the_normal_law():
     person, x = np.repeat(np.arange(100), 30), rng.normal(0, 2, 3_000)
     margin = np.where(rng.random(3_000) < expit(strength[person] * x), x, -x)
     diagnosis = diagnose_choices(
-        margin, person, families=("normal",), num_samples=300, num_permutations=99
+        margin, annotator=person, families=("normal",), num_samples=300, num_permutations=99
     )
     low, middle, high = diagnosis.share_not_positive
     assert low < middle < high
@@ -138,4 +138,4 @@ def test_margins_of_a_policy_that_has_hardly_moved_are_inconclusive(has_ids):
     rng = np.random.default_rng(0)
     margin = rng.normal(0, 1e-7, 60)
     ids = np.repeat(np.arange(12), 5) if has_ids else None
-    assert diagnose_choices(margin, ids, **QUICK).verdict.value == "inconclusive"
+    assert diagnose_choices(margin, annotator=ids, **QUICK).verdict.value == "inconclusive"

@@ -16,12 +16,12 @@ def panel(simulate):
     such panels, rightly (seeds 0, 3, 4 and 6 of the first eight); a warning fails a test here.
     """
     margin, annotator, _ = simulate(12, 30, 0.6, seed=1)
-    return fit(margin, [f"p{k:02d}" for k in annotator], num_samples=300)
+    return fit(margin, annotator=[f"p{k:02d}" for k in annotator], num_samples=300, family="gamma")
 
 
 @pytest.fixture
 def pairs(simulate):
-    return fit(simulate(600, 1, 0.6)[0], num_samples=300)
+    return fit(simulate(600, 1, 0.6)[0], num_samples=300, family="gamma")
 
 
 def _import_arviz():
@@ -38,13 +38,13 @@ def test_panel_has_every_group_with_named_dims(panel):
         "posterior", "prior", "posterior_predictive", "prior_predictive",
         "log_likelihood", "observed_data", "constant_data", "sample_stats",
     }  # fmt: skip
-    assert tree.posterior["strength"].dims == ("chain", "draw", "annotator")
+    assert tree.posterior.strength.dims == ("chain", "draw", "annotator")
     assert list(tree.posterior["annotator"].values) == [f"p{k:02d}" for k in range(12)]
     assert tree.log_likelihood["choices"].dims == ("chain", "draw", "annotator")
     assert tree.posterior_predictive["choice"].dims == ("chain", "draw", "pair")
     assert tree.observed_data["choice"].dims == ("pair",)
     assert tree.attrs["family"] == "gamma"
-    np.testing.assert_array_equal(tree.posterior["cv"].values[0], panel.posterior["cv"])
+    np.testing.assert_array_equal(tree.posterior.cv.values[0], panel.posterior.cv)
 
 
 def test_pairs_are_oriented_at_random_and_margins_with_them(pairs):
@@ -55,12 +55,12 @@ def test_pairs_are_oriented_at_random_and_margins_with_them(pairs):
 
 
 def test_pointwise_log_likelihood_sums_to_that_of_the_fit(pairs, panel):
-    from mixdpo_pyro.inference.likelihood.marginal import likelihood
+    from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 
     for result, name in ((pairs, "choice"), (panel, "choices")):
         pointwise = to_arviz(result).log_likelihood[name].values[0]
-        total = likelihood(result.choices, "gamma")(
-            *(torch.from_numpy(result.posterior[name]) for name in ("mean", "cv"))
+        total = build_likelihood(result.choices, "gamma")(
+            *(torch.from_numpy(result.posterior.draws[name]) for name in ("mean", "cv"))
         )
         np.testing.assert_allclose(pointwise.sum(1), total, rtol=1e-8)
 
@@ -88,7 +88,7 @@ def test_prior_predictive_comes_from_the_prior(pairs):
 
 
 def test_free_mean_has_no_prior_groups(simulate):
-    tree = to_arviz(fit(simulate(300, 1, 0.6)[0], mean="free"))
+    tree = to_arviz(fit(simulate(300, 1, 0.6)[0], mean_anchor="free", family="gamma"))
     assert "prior" not in tree.children and "prior_predictive" not in tree.children
 
 
@@ -112,7 +112,7 @@ def test_saved_file_is_read_by_both_generations_of_arviz(panel, tmp_path):
         xr.testing.assert_equal(read.load(), tree)
     data = _import_arviz().from_netcdf(path)
     assert set(data.groups()) == set(tree.children)
-    np.testing.assert_array_equal(data.posterior["strength"], tree.posterior["strength"])
+    np.testing.assert_array_equal(data.posterior.strength, tree.posterior.strength)
 
 
 def test_failed_save_leaves_the_old_file(panel, tmp_path):
@@ -131,7 +131,7 @@ def test_inference_data_of_arviz_023_has_the_same_groups(panel):
     tree = to_arviz(panel)
     data = to_inference_data(tree)
     assert set(data.groups()) == set(tree.children)
-    assert data.posterior["strength"].dims == ("chain", "draw", "annotator")
+    assert data.posterior.strength.dims == ("chain", "draw", "annotator")
 
 
 def test_unusable_limit_raises(pairs):

@@ -52,7 +52,7 @@ def _linear(size=3):
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_linear_utility_reaches_the_maximum_of_a_quadrature_likelihood(family):
     x, person = _simulate(family, 60, 10)
-    result = fit_joint(_linear(), torch.from_numpy(x), person, family)
+    result = fit_joint(_linear(), torch.from_numpy(x), annotator=person, family=family)
     found = minimize(
         lambda p: -_quadrature_log_likelihood([*p[:-1], math.exp(p[-1])], x, person, family),
         [*result.estimates[:-1] + 0.1, math.log(result.cv) - 0.2],
@@ -66,7 +66,7 @@ def test_linear_utility_reaches_the_maximum_of_a_quadrature_likelihood(family):
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_estimates_lie_within_their_standard_errors_of_the_truth(family):
     x, person = _simulate(family, 300, 12, seed=3)
-    table = fit_joint(_linear(), torch.from_numpy(x), person, family).table()
+    table = fit_joint(_linear(), torch.from_numpy(x), annotator=person, family=family).table()
     assert list(table.index) == ["weight[0, 0]", "weight[0, 1]", "weight[0, 2]", "cv"]
     z = (table["estimate"] - [*TRUTH, 0.6]) / table["std_error"]
     assert (z.abs() < 4.5).all()  # each fails once in 1e5
@@ -75,7 +75,7 @@ def test_estimates_lie_within_their_standard_errors_of_the_truth(family):
 
 def test_output_of_a_choice_model_is_consistent():
     x, person = _simulate("lognormal", 60, 10)
-    result = fit_joint(_linear(), torch.from_numpy(x), person)
+    result = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
     assert result.null_log_likelihood == pytest.approx(600 * math.log(0.5))
     assert result.aic == pytest.approx(8 - 2 * result.log_likelihood)
     assert result.bic == pytest.approx(4 * math.log(600) - 2 * result.log_likelihood)
@@ -93,7 +93,7 @@ def test_network_is_fitted_to_a_critical_point_and_the_original_stays():
             torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1)
         )
     before = [p.clone() for p in network.parameters()]
-    result = fit_joint(network, torch.from_numpy(x), person)
+    result = fit_joint(network, torch.from_numpy(x), annotator=person)
     assert len(result.names) == 12
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     margin = result.module(torch.from_numpy(x)).squeeze(-1)
@@ -120,7 +120,9 @@ class _Offset(torch.nn.Module):
 def test_estimated_mean_reaches_the_maximum_of_a_quadrature_likelihood(anchor):
     """The margins are scaled so that the mean strength is 2, away from its prior's median."""
     x, person = _simulate("gamma", 100, 15, truth=np.array([2.0, -1.0]))
-    result = fit_joint(_Offset(), torch.from_numpy(x), person, "gamma", mean=anchor)
+    result = fit_joint(
+        _Offset(), torch.from_numpy(x), annotator=person, family="gamma", mean_anchor=anchor
+    )
 
     def log_joint(point):
         theta, log_mean, log_cv = point
@@ -130,7 +132,7 @@ def test_estimated_mean_reaches_the_maximum_of_a_quadrature_likelihood(anchor):
 
     found = minimize(lambda p: -log_joint(p), [-0.3, 0.5, -0.8], method="BFGS")
     assert result.names == ("theta", "mean", "cv")
-    assert result.mean_strength == result.estimates[1]
+    assert result.mean == result.estimates[1]
     estimates = [result.estimates[0], *np.log(result.estimates[1:])]
     assert log_joint(estimates) == pytest.approx(-found.fun, abs=0.001)
     np.testing.assert_allclose(estimates, found.x, atol=0.01)
@@ -142,9 +144,9 @@ def test_estimated_mean_reaches_the_maximum_of_a_quadrature_likelihood(anchor):
 
 def test_free_mean_of_a_module_that_rescales_has_no_standard_error():
     x, person = _simulate("lognormal", 60, 10)
-    result = fit_joint(_linear(), torch.from_numpy(x), person, mean="free")
+    result = fit_joint(_linear(), torch.from_numpy(x), annotator=person, mean_anchor="free")
     error = np.sqrt(np.diag(result.covariance))[3]
-    assert np.isnan(error) or error > 100 * result.mean_strength
+    assert np.isnan(error) or error > 100 * result.mean
 
 
 @pytest.mark.parametrize(
@@ -166,8 +168,10 @@ def test_bounds_and_minibatches_find_the_maximum_of_all_data(objective, options,
     64 draws), so a bound near one is what can be asked of it.
     """
     x, person = _simulate("lognormal", 80, 12)
-    exact = fit_joint(_linear(), torch.from_numpy(x), person)
-    result = fit_joint(_linear(), torch.from_numpy(x), person, objective=objective, **options)
+    exact = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
+    result = fit_joint(
+        _linear(), torch.from_numpy(x), annotator=person, objective=objective, **options
+    )
     error = np.sqrt(np.diag(exact.covariance))
     assert (np.abs(result.estimates - exact.estimates) < tolerance * error).all()
     # A quadratic at this distance in the worst direction of four correlated estimates.
@@ -189,7 +193,13 @@ def test_minibatches_hold_all_choices_of_a_respondent(monkeypatch):
             return super().log_prob(margin, mean, cv, annotator)
 
     monkeypatch.setattr(maximum_likelihood, "PreferenceModel", Spy)
-    fit_joint(_linear(), torch.from_numpy(x[shuffle]), person[shuffle], batch_size=20, max_steps=8)
+    fit_joint(
+        _linear(),
+        torch.from_numpy(x[shuffle]),
+        annotator=person[shuffle],
+        batch_size=20,
+        max_steps=8,
+    )
     assert len(seen) == 8
     for counts in seen:
         assert sorted(counts[counts > 0].tolist()) == [12] * 20
@@ -200,7 +210,7 @@ def test_equal_seeds_give_equal_estimates():
     x, person = _simulate("lognormal", 40, 5)
     options = {"objective": "importance", "batch_size": 10, "max_steps": 20}
     first, second, other = (
-        fit_joint(_linear(), torch.from_numpy(x), person, seed=seed, **options)
+        fit_joint(_linear(), torch.from_numpy(x), annotator=person, seed=seed, **options)
         for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first.estimates, second.estimates)
@@ -211,7 +221,7 @@ def test_respondents_alike_have_a_small_cv():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3_000, 3))
     x = np.where((rng.random(3_000) < expit(x @ TRUTH))[:, None], x, -x)
-    result = fit_joint(_linear(), torch.from_numpy(x), np.repeat(np.arange(100), 30))
+    result = fit_joint(_linear(), torch.from_numpy(x), annotator=np.repeat(np.arange(100), 30))
     assert result.cv < 0.25
     np.testing.assert_allclose(result.estimates[:3], TRUTH, atol=0.3)
 
@@ -220,7 +230,7 @@ def test_respondents_alike_have_a_small_cv():
     ("arguments", "message"),
     [
         ({"family": "fixed"}, "family to be one of gamma, lognormal, got 'fixed'"),
-        ({"mean": "none"}, "mean to be one of prior, fixed, free, got 'none'"),
+        ({"mean_anchor": "none"}, "mean_anchor to be one of prior, fixed, free, got 'none'"),
         ({"objective": "renyi"}, "objective to be one of marginal, importance, elbo, got 'renyi'"),
         ({"batch_size": 3}, "batch_size <= 2, got 3"),
         ({"beta": -1.0}, "beta > 0, got -1.0"),
@@ -237,7 +247,7 @@ def test_unusable_arguments_raise(arguments, message):
 def test_too_many_parameters_have_no_table():
     x, person = _simulate("lognormal", 20, 5)
     network = torch.nn.Sequential(torch.nn.Linear(3, 80), torch.nn.Linear(80, 1))
-    result = fit_joint(network, torch.from_numpy(x), person, max_steps=3)
+    result = fit_joint(network, torch.from_numpy(x), annotator=person, max_steps=3)
     assert result.covariance is None
     with pytest.raises(ValueError, match="at most 300 parameters, got 402"):
         result.table()

@@ -17,12 +17,12 @@ from mixdpo_pyro.models import mixed_logit_log_prob
 @pytest.fixture
 def panel(simulate):
     margin, annotator, _ = simulate(10, 40, 0.6)
-    return fit(margin, annotator, num_samples=4_000)
+    return fit(margin, annotator=annotator, num_samples=4_000, family="gamma")
 
 
 def test_seen_people_choose_by_their_own_strength(panel):
-    value = choice_probabilities(panel, [5.0, -5.0, 20.0], [3, 3, 7])
-    strength = panel.posterior["strength"]
+    value = choice_probabilities(panel.posterior, [5.0, -5.0, 20.0], annotator=[3, 3, 7])
+    strength = panel.posterior.strength
     np.testing.assert_allclose(value[:, 0], expit(5 * strength[:, 3]))
     np.testing.assert_allclose(value[:, 0] + value[:, 1], 1.0)
     np.testing.assert_allclose(value[:, 2], expit(20 * strength[:, 7]))
@@ -30,23 +30,24 @@ def test_seen_people_choose_by_their_own_strength(panel):
 
 @pytest.mark.parametrize("annotator", [None, ["new", "unknown"]])
 def test_new_people_choose_by_the_law(panel, annotator):
-    value = choice_probabilities(panel, [5.0, -12.0], annotator)
+    value = choice_probabilities(panel.posterior, [5.0, -12.0], annotator=annotator)
     for k in (0, 999):
-        parameters = panel.posterior["mean"][k], panel.posterior["cv"][k]
-        exact = mixed_logit_log_prob(torch.tensor([5.0, -12.0]).double(), *parameters).exp()
+        parameters = panel.posterior.mean[k], panel.posterior.cv[k]
+        margin = torch.tensor([5.0, -12.0]).double()
+        exact = mixed_logit_log_prob(margin, *parameters, family="gamma").exp()
         np.testing.assert_allclose(value[k], exact, rtol=1e-9)
 
 
 def test_flipped_labels_pull_probabilities_to_one_half(simulate):
-    result = fit(simulate(300, 1, 0.6)[0], flip_probability=0.1)
-    value = choice_probabilities(result, [1e6, -1e6, 0.0])
+    result = fit(simulate(300, 1, 0.6)[0], flip_probability=0.1, family="gamma")
+    value = choice_probabilities(result.posterior, [1e6, -1e6, 0.0])
     np.testing.assert_allclose(value.mean(0), [0.9, 0.1, 0.5], atol=0.01)
 
 
 def test_replications_have_the_predicted_frequencies(panel, failure_rate):
     margin, annotator = [4.0, -9.0, 15.0, 4.0], [0, 5, "new", "new"]
-    choices = replicate_choices(panel, margin, annotator)
-    expected = choice_probabilities(panel, margin, annotator).mean(0)
+    choices = replicate_choices(panel.posterior, margin, annotator=annotator)
+    expected = choice_probabilities(panel.posterior, margin, annotator=annotator).mean(0)
     for k in range(4):
         count = int(choices[:, k].sum())
         assert stats.binomtest(count, 4_000, expected[k]).pvalue > failure_rate
@@ -54,22 +55,24 @@ def test_replications_have_the_predicted_frequencies(panel, failure_rate):
 
 def test_choices_of_one_new_person_share_the_strength(panel):
     """Choices of one person are correlated through the strength, of two people less so."""
-    same = replicate_choices(panel, [30.0, 30.0], ["new", "new"])
-    other = replicate_choices(panel, [30.0, 30.0], ["new", "other"])
+    same = replicate_choices(panel.posterior, [30.0, 30.0], annotator=["new", "new"])
+    other = replicate_choices(panel.posterior, [30.0, 30.0], annotator=["new", "other"])
     assert np.corrcoef(same.T)[0, 1] > 0.1 > np.corrcoef(other.T)[0, 1] + 0.02
 
 
 def test_mean_probability_is_the_mean_over_draws_in_any_slices(panel, monkeypatch):
     margin = np.linspace(-30, 30, 50)
     annotator = np.arange(50) % 12
-    whole = choice_probabilities(panel, margin, annotator).mean(0)
+    whole = choice_probabilities(panel.posterior, margin, annotator=annotator).mean(0)
     monkeypatch.setattr("mixdpo_pyro.inference.predictive._CELLS", 4_000 * 7)
-    np.testing.assert_allclose(mean_choice_probability(panel, margin, annotator), whole)
+    np.testing.assert_allclose(
+        mean_choice_probability(panel.posterior, margin, annotator=annotator), whole
+    )
 
 
 def test_new_strengths_have_the_mean_and_spread_of_the_law(panel):
-    draws = sample_new_strengths(panel)
-    mean, cv = panel.posterior["mean"], panel.posterior["cv"]
+    draws = sample_new_strengths(panel.posterior)
+    mean, cv = panel.posterior.mean, panel.posterior.cv
     assert draws.mean() == pytest.approx(mean.mean(), abs=5 * draws.std() / np.sqrt(len(draws)))
     expected = np.mean((mean * cv) ** 2) + mean.var()
     assert draws.var() == pytest.approx(expected, rel=0.3)
@@ -78,7 +81,8 @@ def test_new_strengths_have_the_mean_and_spread_of_the_law(panel):
 def test_replications_repeat_for_a_seed_and_leave_the_global_generator(panel):
     state = torch.get_rng_state()
     first, second, other = (
-        replicate_choices(panel, np.linspace(-9, 9, 20), ["new"] * 20, seed=s) for s in (1, 1, 2)
+        replicate_choices(panel.posterior, np.linspace(-9, 9, 20), annotator=["new"] * 20, seed=s)
+        for s in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()

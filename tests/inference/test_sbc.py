@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixdpo_pyro.inference import Calibration, Design, calibrate, fit, plot_calibration
+from mixdpo_pyro.inference import Design, SBCResult, calibrate, fit, plot_calibration
 
 
 def _prior(margin, annotator, seed):
@@ -11,7 +11,7 @@ def _prior(margin, annotator, seed):
 
 
 def test_prior_as_posterior_is_calibrated(failure_rate):
-    result = calibrate(num_datasets=500, design=Design(2, 2), sampler=_prior)
+    result = calibrate(num_datasets=500, design=Design(2, 2), sampler=_prior, family="gamma")
     for name in ("mean", "cv"):
         assert result.p_value(name) > failure_rate
         assert result.coverage(name) == pytest.approx(0.9, abs=4.5 * 0.0134)
@@ -26,13 +26,13 @@ def test_narrow_wide_and_shifted_posteriors_are_caught(failure_rate, shift, fact
             "cv": _prior(*data)["cv"],
         }
 
-    result = calibrate(num_datasets=500, design=Design(2, 2), sampler=wrong)
+    result = calibrate(num_datasets=500, design=Design(2, 2), sampler=wrong, family="gamma")
     assert result.p_value("mean") < failure_rate
     assert result.p_value("cv") > failure_rate
 
 
 def test_ranks_count_the_draws_below_the_truth():
-    result = Calibration("hand", {"mean": np.array([0, 4, 9]), "cv": np.array([5, 5, 5])}, 9)
+    result = SBCResult("hand", {"mean": np.array([0, 4, 9]), "cv": np.array([5, 5, 5])}, 9)
     np.testing.assert_allclose(result.uniform("mean"), [0.05, 0.45, 0.95])
     assert result.coverage("mean", 0.5) == pytest.approx(1 / 3)
 
@@ -41,11 +41,12 @@ def test_fit_is_calibrated_and_a_narrow_one_is_caught(failure_rate):
     """30 small panels; the same posteriors, three times too narrow in log cv, are caught."""
 
     def narrow(margin, annotator, seed):
-        draws = fit(margin, annotator, seed=seed, num_samples=99).posterior
+        options = {"seed": seed, "num_samples": 99, "family": "gamma"}
+        draws = fit(margin, annotator=annotator, **options).posterior.draws
         log_cv = np.log(draws["cv"])
         return draws | {"cv": np.exp(np.median(log_cv) + (log_cv - np.median(log_cv)) / 3)}
 
-    options = {"num_datasets": 30, "design": Design(12, 6)}
+    options = {"family": "gamma", "num_datasets": 30, "design": Design(12, 6)}
     right, wrong = calibrate(**options), calibrate(**options, sampler=narrow)
     assert right.p_value("mean") > failure_rate and right.p_value("cv") > failure_rate
     assert wrong.p_value("cv") < failure_rate
@@ -61,7 +62,7 @@ def test_every_method_and_family_is_calibrated(failure_rate, method, family):
 
 
 def test_plot_has_a_panel_per_parameter(tmp_path):
-    result = calibrate(num_datasets=20, design=Design(2, 2), sampler=_prior)
+    result = calibrate(num_datasets=20, design=Design(2, 2), sampler=_prior, family="gamma")
     figure = plot_calibration([result, result])
     assert [axis.get_title() for axis in figure.axes[:2]] == [
         "laplace, gamma: mean",
@@ -73,4 +74,4 @@ def test_plot_has_a_panel_per_parameter(tmp_path):
 
 def test_no_dataset_raises():
     with pytest.raises(ValueError, match="num_datasets >= 1, got 0"):
-        calibrate(num_datasets=0)
+        calibrate(num_datasets=0, family="gamma")

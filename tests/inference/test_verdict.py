@@ -7,7 +7,7 @@ from mixdpo_pyro.inference import assess_heterogeneity, fit
 
 def test_panel_of_different_people_is_heterogeneous(simulate):
     margin, annotator, _ = simulate(100, 30, 0.6)
-    verdict = assess_heterogeneity(fit(margin, annotator))
+    verdict = assess_heterogeneity(fit(margin, annotator=annotator, family="gamma"))
     assert verdict.value == "heterogeneous"
     assert verdict.cv_interval[0] < 0.6 < verdict.cv_interval[1]
     assert verdict.p_value < 1e-6
@@ -16,13 +16,13 @@ def test_panel_of_different_people_is_heterogeneous(simulate):
 
 def test_panel_of_equal_people_is_homogeneous(simulate):
     margin, annotator, _ = simulate(200, 50, 0.0)
-    verdict = assess_heterogeneity(fit(margin, annotator))
+    verdict = assess_heterogeneity(fit(margin, annotator=annotator, family="gamma"))
     assert verdict.value == "homogeneous"
     assert verdict.cv_interval[1] < 0.25
 
 
 def test_single_choices_are_inconclusive_unless_margins_are_exact(simulate):
-    result = fit(simulate(10_000, 1, 0.6)[0])
+    result = fit(simulate(10_000, 1, 0.6)[0], family="gamma")
     verdict = assess_heterogeneity(result)
     assert verdict.value == "inconclusive"
     assert verdict.p_value < 1e-6
@@ -32,13 +32,13 @@ def test_single_choices_are_inconclusive_unless_margins_are_exact(simulate):
 
 def test_few_choices_are_inconclusive(simulate):
     margin, annotator, _ = simulate(10, 3, 0.3)
-    verdict = assess_heterogeneity(fit(margin, annotator))
+    verdict = assess_heterogeneity(fit(margin, annotator=annotator, family="gamma"))
     assert verdict.value == "inconclusive"
     assert verdict.p_value > 0.05
 
 
 def test_ratio_and_p_value_are_those_of_the_boundary_test(simulate):
-    result = fit(simulate(3_000, 1, 0.4)[0], mean="free")
+    result = fit(simulate(3_000, 1, 0.4)[0], mean_anchor="free", family="gamma")
     verdict = assess_heterogeneity(result)
     ratio = 2 * (result.log_likelihood - result.null_log_likelihood)
     assert verdict.likelihood_ratio == pytest.approx(ratio, abs=1e-9)
@@ -46,8 +46,10 @@ def test_ratio_and_p_value_are_those_of_the_boundary_test(simulate):
 
 
 def _false_alarms(simulate, num_datasets, **panel):
+    data = (simulate(cv=0.0, seed=k, **panel) for k in range(num_datasets))
     fits = (
-        fit(*simulate(cv=0.0, seed=k, **panel)[:2], num_samples=200) for k in range(num_datasets)
+        fit(margin, annotator=annotator, family="gamma", num_samples=200)
+        for margin, annotator, _ in data
     )
     verdicts = [assess_heterogeneity(result, margins_are_exact=True) for result in fits]
     return sum(v.p_value < 0.05 for v in verdicts), verdicts

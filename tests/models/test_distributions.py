@@ -93,7 +93,7 @@ def test_a_model_of_someone_else_can_observe_it():
         margin, choice
     )
     trace.compute_log_prob()
-    expected = mixed_logit_log_prob(torch.tensor([3.0, 8.0]), 0.1, 0.5)
+    expected = mixed_logit_log_prob(torch.tensor([3.0, 8.0]), 0.1, 0.5, family="gamma")
     torch.testing.assert_close(trace.nodes["choice"]["log_prob"], expected)
 
 

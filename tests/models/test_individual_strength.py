@@ -72,8 +72,8 @@ def test_moments_and_quantiles_equal_brute_force(family, margins):
 @pytest.mark.parametrize("cv", [1e-6, 0.05, 0.6, 5.0])
 def test_closed_gamma_moments_equal_quadrature(cv):
     margin = torch.tensor([-300.0, -4.0, -1e-3, 1e-3, 4.0, 300.0], dtype=float64)
-    closed = conditional_strength(margin, 0.1, cv)
-    panel = conditional_strength(margin, 0.1, cv, annotator=torch.arange(6))
+    closed = conditional_strength(margin, 0.1, cv, family="gamma")
+    panel = conditional_strength(margin, 0.1, cv, annotator=torch.arange(6), family="gamma")
     torch.testing.assert_close(closed.mean, panel.mean, rtol=1e-8, atol=0)
     torch.testing.assert_close(closed.variance, panel.variance, rtol=1e-6, atol=0)
 
@@ -106,16 +106,16 @@ def test_an_uninformative_choice_leaves_the_prior(family):
 def test_agreeing_annotators_are_stronger_and_many_choices_narrow_the_posterior():
     margin = torch.tensor([5.0] * 20 + [-5.0] * 20)
     annotator = torch.arange(2).repeat_interleave(20)
-    posterior = conditional_strength(margin, 0.2, 1.0, annotator=annotator)
+    posterior = conditional_strength(margin, 0.2, 1.0, annotator=annotator, family="gamma")
     assert posterior.mean[0] > 0.2 > posterior.mean[1]
-    few = conditional_strength(margin[:2], 0.2, 1.0, annotator=annotator[:2])
+    few = conditional_strength(margin[:2], 0.2, 1.0, annotator=annotator[:2], family="gamma")
     assert posterior.variance[0].sqrt() / posterior.mean[0] < few.variance[0].sqrt() / few.mean[0]
 
 
 def test_label_noise_weakens_what_a_choice_tells():
     margin = torch.tensor([-20.0], dtype=float64)
-    sure = conditional_strength(margin, 0.2, 0.7)
-    noisy = conditional_strength(margin, 0.2, 0.7, flip_probability=0.2)
+    sure = conditional_strength(margin, 0.2, 0.7, family="gamma")
+    noisy = conditional_strength(margin, 0.2, 0.7, flip_probability=0.2, family="gamma")
     assert sure.mean < noisy.mean < 0.2
 
 
@@ -132,4 +132,6 @@ def test_fixed_strength_is_known():
 )
 def test_wrong_arguments_are_refused(margin, probability, match):
     with pytest.raises(ValueError, match=match):
-        conditional_strength(torch.tensor([margin]), 0.1, 0.5, probabilities=[probability])
+        conditional_strength(
+            torch.tensor([margin]), 0.1, 0.5, probabilities=[probability], family="gamma"
+        )

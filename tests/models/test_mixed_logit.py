@@ -122,7 +122,9 @@ def test_infinite_margins_give_the_sign_of_a_normal_strength():
 
 
 def test_label_noise_bounds_the_loss():
-    value = mixed_logit_log_prob(torch.tensor([-1e6]), 0.1, 0.5, flip_probability=0.1)
+    value = mixed_logit_log_prob(
+        torch.tensor([-1e6]), 0.1, 0.5, flip_probability=0.1, family="gamma"
+    )
     assert value.exp().item() == pytest.approx(0.1, abs=1e-3)
 
 
@@ -155,4 +157,4 @@ def test_label_noise_bounds_the_loss():
 )
 def test_wrong_arguments_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
-        mixed_logit_log_prob(torch.ones(3), **{"mean": 0.1, "cv": 0.5, **options})
+        mixed_logit_log_prob(torch.ones(3), family="gamma", **{"mean": 0.1, "cv": 0.5, **options})

@@ -48,16 +48,16 @@ def test_joint_density_is_prior_plus_likelihood(family, panel):
     ("mean", "sites"), [("prior", {"mean", "cv"}), ("fixed", {"cv"}), ("free", {"mean", "cv"})]
 )
 def test_the_anchor_decides_the_latent_sites(mean, sites):
-    result = trace(PreferenceModel("gamma", mean)).get_trace(torch.ones(3))
+    result = trace(PreferenceModel("gamma", mean_anchor=mean)).get_trace(torch.ones(3))
     assert latent_sites(result) == sites
     assert result.observation_nodes == ["choice"]
 
 
 def test_the_free_anchor_has_no_prior():
     margin = torch.randn(8, dtype=float64)
-    likelihood = mixed_logit_log_prob(margin, 0.2, 0.7).sum()
+    likelihood = mixed_logit_log_prob(margin, 0.2, 0.7, family="gamma").sum()
     torch.testing.assert_close(
-        scored(PreferenceModel("gamma", "free"), margin).log_prob_sum(), likelihood
+        scored(PreferenceModel("gamma", mean_anchor="free"), margin).log_prob_sum(), likelihood
     )
 
 
@@ -97,7 +97,7 @@ def test_minibatches_add_up_to_the_whole(model, panel):
 def test_elbo_trains_a_guide_in_module_mode(family, mean, vectorize, panel):
     margin, annotator = torch.randn(10) * 10, torch.arange(10) // 3 if panel else None
     with pyro.settings.context(module_local_params=True):
-        model = PreferenceModel(family, mean)
+        model = PreferenceModel(family, mean_anchor=mean)
         guide = AutoNormal(model) if family != "fixed" else lambda *args: None
         elbo = Trace_ELBO(4, max_plate_nesting=1, vectorize_particles=vectorize)(model, guide)
         loss = elbo(margin, annotator, 100)
@@ -113,7 +113,7 @@ def test_elbo_trains_a_guide_in_module_mode(family, mean, vectorize, panel):
 def test_particles_are_independent_replicates():
     """The vectorised ELBO of a point guide equals that of a single particle."""
     margin = torch.randn(10)
-    model = PreferenceModel("gamma", "fixed")
+    model = PreferenceModel("gamma", mean_anchor="fixed")
 
     def guide(margin):
         pyro.sample("cv", dist.Delta(torch.tensor(0.5)))
@@ -169,7 +169,9 @@ def test_choices_of_one_annotator_are_simulated_with_one_strength():
     )
     agree = (model(margin, annotator, choice=None).view(-1, 2).diff() == 0).double().mean().item()
     two = [
-        mixed_logit_log_prob(torch.tensor([s, s]) * 8, 0.2, 2.0, annotator=torch.zeros(2).long())
+        mixed_logit_log_prob(
+            torch.tensor([s, s]) * 8, 0.2, 2.0, annotator=torch.zeros(2).long(), family="gamma"
+        )
         for s in (1.0, -1.0)
     ]
     expected = sum(v.exp().item() for v in two)
@@ -178,10 +180,10 @@ def test_choices_of_one_annotator_are_simulated_with_one_strength():
 
 def test_other_estimators_are_used():
     margin = torch.randn(6)
-    model = PreferenceModel("gamma", "fixed", estimator=Draws(4, seed=1))
+    model = PreferenceModel("gamma", mean_anchor="fixed", estimator=Draws(4, seed=1))
     value = condition(model, {"cv": torch.tensor(0.5)})(margin)
     torch.testing.assert_close(
-        value, mixed_logit_log_prob(margin, 0.1, 0.5, estimator=Draws(4, seed=1))
+        value, mixed_logit_log_prob(margin, 0.1, 0.5, estimator=Draws(4, seed=1), family="gamma")
     )
 
 
@@ -189,7 +191,7 @@ def test_other_estimators_are_used():
     ("options", "match"),
     [
         ({"family": "weibull"}, "family to be one of"),
-        ({"mean": "learned"}, "mean to be one of prior, fixed, free, got 'learned'"),
+        ({"mean_anchor": "learned"}, "mean_anchor to be one of prior, fixed, free, got 'learned'"),
         ({"beta": 0.0}, "0 < beta, got 0.0"),
         ({"flip_probability": 0.7}, "0 <= flip_probability < 0.5, got 0.7"),
         ({"family": "normal", "estimator": "series"}, "got a normal pair"),

@@ -97,8 +97,10 @@ def test_panel_equals_brute_force_integration_at_many_points(family):
 def test_gamma_quadrature_equals_the_series(utility, cv):
     """Two unrelated methods for the same integral."""
     margin = torch.tensor([utility], dtype=float64)
-    series = mixed_logit_log_prob(margin, 1.0, cv)
-    panel = mixed_logit_log_prob(margin, 1.0, cv, annotator=torch.zeros(1, dtype=torch.long))
+    series = mixed_logit_log_prob(margin, 1.0, cv, family="gamma")
+    panel = mixed_logit_log_prob(
+        margin, 1.0, cv, annotator=torch.zeros(1, dtype=torch.long), family="gamma"
+    )
     torch.testing.assert_close(panel, series, rtol=1e-9, atol=1e-9)
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.run import (
     _relative_density,
@@ -31,9 +32,9 @@ def test_relative_law_has_mean_one_and_the_cv(family, cv):
 
 def test_strength_law_shows_truth_and_training_only_where_there_are_any():
     draws = np.full(20, 0.5)
-    both = lines_of(plot_strength_law(draws, "gamma", 0.3, {"family": "gamma", "cv": 0.4}))
+    both = lines_of(plot_strength_law(draws, "gamma", 0.3, Truth("gamma", 1.0, 0.4, 0, {})))
     assert {"truth", "learned in training"} <= set(both)
-    plain = lines_of(plot_strength_law(draws, "gamma", 0.0, {"family": "gamma", "cv": 0.0}))
+    plain = lines_of(plot_strength_law(draws, "gamma", 0.0, Truth("gamma", 1.0, 0.0, 0, {})))
     assert not {"truth", "learned in training"} & set(plain)
 
 

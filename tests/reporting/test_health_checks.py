@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mixdpo_pyro.inference import Posterior, Verdict
 from mixdpo_pyro.reporting.health_checks import (
     CALIBRATION,
     DRIFT_FAIL,
@@ -13,7 +14,7 @@ from mixdpo_pyro.reporting.health_checks import (
     HealthReport,
     check_run,
 )
-from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
 from mixdpo_pyro.reporting.training_tail import TrainingTail
 
 FAILURE_RATE = 2e-5
@@ -36,30 +37,35 @@ def choices_of(rng, num_annotators=40, num_choices=20):
     return pd.DataFrame({"margin": np.where(agrees, size, -size), "annotator": person})
 
 
+VERDICT = Verdict("heterogeneous", (0.4, 0.8), 9.0, 0.001, "Strengths differ.")
+
+
 def passing_run(seed=0):
     """A run that passes every check; tests change one thing about it."""
     rng = np.random.default_rng(seed)
-    draws = {"mean": MEAN * np.exp(rng.normal(0, 0.05, 500)), "cv": rng.normal(CV, 0.1, 500)}
+    mean, cv = MEAN * np.exp(rng.normal(0, 0.05, 500)), rng.normal(CV, 0.1, 500)
+    stats = {"lp": np.zeros(500)}
+    posterior = Posterior(mean, cv, "gamma", beta=MEAN, sample_stats=stats)
     return FinishedRun(
         folder=Path("run"),
-        facts={
-            "family": "gamma", "diagnosed_family": "gamma", "anchor": "prior", "beta": MEAN,
-            "seed": 0, "truth": None,
-            "data": {"train": 3200, "test": 800, "dropped": {}, "annotator_column": "annotator"},
-        },
+        record=RunRecord(
+            family="gamma", mean_anchor="prior", beta=MEAN, seed=0,
+            data=RunData("d", train=3200, test=800, annotator_column="annotator"),
+            learned=LearnedStrength(MEAN, 0.65, 0.1, 1.0), verdict=VERDICT,
+        ),
         history=history_of(0.5 + rng.normal(0, 0.02, 60)),
         margins=choices_of(rng),
-        posterior=draws,
-        annotators=[],
-        training={"draws": {"mean": draws["mean"], "cv": draws["cv"] + 0.05},
-                  "mean": MEAN, "cv": 0.65},
-        diagnostics={"method": "laplace", "mean_anchor": "prior", "beta": MEAN,
-                     "lp": np.zeros(500)},
+        posterior=posterior,
+        training=replace(posterior, cv=cv + 0.05, method="training"),
     )  # fmt: skip
 
 
-def changed(run, **facts):
-    return replace(run, facts={**run.facts, **facts})
+def changed(run, **values):
+    return replace(run, record=replace(run.record, **values))
+
+
+def with_posterior(run, **values):
+    return replace(run, posterior=replace(run.posterior, **values))
 
 
 def row(run, name):
@@ -149,7 +155,7 @@ def test_loss_that_passes_says_which_fall_its_noise_could_hide():
 def test_drift_of_cv_is_counted_in_sd_of_the_guide(drift, status):
     """A straight line: a third of it lies in the last third (20 of its 59 gaps)."""
     run = passing_run()
-    scale = np.std(run.training["draws"]["cv"])
+    scale = np.std(run.training.cv)
     total = drift * scale * 59 / 20
     run = replace(run, history=history_of(np.full(60, 0.5), cv=0.6 + np.linspace(0, total, 60)))
     found = row(run, "drift of cv")
@@ -159,9 +165,9 @@ def test_drift_of_cv_is_counted_in_sd_of_the_guide(drift, status):
 
 def test_narrow_guide_that_drifts_is_reviewed_but_leaves_the_verdict_standing():
     run = passing_run()
-    draws = {**run.training["draws"], "cv": np.random.default_rng(0).normal(CV, 0.01, 500)}
+    training = replace(run.training, cv=np.random.default_rng(0).normal(CV, 0.01, 500))
     history = history_of(np.full(60, 0.5), cv=CV + np.linspace(0, 0.2, 60))
-    run = replace(run, history=history, training={**run.training, "draws": draws})
+    run = replace(run, history=history, training=training)
     assert row(run, "drift of cv").status == "REVIEW"
 
 
@@ -175,11 +181,10 @@ def test_thresholds_of_the_drift_are_what_their_docstring_says():
 
 def test_point_guide_is_measured_by_the_held_out_posterior():
     run = passing_run()
-    draws = {"mean": np.full(9, MEAN), "cv": np.full(9, CV)}
-    run = changed(replace(run, training={**run.training, "draws": draws}), anchor="free")
+    run = changed(replace(run, training=run.training.at(MEAN, CV, 9)), mean_anchor="free")
     assert "the guide is a point" in row(run, "drift of cv").sentence
     assert row(run, "drift of the mean").status == "PASS"
-    run = replace(run, training={**run.training, "mean": 2.1 * MEAN})
+    run = changed(run, learned=replace(run.record.learned, mean=2.1 * MEAN))
     found = row(run, "drift of the mean")
     assert (found.status, found.value) == ("REVIEW", "2.1 times beta")
 
@@ -205,7 +210,7 @@ def test_numbers_that_are_not_finite_fail(what):
     if what == "margin":
         run.margins.loc[3, "margin"] = np.nan
     elif what == "draw":
-        run.posterior["cv"][3] = np.inf
+        run.posterior.cv[3] = np.inf
     else:
         run.history[3]["loss" if what == "loss" else "strength/cv"] = np.nan
     assert row(run, "finite numbers").status == "FAIL"
@@ -224,7 +229,7 @@ def test_skipped_gradient_is_reviewed():
 
 
 def test_plain_dpo_has_no_strength_to_check():
-    run = changed(passing_run(), family="fixed", diagnosed_family="lognormal")
+    run = changed(passing_run(), family="fixed")
     for name in ("drift of cv", "training against held-out pairs"):
         assert row(run, name).status == "does not apply"
 
@@ -251,20 +256,24 @@ def test_plain_dpo_has_no_strength_to_check():
     ],
 )
 def test_posterior_is_judged_by_the_diagnostics_of_its_method(diagnostics, status):
-    run = replace(passing_run(), diagnostics={"mean_anchor": "fixed", **diagnostics})
+    stats = {name: value for name, value in diagnostics.items() if np.ndim(value)}
+    numbers = {name: v for name, v in diagnostics.items() if name not in {"method", *stats}}
+    run = with_posterior(
+        passing_run(), method=diagnostics.get("method", "by hand"), mean_anchor="fixed",
+        sample_stats=stats, diagnostics=numbers,
+    )  # fmt: skip
     assert row(run, "computation of the posterior").status == status
 
 
 def test_posterior_that_reaches_the_largest_cv_fails():
     run = passing_run()
-    run.posterior["cv"][:20] = 9.9
+    run.posterior.cv[:20] = 9.9
     found = row(run, "computation of the posterior")
     assert (found.status, found.value) == ("FAIL", "4.0% of draws")
 
 
 def test_prior_that_stays_is_reviewed():
-    run = passing_run()
-    run.posterior["cv"] = stats.halfnorm.ppf((np.arange(500) + 0.5) / 500)
+    run = with_posterior(passing_run(), cv=stats.halfnorm.ppf((np.arange(500) + 0.5) / 500))
     found = row(run, "information about cv")
     assert (found.status, found.value) == ("REVIEW", "0%")
     assert "largely the prior's" in found.sentence
@@ -272,10 +281,8 @@ def test_prior_that_stays_is_reviewed():
 
 def test_disjoint_intervals_are_reviewed():
     run = passing_run()
-    draws = {**run.training["draws"], "cv": np.random.default_rng(0).normal(2, 0.1, 500)}
-    found = row(
-        replace(run, training={**run.training, "draws": draws}), "training against held-out pairs"
-    )
+    training = replace(run.training, cv=np.random.default_rng(0).normal(2, 0.1, 500))
+    found = row(replace(run, training=training), "training against held-out pairs")
     assert found.status == "REVIEW" and "disagree" in found.sentence
 
 
@@ -299,7 +306,7 @@ def test_right_predictions_are_rarely_reviewed():
     statuses = []
     for seed in range(40):
         run = replace(passing_run(), margins=choices_of(np.random.default_rng(seed)))
-        run.posterior.update(mean=np.full(3, MEAN), cv=np.full(3, CV))
+        run = replace(run, posterior=run.posterior.at(MEAN, CV, 3))
         statuses.append(row(run, CALIBRATION).status)
     assert statuses.count("PASS") >= 40 - stats.binom.ppf(1 - FAILURE_RATE, 40, 0.01)
 
@@ -312,7 +319,7 @@ def test_overconfident_predictions_are_caught(mean, status):
     if status == "FAIL":  # choices that are nearly coin tosses
         margins["margin"] *= np.where(rng.random(len(margins)) < 0.5, 1, -1)
     run = replace(passing_run(), margins=margins)
-    run.posterior.update(mean=np.full(3, mean), cv=np.full(3, CV))
+    run = replace(run, posterior=run.posterior.at(mean, CV, 3))
     assert row(run, CALIBRATION).status == status
 
 
@@ -322,16 +329,16 @@ def test_flipped_labels_that_the_posterior_assumed_are_predicted():
     margins = choices_of(rng, 200, 20)
     margins["margin"] *= np.where(rng.random(len(margins)) < 0.2, -1, 1)
     run = replace(passing_run(), margins=margins)
-    run.posterior.update(mean=np.full(3, MEAN), cv=np.full(3, CV))
+    run = replace(run, posterior=run.posterior.at(MEAN, CV, 3))
     assert row(run, CALIBRATION).status == "REVIEW"
-    run.diagnostics["flip_probability"] = 0.2
-    assert row(replace(run), CALIBRATION).status == "PASS"
+    run = with_posterior(run, flip_probability=0.2)
+    assert row(run, CALIBRATION).status == "PASS"
 
 
 def test_shared_strengths_widen_what_right_predictions_give():
     """Ten people with eighty choices each vary more than eight hundred people with one each."""
     run = replace(passing_run(), margins=choices_of(np.random.default_rng(0), 10, 80))
-    apart = changed(run, data={**run.facts["data"], "annotator_column": None})
+    apart = changed(run, data=replace(run.record.data, annotator_column=None))
     limits = [float(row(r, CALIBRATION).threshold.split()[-1]) for r in (run, apart)]
     assert limits[0] > 1.2 * limits[1]
 
@@ -350,7 +357,7 @@ def test_annotators_who_chose_once_are_not_counted():
     assert (found.status, found.value) == ("REVIEW", "19 annotators")
     run.margins.pop("annotator")
     assert row(run, "repeated choices").status == "not available"
-    run = changed(run, data={**run.facts["data"], "annotator_column": None})
+    run = changed(run, data=replace(run.record.data, annotator_column=None))
     assert row(run, "repeated choices").status == "does not apply"
 
 
@@ -359,7 +366,7 @@ def test_annotators_who_chose_once_are_not_counted():
 )
 def test_share_left_out(dropped, status):
     run = passing_run()
-    run = changed(run, data={**run.facts["data"], "dropped": {"empty": dropped}})
+    run = changed(run, data=replace(run.record.data, dropped={"empty": dropped}))
     found = row(run, "pairs left out")
     assert found.status == status
     assert found.value.startswith(f"{100 * dropped / (dropped + 4000):.1f}%")

@@ -1,18 +1,21 @@
 import json
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from markupsafe import escape
 
+from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.inference import assess_heterogeneity, fit, save_arviz, to_arviz
+from mixdpo_pyro.inference import Posterior, assess_heterogeneity, fit, save_arviz, to_arviz
+from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessStatus
 from mixdpo_pyro.reporting.health_checks import check_run
-from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.reporting.records import write_record
+from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
 from mixdpo_pyro.reporting.run_report import learned_rows, summary_lines, write_report
 
-TRUTH = {"family": "gamma", "mean": 2.0, "cv": 0.5, "strengths": {"a": 1.0, "b": 2.0, "c": 3.0}}
+TRUTH = Truth("gamma", 2.0, 0.5, 0, {"a": 1.0, "b": 2.0, "c": 3.0})
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def run_folder(tmp_path):
     rng = np.random.default_rng(0)
     reward = rng.normal(0, 1, 300)
     annotator = np.repeat(["a", "b", "c"], 100)
-    strength = np.array([TRUTH["strengths"][name] for name in annotator])
+    strength = np.array([TRUTH.strengths[name] for name in annotator])
     is_right = rng.random(300) < 1 / (1 + np.exp(-strength * np.abs(reward)))
     reward = np.where(is_right, 1, -1) * np.abs(reward)
     margins = pd.DataFrame(
@@ -29,29 +32,28 @@ def run_folder(tmp_path):
          "reward_margin": reward}
     )  # fmt: skip
     result = fit(
-        margins["margin"].to_numpy(copy=True), annotator, family="gamma", beta=0.5, num_samples=400
+        margins["margin"].to_numpy(copy=True),
+        annotator=annotator,
+        family="gamma",
+        beta=0.5,
+        num_samples=400,
     )
     margins.to_parquet(tmp_path / "margins.parquet")
     save_arviz(to_arviz(result), tmp_path / "posterior.nc")
-    write = {
-        "log_history.json": [
-            {"step": s, "loss": 0.5, "rewards/accuracies": 0.5, "strength/mean": 0.5,
-             "strength/cv": 0.4, "learning_rate": 1 - s / 60} for s in range(1, 61)
-        ],
-        "training_posterior.json": {
-            "draws": {"mean": [0.5] * 9, "cv": list(np.linspace(0.3, 0.7, 9))},
-            "mean": 0.5, "cv": 0.5, "q05": 0.1, "q95": 1.0,
-        },
-        "run.json": {
-            "command": "mixdpo train <b>", "family": "gamma", "diagnosed_family": "gamma",
-            "anchor": "prior", "beta": 0.5, "seed": 0, "seconds": 1.0, "truth": TRUTH,
-            "verdict": asdict(assess_heterogeneity(result)), "versions": {"python": "3"},
-            "data": {"source": "d", "train": 10, "test": 300, "dropped": {"empty response": 2},
-                     "annotator_column": "annotator", "has_panels": True},
-        },
-    }  # fmt: skip
-    for name, value in write.items():
-        (tmp_path / name).write_text(json.dumps(value))
+    history = [
+        {"step": s, "loss": 0.5, "rewards/accuracies": 0.5, "strength/mean": 0.5,
+         "strength/cv": 0.4, "learning_rate": 1 - s / 60} for s in range(1, 61)
+    ]  # fmt: skip
+    (tmp_path / "log_history.json").write_text(json.dumps(history))
+    training = Posterior(np.full(9, 0.5), np.linspace(0.3, 0.7, 9), "gamma", method="training")
+    training.save(tmp_path / "training_posterior.nc")
+    record = RunRecord(
+        family="gamma", mean_anchor="prior", beta=0.5, seed=0,
+        data=RunData("d", 10, 300, {"empty response": 2}, "annotator", has_panels=True),
+        learned=LearnedStrength(0.5, 0.5, 0.1, 1.0), verdict=assess_heterogeneity(result),
+        truth=TRUTH, command="mixdpo train <b>", versions={"python": "3"}, seconds=1.0,
+    )  # fmt: skip
+    write_record(record, tmp_path / "run.json")
     return tmp_path
 
 
@@ -63,24 +65,22 @@ def test_table_holds_both_posteriors_and_the_truth_on_the_scale_of_the_reward(ru
     assert training["mean"] == "0.5"
     assert training["reward_mean"] == "2"
     assert (truth["cv"], truth["reward_mean"]) == ("0.50", "2.00")
-    low, middle, high = np.quantile(run.posterior["cv"], [0.05, 0.5, 0.95])
+    low, middle, high = np.quantile(run.posterior.cv, [0.05, 0.5, 0.95])
     assert held_out["cv"] == f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def test_annotators_come_with_their_labels(run_folder):
     run = FinishedRun.load(run_folder)
-    assert run.annotators == ["a", "b", "c"]
-    means = run.posterior["strength"].mean(0)
+    assert run.posterior.annotators == ("a", "b", "c")
+    means = run.posterior.strength.mean(0)
     assert means[0] < means[1] < means[2]
 
 
 def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
     run = FinishedRun.load(run_folder)
     assert run.disagreement is None
-    path = run_folder / "training_posterior.json"
-    training = json.loads(path.read_text())
-    training["draws"]["cv"] = [9.0, 9.1, 9.2] * 3
-    path.write_text(json.dumps(training))
+    training = replace(run.training, cv=np.resize([9.0, 9.1, 9.2], 9))
+    training.save(run_folder / "training_posterior.nc")
     assert "disagree" in FinishedRun.load(run_folder).disagreement
     assert any("disagree" in line for line in summary_lines(run_folder))
     assert "Training and the held-out pairs disagree" in write_report(run_folder).read_text()
@@ -107,10 +107,9 @@ def test_every_check_is_a_row_with_its_number_and_threshold(run_folder):
 
 def test_other_explanations_of_the_verdict_are_shown_where_the_run_looked_at_them(run_folder):
     assert "something else explain" not in write_report(run_folder).read_text()
-    found = {"name": "a <skew>", "status": "contradicts", "sentence": "It is 3."}
-    change(
-        run_folder, "run.json", lambda facts: facts.update(checks=[found], error_rate="1 in 20.")
-    )
+    found = RobustnessCheck("a <skew>", "It is 3.", RobustnessStatus.CONTRADICTS)
+    record = replace(FinishedRun.load(run_folder).record, checks=[found], error_rate="1 in 20.")
+    write_record(record, run_folder / "run.json")
     page = write_report(run_folder).read_text()
     assert "a &lt;skew&gt;" in page and 'class="contradicts"' in page and "It is 3." in page
     assert "1 in 20." in page.split("<h2>")[0]
@@ -133,7 +132,8 @@ def test_run_whose_margins_and_draws_are_not_finite_still_ends_in_a_page(run_fol
     margins = pd.read_parquet(run_folder / "margins.parquet")
     margins.loc[:2, "margin"] = np.nan
     margins.to_parquet(run_folder / "margins.parquet")
-    change(run_folder, "training_posterior.json", lambda t: t["draws"].update(cv=[np.nan] * 9))
+    training = replace(FinishedRun.load(run_folder).training, cv=np.full(9, np.nan))
+    training.save(run_folder / "training_posterior.nc")
     page = write_report(run_folder).read_text()
     assert check_run(FinishedRun.load(run_folder)).status == "FAIL"
     assert "3 held-out margins" in page
@@ -142,13 +142,13 @@ def test_run_whose_margins_and_draws_are_not_finite_still_ends_in_a_page(run_fol
 
 def test_plain_dpo_without_annotators_and_without_logged_losses(run_folder):
     def plain(facts):
-        facts.update(family="fixed", anchor="prior", truth=None)
+        facts.update(family="fixed", truth=None)
         facts["data"].update(annotator_column=None, has_panels=False)
 
     change(run_folder, "run.json", plain)
     change(run_folder, "log_history.json", lambda history: history.__delitem__(slice(None)))
-    change(run_folder, "training_posterior.json", lambda t: t.update(
-        draws={"mean": [0.5] * 9, "cv": [0.0] * 9}, cv=0.0))  # fmt: skip
+    point = FinishedRun.load(run_folder).training.at(0.5, 0.0, 9)
+    point.save(run_folder / "training_posterior.nc")
     margins = pd.read_parquet(run_folder / "margins.parquet").drop(columns="annotator")
     margins.to_parquet(run_folder / "margins.parquet")
     result = fit(margins["margin"].to_numpy(copy=True), family="lognormal", beta=0.5)
@@ -167,9 +167,9 @@ def test_plain_dpo_without_annotators_and_without_logged_losses(run_folder):
 def test_prior_is_that_of_the_posterior_file(run_folder):
     """The fit may have asked another prior than training; its attributes say which."""
     run = FinishedRun.load(run_folder)
-    assert run.diagnostics["method"] == "laplace"
-    assert np.isfinite(run.diagnostics["lp"]).all()
-    variance = np.var(np.log(run.posterior["mean"]))
+    assert run.posterior.method == "laplace"
+    assert np.isfinite(run.posterior.sample_stats["lp"]).all()
+    variance = np.var(np.log(run.posterior.mean))
     percent = f"{1 - variance / 0.25:.0%}"
     assert f"prior variance narrowed by {percent}" in write_report(run_folder).read_text()
 
@@ -183,7 +183,7 @@ def test_page_prints_whole_and_needs_no_network(run_folder):
 
 def test_missing_key_is_named(run_folder):
     change(run_folder, "run.json", lambda facts: facts.pop("seed"))
-    with pytest.raises(OutputError, match="the key 'seed' is missing"):
+    with pytest.raises(OutputError, match=r"run\.json: key 'seed': Field required"):
         write_report(run_folder)
 
 
@@ -213,7 +213,7 @@ def test_summary_says_verdict_and_table(run_folder):
 
 @pytest.mark.parametrize(
     "name",
-    ["run.json", "log_history.json", "training_posterior.json", "margins.parquet", "posterior.nc"],
+    ["run.json", "log_history.json", "training_posterior.nc", "margins.parquet", "posterior.nc"],
 )
 def test_missing_and_cut_files_are_named(run_folder, name):
     path = run_folder / name

@@ -80,8 +80,8 @@ SHARED = (
     [
         {"family": "fixed"},
         {"family": "lognormal"},
-        {"family": "gamma", "mean": "fixed"},
-        {"family": "lognormal", "mean": "free", "gradient_accumulation_steps": 2},
+        {"family": "gamma", "mean_anchor": "fixed"},
+        {"family": "lognormal", "mean_anchor": "free", "gradient_accumulation_steps": 2},
     ],
     ids=["fixed", "lognormal", "gamma", "accumulated"],
 )

@@ -21,7 +21,7 @@ def moved_strength(**config):
 @pytest.mark.parametrize("family", ["lognormal", "gamma", "fixed"])
 @pytest.mark.parametrize("mean", ["prior", "fixed", "free"])
 def test_saved_strength_comes_back_whole(tmp_path, family, mean):
-    strength = moved_strength(family=family, mean=mean, beta=0.2)
+    strength = moved_strength(family=family, mean_anchor=mean, beta=0.2)
     strength.save(tmp_path)
     loaded = Strength.from_pretrained(tmp_path)
     assert loaded.config == strength.config
@@ -34,7 +34,7 @@ def test_saved_strength_comes_back_whole(tmp_path, family, mean):
 
 def test_quantiles_of_draws_are_those_of_the_normal_in_log_space():
     """Fails for one seed in 50,000 (Kolmogorov-Smirnov)."""
-    strength = moved_strength(mean="fixed")
+    strength = moved_strength(mean_anchor="fixed")
     log_cv = strength.draw(5000)["cv"].log().numpy()
     location = float(strength.objective.guide.loc.detach())
     scale = float(strength.objective.guide.log_scale.exp().detach())

@@ -102,8 +102,8 @@ def test_every_family_and_estimator_learns_policy_and_strength(
 ):
     """Without a prior the loss is the likelihood alone, and at margin 0 that is 1/2."""
     trainer = mixdpo(
-        tmp_path, policy_folder, family=family, estimator=estimator, max_steps=24, mean="free",
-        strength_learning_rate=0.05,
+        tmp_path, policy_folder, family=family, estimator=estimator, max_steps=24,
+        mean_anchor="free", strength_learning_rate=0.05,
     )  # fmt: skip
     losses = logged(trainer, "loss")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
@@ -115,7 +115,7 @@ def test_every_family_and_estimator_learns_policy_and_strength(
 
 @pytest.mark.parametrize("anchor", ["fixed", "prior", "free"])
 def test_mean_is_anchored_as_asked(tmp_path, policy_folder, anchor):
-    trainer = mixdpo(tmp_path, policy_folder, mean=anchor, strength_learning_rate=0.2)
+    trainer = mixdpo(tmp_path, policy_folder, mean_anchor=anchor, strength_learning_rate=0.2)
     means = logged(trainer, "strength/mean")
     if anchor == "fixed":
         assert means == pytest.approx([0.3] * len(means))
@@ -149,7 +149,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, policy_fol
     """Plain SGD, no clipping: two half batches move everything as one whole batch does."""
     settings = {
         "optim": "sgd", "learning_rate": 0.1, "max_steps": 2, "max_grad_norm": 0.0,
-        "mean": "free", "strength_learning_rate": 0.1,
+        "mean_anchor": "free", "strength_learning_rate": 0.1,
     }  # fmt: skip
     whole = mixdpo(tmp_path, policy_folder, per_device_train_batch_size=4, **settings)
     halves = mixdpo(
@@ -163,7 +163,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, policy_fol
 
 
 def annotated(folder, policy, **settings):
-    settings = {"annotator_column": "annotator", "mean": "free", **settings}
+    settings = {"annotator_column": "annotator", "mean_anchor": "free", **settings}
     return mixdpo(folder, policy, **settings)
 
 
@@ -201,7 +201,7 @@ def test_training_with_annotators_resumes_where_it_stopped(tmp_path, policy_fold
         policy_folder,
         args=MixDPOConfig(
             str(tmp_path / "resumed"),
-            **{**SETTINGS, **settings, "annotator_column": "annotator", "mean": "free"},
+            **{**SETTINGS, **settings, "annotator_column": "annotator", "mean_anchor": "free"},
         ),
         train_dataset=small_world(),
     )
@@ -234,8 +234,8 @@ def test_checkpoint_holds_the_strength(tmp_path, policy_folder):
 
 def test_precomputed_reference_gives_the_same_losses(tmp_path, policy_folder):
     """A point guide: reading the data twice moves the generator that a guide draws from."""
-    plain = mixdpo(tmp_path, policy_folder, mean="free")
-    ahead = mixdpo(tmp_path, policy_folder, mean="free", precompute_ref_log_probs=True)
+    plain = mixdpo(tmp_path, policy_folder, mean_anchor="free")
+    ahead = mixdpo(tmp_path, policy_folder, mean_anchor="free", precompute_ref_log_probs=True)
     np.testing.assert_allclose(logged(plain, "loss"), logged(ahead, "loss"), atol=1e-5)
     margins = [t.margins()["margin"] for t in (plain, ahead)]
     np.testing.assert_allclose(*margins, atol=1e-3)
@@ -275,7 +275,7 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
     [
         ({"family": "normal"}, "family: expected one of lognormal, gamma, fixed, got 'normal'"),
         ({"family": "lognormal", "estimator": "series"}, "'series' is for family 'gamma'"),
-        ({"mean": "prio"}, "mean: expected one of"),
+        ({"mean_anchor": "prio"}, "mean_anchor: expected one of"),
         ({"beta": 0.0}, "beta: expected a finite number > 0, got 0.0"),
         ({"strength_learning_rate": -1.0}, "strength_learning_rate: expected"),
         ({"annotator_block_size": 0}, "annotator_block_size: expected at least 1, got 0"),
@@ -293,7 +293,7 @@ def test_best_checkpoint_brings_its_strength(tmp_path, policy_folder):
     trainer = mixdpo(
         tmp_path, policy_folder, max_steps=6, learning_rate=1.0, save_strategy="steps",
         save_steps=2, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True,
-        greater_is_better=True, mean="free",
+        greater_is_better=True, mean_anchor="free",
     )  # fmt: skip
     best = trainer.state.best_model_checkpoint
     assert not best.endswith("checkpoint-6")
@@ -334,8 +334,8 @@ def test_strength_waits_for_its_warm_up(tmp_path, policy_folder):
 
 
 def test_free_mean_that_runs_away_is_warned_of_once(tmp_path, policy_folder, caplog):
-    mixdpo(tmp_path, policy_folder, mean="free", strength_learning_rate=3.0, max_steps=4)
-    assert caplog.text.count("Under mean='free' it trades off") == 1
+    mixdpo(tmp_path, policy_folder, mean_anchor="free", strength_learning_rate=3.0, max_steps=4)
+    assert caplog.text.count("Under mean_anchor='free' it trades off") == 1
 
 
 def test_evaluation_tells_groups_apart(tmp_path, policy_folder):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
     PRIOR,
@@ -30,7 +31,7 @@ def plot_strength_law(
     cv_draws: np.ndarray,
     family: str,
     training_cv: float,
-    truth: dict | None = None,
+    truth: Truth | None = None,
     show_prior: bool = False,
 ) -> Figure:
     """Density of the strength relative to its mean: posterior median and 90% band.
@@ -39,7 +40,7 @@ def plot_strength_law(
         cv_draws: Posterior draws of cv.
         family: Law of the strength, `lognormal` or `gamma`.
         training_cv: The cv that training learned; 0 for plain DPO.
-        truth: Truth of a simulated world, with `family` and `cv`.
+        truth: Truth of a simulated world.
         show_prior: Show the pointwise median over the half-normal prior of cv as well.
     """
     relative = np.linspace(0.01, 4, 400)
@@ -56,8 +57,8 @@ def plot_strength_law(
     if training_cv > 0:
         density = _relative_density(relative, training_cv, family)
         axes.plot(relative, density, color=TRAINING, linestyle=":", label="learned in training")
-    if truth is not None and truth["cv"] > 0:
-        density = _relative_density(relative, truth["cv"], truth["family"])
+    if truth is not None and truth.cv > 0:
+        density = _relative_density(relative, truth.cv, truth.family)
         axes.plot(relative, density, color=TRUTH, linestyle="--", label="truth")
     axes.axvline(1, color=PRIOR, linewidth=1)
     axes.set(

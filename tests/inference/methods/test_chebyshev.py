@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mixdpo_pyro.inference.choices import read_choices
-from mixdpo_pyro.inference.likelihood.marginal import likelihood
+from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.methods.chebyshev import InterpolatedLikelihood, interpolate
 from mixdpo_pyro.inference.methods.laplace import explore
 from mixdpo_pyro.inference.methods.log_joint import LogJoint
@@ -12,7 +12,7 @@ from mixdpo_pyro.inference.methods.log_joint import LogJoint
 def _both(simulate, family, panels, anchor="prior", cv=0.6):
     """The exact likelihood, its polynomial, and draws from the posterior."""
     margin, annotator, _ = simulate(*((100, 40) if panels else (10_000, 1)), cv, family)
-    exact = likelihood(read_choices(margin, annotator if panels else None), family)
+    exact = build_likelihood(read_choices(margin, annotator if panels else None), family)
     lattice = explore(LogJoint(exact, anchor, 0.1))
     draws = lattice.draw(300, np.random.default_rng(1))
     return exact, interpolate(exact, lattice), {k: torch.from_numpy(v) for k, v in draws.items()}
@@ -59,5 +59,5 @@ def test_fixed_mean_leaves_a_polynomial_in_cv_alone(simulate):
 def test_few_data_are_not_interpolated(simulate):
     """Twenty choices leave cv anywhere up to 3, where no polynomial tried is close enough."""
     margin, annotator, _ = simulate(4, 5, 1.0)
-    exact = likelihood(read_choices(margin, annotator), "lognormal")
+    exact = build_likelihood(read_choices(margin, annotator), "lognormal")
     assert interpolate(exact, explore(LogJoint(exact, "prior", 0.1))) is exact

@@ -9,30 +9,40 @@ from mixdpo_pyro.inference import fit, to_arviz
 def test_nuts_agrees_with_the_exact_posterior_and_says_how_well_it_mixed(simulate):
     margin, annotator, _ = simulate(40, 15, 0.6)
     state = torch.get_rng_state()
-    nuts = fit(margin, annotator, method="nuts", num_samples=400, num_chains=2, num_warmup=150)
-    exact = fit(margin, annotator, num_samples=4_000)
+    nuts = fit(
+        margin,
+        annotator=annotator,
+        method="nuts",
+        num_samples=400,
+        num_chains=2,
+        num_warmup=150,
+        family="gamma",
+    )
+    exact = fit(margin, annotator=annotator, num_samples=4_000, family="gamma")
     for name in ("mean", "cv"):
-        draws, truth = np.log(nuts.posterior[name]), np.log(exact.posterior[name])
-        ess = nuts.attributes[f"ess_{name}"]
-        assert ess > 60 and nuts.attributes[f"r_hat_{name}"] < 1.06
+        draws, truth = np.log(nuts.posterior.draws[name]), np.log(exact.posterior.draws[name])
+        ess = nuts.posterior.diagnostics[f"ess_{name}"]
+        assert ess > 60 and nuts.posterior.diagnostics[f"r_hat_{name}"] < 1.06
         # Four and a half Monte Carlo standard errors: fails once in 1e5.
         assert abs(draws.mean() - truth.mean()) < 4.5 * truth.std() / np.sqrt(ess)
         assert draws.std() == pytest.approx(truth.std(), rel=4.5 / np.sqrt(2 * ess))
-    assert nuts.num_chains == 2
+    assert nuts.posterior.num_chains == 2
     assert to_arviz(nuts).posterior.sizes["chain"] == 2
-    assert nuts.sample_stats["diverging"].shape == (400,)
+    assert nuts.posterior.sample_stats["diverging"].shape == (400,)
     assert torch.equal(torch.get_rng_state(), state)
     assert not pyro.get_param_store()
 
 
 def test_fixed_mean_leaves_one_latent_and_seeds_repeat(simulate):
     margin, annotator, _ = simulate(10, 5, 0.6)
-    options = {"method": "nuts", "mean": "fixed", "num_samples": 20, "num_warmup": 20}
-    first, second = (fit(margin, annotator, num_chains=2, **options) for _ in range(2))
-    np.testing.assert_array_equal(first.posterior["cv"], second.posterior["cv"])
-    np.testing.assert_array_equal(first.posterior["mean"], 0.1)
+    options = {"method": "nuts", "mean_anchor": "fixed", "num_samples": 20, "num_warmup": 20}
+    first, second = (
+        fit(margin, annotator=annotator, num_chains=2, family="gamma", **options) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.posterior.cv, second.posterior.cv)
+    np.testing.assert_array_equal(first.posterior.mean, 0.1)
 
 
 def test_one_chain_is_refused(simulate):
     with pytest.raises(ValueError, match="num_chains >= 2, got 1"):
-        fit(simulate(100, 1, 0.6)[0], method="nuts", num_chains=1)
+        fit(simulate(100, 1, 0.6)[0], method="nuts", num_chains=1, family="gamma")

@@ -22,7 +22,7 @@ def _at_the_truth(model):
 
 
 def _models(family, num_draws):
-    common = {"family": family, "mean": "free", "beta": MEAN}
+    common = {"family": family, "mean_anchor": "free", "beta": MEAN}
     return {
         "marginal": PreferenceModel(**common),
         "draws": PreferenceModel(**common, estimator=Draws(num_draws)),
@@ -64,7 +64,9 @@ def test_importance_bound_reaches_the_quadrature_with_many_draws(simulate, famil
 def test_trained_guide_tightens_the_bound(simulate, bound):
     margin, annotator = _panel(simulate, 50, 10)
     exact = -mixed_logit_log_prob(margin, MEAN, CV, "lognormal", annotator=annotator).mean().item()
-    objective = _at_the_truth(BoundedModel("lognormal", "free", MEAN, bound, num_draws=8))
+    objective = _at_the_truth(
+        BoundedModel("lognormal", mean_anchor="free", beta=MEAN, bound=bound, num_draws=8)
+    )
 
     def gap():
         with torch.no_grad():
@@ -119,7 +121,7 @@ def test_minibatch_bounds_stay_below_the_exact_marginal(simulate, name):
 def test_loss_is_that_of_pyro_for_the_same_draw(simulate, family, anchor, panels):
     margin, annotator = _panel(simulate)
     ids = annotator if panels else None
-    model = PreferenceModel(family, anchor, MEAN)
+    model = PreferenceModel(family, mean_anchor=anchor, beta=MEAN)
     guide = build_strength_guide(model, CV, initial_scale=0.3).double()
     if hasattr(guide, "correlation"):
         torch.nn.init.constant_(guide.correlation, 0.4)
@@ -147,7 +149,7 @@ def test_loss_with_a_global_guide_is_minus_the_elbo_by_quadrature(simulate):
     weights = torch.from_numpy(np.outer(weight, weight)).flatten() / (2 * np.pi)
     log_mean, log_cv = np.log(MEAN) + 0.3 * first, np.log(CV) + 0.3 * second
     mean, cv = log_mean.exp(), log_cv.exp()
-    log_joint = mixed_logit_log_prob(margin, mean[:, None], cv[:, None]).sum(1)
+    log_joint = mixed_logit_log_prob(margin, mean[:, None], cv[:, None], family="gamma").sum(1)
     log_joint += mean_prior(MEAN).log_prob(mean) + log_mean + cv_prior().log_prob(cv) + log_cv
     normal = torch.distributions.Normal(0.0, 1.0)
     log_guide = normal.log_prob(first) + normal.log_prob(second) - 2 * np.log(0.3)
@@ -200,4 +202,4 @@ def test_unusable_bounds_raise(arguments, message):
 @pytest.mark.parametrize("argument", ["initial_cv", "initial_scale"])
 def test_unusable_start_of_the_guide_raises(argument):
     with pytest.raises(ValueError, match=f"{argument} > 0, got 0.0"):
-        build_strength_guide(PreferenceModel(), **{argument: 0.0})
+        build_strength_guide(PreferenceModel(family="gamma"), **{argument: 0.0})

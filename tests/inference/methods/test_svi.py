@@ -32,27 +32,38 @@ def panel(simulate):
 def test_svi_agrees_with_the_exact_posterior(simulate, tmp_path):
     """Means within 0.2 posterior sd and sds within 15% of the exact posterior's."""
     margin, annotator, _ = simulate(40, 20, 0.6)
-    svi, exact = (fit(margin, annotator, method=m, num_samples=4_000) for m in ("svi", "laplace"))
+    svi, exact = (
+        fit(margin, annotator=annotator, method=m, num_samples=4_000, family="gamma")
+        for m in ("svi", "laplace")
+    )
     for name in ("mean", "cv"):
-        approximate, truth = np.log(svi.posterior[name]), np.log(exact.posterior[name])
+        approximate, truth = np.log(svi.posterior.draws[name]), np.log(exact.posterior.draws[name])
         assert abs(approximate.mean() - truth.mean()) < 0.2 * truth.std()
         assert approximate.std() == pytest.approx(truth.std(), rel=0.15)
-    assert svi.attributes["converged"] == 1
-    assert svi.attributes["seed_disagreement_in_sd"] < 0.2
+    assert svi.posterior.diagnostics["converged"] == 1
+    assert svi.posterior.diagnostics["seed_disagreement_in_sd"] < 0.2
     saved = xr.open_datatree(save_arviz(to_arviz(svi), tmp_path / "svi.nc"), engine="h5netcdf")
     with saved:
         trace = saved.attrs["elbo_trace"]
-    assert len(trace) == svi.attributes["num_steps"]
+    assert len(trace) == svi.posterior.diagnostics["num_steps"]
     assert trace[-100:].mean() > trace[:20].mean()
 
 
 @pytest.mark.slow  # its short siblings: the batches below, and their average in test_objectives.py
 def test_minibatches_find_the_posterior_of_all_data(simulate):
     margin, annotator, _ = simulate(60, 20, 0.6)
-    exact = fit(margin, annotator)
-    svi = fit(margin, annotator, method="svi", batch_size=20, num_particles=4, max_steps=700)
+    exact = fit(margin, annotator=annotator, family="gamma")
+    svi = fit(
+        margin,
+        annotator=annotator,
+        method="svi",
+        batch_size=20,
+        num_particles=4,
+        max_steps=700,
+        family="gamma",
+    )
     for name in ("mean", "cv"):
-        approximate, truth = np.log(svi.posterior[name]), np.log(exact.posterior[name])
+        approximate, truth = np.log(svi.posterior.draws[name]), np.log(exact.posterior.draws[name])
         assert abs(approximate.mean() - truth.mean()) < 0.3 * truth.std()
         assert approximate.std() == pytest.approx(truth.std(), rel=0.3)
 
@@ -130,4 +141,4 @@ def test_unusable_batch_size_raises(panel, size):
 
 def test_free_mean_has_no_guide_to_draw_from(simulate):
     with pytest.raises(ValueError, match="its guide is a point"):
-        fit(simulate(100, 1, 0.6)[0], method="svi", mean="free")
+        fit(simulate(100, 1, 0.6)[0], method="svi", mean_anchor="free", family="gamma")

@@ -1,11 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
-from mixdpo_pyro.inference import fit, read_choices
-from mixdpo_pyro.inference.posterior import contraction
+from mixdpo_pyro.inference import Posterior, fit, read_choices
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
@@ -103,7 +104,7 @@ def test_label_noise_is_estimated_and_not_taken_for_heterogeneity():
     rng = np.random.default_rng(0)
     person, x = np.repeat(np.arange(100), 50), rng.normal(0, 4, 5_000)
     margin = oriented(rng, x, 0.1 + 0.8 * expit(x))
-    result = fit(margin, person, beta=1.0)
+    result = fit(margin, annotator=person, beta=1.0, family="gamma")
     noise = profile_label_noise(result)
     assert result.maximum.cv > 0.15  # without label noise people look different
     assert noise.flip_interval[0] < 0.1 < noise.flip_interval[1]
@@ -113,12 +114,12 @@ def test_label_noise_is_estimated_and_not_taken_for_heterogeneity():
 
 def test_label_noise_at_zero_leaves_the_fit_as_it_is(simulate):
     margin, annotator, _ = simulate(100, 40, 0.6)
-    result = fit(margin, annotator, num_samples=4000)
+    result = fit(margin, annotator=annotator, num_samples=4000, family="gamma")
     noise = profile_label_noise(result)
     assert noise.flip_probability < 0.01
     ratio = 2 * (result.maximum.penalised - result.null.penalised)
     assert noise.likelihood_ratio <= ratio + 0.05
-    low, high = np.quantile(result.posterior["cv"], [0.05, 0.95])
+    low, high = np.quantile(result.posterior.cv, [0.05, 0.95])
     assert noise.cv_interval == pytest.approx((low, high), abs=0.06)
 
 
@@ -126,10 +127,10 @@ def test_label_noise_profile_is_the_maximum_over_a_fine_grid():
     rng = np.random.default_rng(1)
     x = rng.normal(0, 3, 1_500)
     margin = oriented(rng, x, 0.08 + 0.84 * expit(x))
-    result = fit(margin, beta=1.0)
+    result = fit(margin, beta=1.0, family="gamma")
     noise = profile_label_noise(result)
     fits = [
-        fit(margin, beta=1.0, flip_probability=f, num_samples=2)
+        fit(margin, beta=1.0, flip_probability=f, num_samples=2, family="gamma")
         for f in np.linspace(0.02, 0.14, 9)
     ]
     best = max(f.maximum.penalised for f in fits) - max(f.null.penalised for f in fits)
@@ -173,9 +174,9 @@ def test_reliability_is_the_share_of_variance_that_two_policies_share():
 
 def test_priors_agree_with_the_fit_and_with_each_other_where_data_are_plenty(simulate):
     margin, annotator, _ = simulate(200, 50, 0.5)
-    result = fit(margin, annotator, num_samples=4000)
+    result = fit(margin, annotator=annotator, num_samples=4000, family="gamma")
     answers = compare_priors(result)
-    interval = tuple(np.quantile(result.posterior["cv"], [0.05, 0.95]))
+    interval = tuple(np.quantile(result.posterior.cv, [0.05, 0.95]))
     for answer in answers:
         assert answer.cv_interval == pytest.approx(interval, abs=0.02)
         assert answer.probability_small < 1e-3
@@ -183,23 +184,24 @@ def test_priors_agree_with_the_fit_and_with_each_other_where_data_are_plenty(sim
 
 def test_priors_disagree_where_data_say_nothing():
     """Ten margins near zero: posterior is prior, whose 95% quantiles are known."""
-    result = fit(1e-3 * np.array([1, 2, 3, 4, 5, -1, -2, -3, -4, -6.0]), beta=0.1)
+    result = fit(1e-3 * np.array([1, 2, 3, 4, 5, -1, -2, -3, -4, -6.0]), beta=0.1, family="gamma")
     upper = {a.name: a.cv_interval[1] for a in compare_priors(result)}
     assert upper["half-normal, scale 1"] == pytest.approx(stats.halfnorm.ppf(0.95), abs=0.03)
     half = stats.halfnorm.ppf(0.95, scale=0.5)
     assert upper["half-normal, scale 0.5"] == pytest.approx(half, abs=0.03)
     assert upper["exponential, mean 0.5"] == pytest.approx(0.5 * np.log(20), abs=0.05)
-    assert contraction(result.posterior, "prior")["cv"] == pytest.approx(0.0, abs=0.1)
+    assert result.posterior.contraction()["cv"] == pytest.approx(0.0, abs=0.1)
 
 
 def test_contraction_of_known_draws():
     """A half-normal of half the prior's scale has a quarter of its variance; so has the mean."""
     grid = (np.arange(20_000) + 0.5) / 20_000
-    draws = {"cv": stats.halfnorm.ppf(grid, scale=0.5), "mean": stats.lognorm.ppf(grid, 0.25)}
-    assert contraction(draws, "prior") == pytest.approx({"cv": 0.75, "log_mean": 0.75}, abs=1e-3)
-    assert list(contraction(draws, "fixed")) == ["cv"]
+    mean, cv = stats.lognorm.ppf(grid, 0.25), stats.halfnorm.ppf(grid, scale=0.5)
+    draws = Posterior(mean, cv, "lognormal")
+    assert draws.contraction() == pytest.approx({"cv": 0.75, "log_mean": 0.75}, abs=1e-3)
+    assert list(replace(draws, mean_anchor="fixed").contraction()) == ["cv"]
 
 
 def test_contraction_is_nearly_whole_where_data_are_plenty(simulate):
     margin, annotator, _ = simulate(200, 50, 0.5)
-    assert contraction(fit(margin, annotator).posterior, "prior")["cv"] > 0.95
+    assert fit(margin, annotator=annotator, family="gamma").posterior.contraction()["cv"] > 0.95
