@@ -9,45 +9,71 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixdpo_pyro.data.loading import load_preferences
     from mixdpo_pyro.data.simulation import simulate_preferences
-    from mixdpo_pyro.errors import MixDPOError
-    from mixdpo_pyro.inference import assess_heterogeneity, fit
-    from mixdpo_pyro.models import PreferenceModel, mixed_logit_log_prob
+    from mixdpo_pyro.errors import (
+        ConfigError,
+        DataError,
+        MixDPOError,
+        NonFiniteLossError,
+        OutputError,
+    )
+    from mixdpo_pyro.inference import (
+        Posterior,
+        assess_heterogeneity,
+        diagnose_choices,
+        fit,
+        fit_joint,
+        save_arviz,
+        to_arviz,
+    )
+    from mixdpo_pyro.models import (
+        GammaLogit,
+        LatentStrengthModel,
+        LogNormalLogit,
+        MixedLogit,
+        NormalLogit,
+        PreferenceModel,
+        mixed_logit_log_prob,
+    )
     from mixdpo_pyro.training.config import MixDPOConfig
     from mixdpo_pyro.training.learned_strength import Strength
     from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 __all__ = [
-    "MixDPOConfig",
-    "MixDPOError",
-    "MixDPOTrainer",
-    "PreferenceModel",
-    "Strength",
-    "assess_heterogeneity",
-    "fit",
-    "load_preferences",
-    "mixed_logit_log_prob",
-    "simulate_preferences",
-]
+    "ConfigError", "DataError", "GammaLogit", "LatentStrengthModel", "LogNormalLogit",
+    "MixDPOConfig", "MixDPOError", "MixDPOTrainer", "MixedLogit", "NonFiniteLossError",
+    "NormalLogit", "OutputError", "Posterior", "PreferenceModel", "Strength",
+    "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint", "load_preferences",
+    "mixed_logit_log_prob", "save_arviz", "simulate_preferences", "to_arviz",
+]  # fmt: skip
 
-_MODULES = {
-    "MixDPOConfig": "training.trainer",
-    "MixDPOError": "errors",
-    "MixDPOTrainer": "training.trainer",
-    "PreferenceModel": "models",
-    "Strength": "training.learned_strength",
-    "assess_heterogeneity": "inference",
-    "fit": "inference",
-    "load_preferences": "data.loading",
-    "mixed_logit_log_prob": "models",
-    "simulate_preferences": "data.simulation",
-}
+_HOMES = {
+    "data.loading": ("load_preferences",),
+    "data.simulation": ("simulate_preferences",),
+    "errors": ("ConfigError", "DataError", "MixDPOError", "NonFiniteLossError", "OutputError"),
+    "inference": (
+        "Posterior", "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint", "save_arviz",
+        "to_arviz",
+    ),
+    "models": (
+        "GammaLogit", "LatentStrengthModel", "LogNormalLogit", "MixedLogit", "NormalLogit",
+        "PreferenceModel", "mixed_logit_log_prob",
+    ),
+    "training.config": ("MixDPOConfig",),
+    "training.learned_strength": ("Strength",),
+    "training.trainer": ("MixDPOTrainer",),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mixdpo-pyro")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

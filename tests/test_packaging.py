@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -158,4 +159,6 @@ def test_lazy_names_resolve_and_unknown_ones_raise():
         assert getattr(mixdpo_pyro, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = mixdpo_pyro.no_such_name
-    assert set(mixdpo_pyro._MODULES) == set(mixdpo_pyro.__all__)
+    homes = mixdpo_pyro._HOMES.values()
+    assert sorted(name for names in homes for name in names) == sorted(mixdpo_pyro.__all__)
+    assert mixdpo_pyro.__version__ == version("mixdpo-pyro")

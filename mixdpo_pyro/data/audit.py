@@ -27,19 +27,10 @@ from mixdpo_pyro.data.validation import (
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
-    "DEFAULT_ANNOTATOR_COLUMN",
-    "AnnotatorCounts",
-    "BadValues",
-    "DoctorConfig",
-    "Examination",
-    "Example",
-    "LengthBalance",
-    "Repeats",
-    "Truncation",
-    "count_noun",
-    "examine",
+    "DEFAULT_ANNOTATOR_COLUMN", "AnnotatorCounts", "BadValues", "DoctorConfig", "Examination",
+    "Example", "LengthBalance", "Repeats", "Truncation", "count_noun", "examine",
     "measure_lengths",
-]
+]  # fmt: skip
 
 _SHOWN_PROBLEMS = 5
 

@@ -13,13 +13,9 @@ from trl import DPOTrainer
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
-    "count_merged_prompts",
-    "find_policy",
-    "first_line",
-    "is_adapter",
-    "load_tokenizer",
+    "count_merged_prompts", "find_policy", "first_line", "is_adapter", "load_tokenizer",
     "tokenize_pairs",
-]
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -10,19 +10,9 @@ from datasets import Dataset
 from mixdpo_pyro.errors import DataError
 
 __all__ = [
-    "ANNOTATOR_RULE",
-    "ROW_COLUMN",
-    "TEXT_COLUMNS",
-    "TEXT_RULE",
-    "PreferenceData",
-    "Problem",
-    "Rule",
-    "check_preferences",
-    "drop_useless",
-    "find_problems",
-    "shorten",
-    "text_of",
-]
+    "ANNOTATOR_RULE", "ROW_COLUMN", "TEXT_COLUMNS", "TEXT_RULE", "PreferenceData", "Problem",
+    "Rule", "check_preferences", "drop_useless", "find_problems", "shorten", "text_of",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

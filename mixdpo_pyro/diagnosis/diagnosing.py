@@ -25,14 +25,9 @@ from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
-    "DIAGNOSIS_FILE",
-    "DiagnoseConfig",
-    "data_notes",
-    "diagnose",
-    "make_record",
-    "summary_lines",
-    "write_diagnosis",
-]
+    "DIAGNOSIS_FILE", "DiagnoseConfig", "data_notes", "diagnose", "make_record",
+    "summary_lines", "write_diagnosis",
+]  # fmt: skip
 
 DIAGNOSIS_FILE = "diagnosis.json"
 """The file that makes a folder a diagnosis folder."""

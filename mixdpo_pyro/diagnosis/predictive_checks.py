@@ -34,19 +34,10 @@ from mixdpo_pyro.reporting.html import encode_png, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
-    "CHECK_FILE",
-    "SPREAD",
-    "CalibrationCurve",
-    "CheckConfig",
-    "CheckRecord",
-    "PredictiveCheck",
-    "Statistic",
-    "calibrate_predictions",
-    "check",
-    "read_posterior",
-    "summary_lines",
-    "write_check",
-]
+    "CHECK_FILE", "SPREAD", "CalibrationCurve", "CheckConfig", "CheckRecord",
+    "PredictiveCheck", "Statistic", "calibrate_predictions", "check", "read_posterior",
+    "summary_lines", "write_check",
+]  # fmt: skip
 
 CHECK_FILE = "check.json"
 """The file that makes a folder a check folder."""

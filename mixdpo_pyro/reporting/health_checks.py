@@ -21,28 +21,12 @@ from mixdpo_pyro.reporting.training_tail import MIN_POINTS, TrainingTail
 from mixdpo_pyro.training.mean_drift import MEAN_DRIFT, why_mean_drifts
 
 __all__ = [
-    "CALIBRATION",
-    "CALIBRATION_FAIL",
-    "CALIBRATION_LEVEL",
-    "DRIFT_FAIL",
-    "DRIFT_REVIEW",
-    "DROPPED_FAIL",
-    "DROPPED_REVIEW",
-    "MATERIAL_LOSS",
-    "MAX_EDGE",
-    "MAX_R_HAT",
-    "MAX_SEED_DISAGREEMENT",
-    "MIN_ANNOTATORS",
-    "MIN_CALIBRATION_PAIRS",
-    "MIN_CONTRACTION",
-    "MIN_ESS",
-    "MIN_STEPS",
-    "SLOPE_LEVEL",
-    "HealthCheck",
-    "HealthReport",
-    "Status",
+    "CALIBRATION", "CALIBRATION_FAIL", "CALIBRATION_LEVEL", "DRIFT_FAIL", "DRIFT_REVIEW",
+    "DROPPED_FAIL", "DROPPED_REVIEW", "MATERIAL_LOSS", "MAX_EDGE", "MAX_R_HAT",
+    "MAX_SEED_DISAGREEMENT", "MIN_ANNOTATORS", "MIN_CALIBRATION_PAIRS", "MIN_CONTRACTION",
+    "MIN_ESS", "MIN_STEPS", "SLOPE_LEVEL", "HealthCheck", "HealthReport", "Status",
     "check_run",
-]
+]  # fmt: skip
 
 CALIBRATION = "predicted probabilities"
 """Name of the check of reliability."""

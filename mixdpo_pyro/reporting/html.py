@@ -12,13 +12,8 @@ from matplotlib.figure import Figure
 from mixdpo_pyro.io import written_whole
 
 __all__ = [
-    "PageFigure",
-    "embed_figures",
-    "encode_png",
-    "render_page",
-    "write_images",
-    "write_page",
-]
+    "PageFigure", "embed_figures", "encode_png", "render_page", "write_images", "write_page",
+]  # fmt: skip
 
 PageFigure = tuple[str, str, Figure]
 """Title, alternative text and figure."""

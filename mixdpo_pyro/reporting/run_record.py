@@ -21,16 +21,9 @@ from mixdpo_pyro.reporting.records import read_json, read_record
 from mixdpo_pyro.reporting.training_tail import TrainingTail
 
 __all__ = [
-    "HISTORY_FILE",
-    "MARGINS_FILE",
-    "POSTERIOR_FILE",
-    "TRAINING_POSTERIOR_FILE",
-    "FinishedRun",
-    "LearnedStrength",
-    "RunData",
-    "RunRecord",
-    "finite_values",
-]
+    "HISTORY_FILE", "MARGINS_FILE", "POSTERIOR_FILE", "TRAINING_POSTERIOR_FILE", "FinishedRun",
+    "LearnedStrength", "RunData", "RunRecord", "finite_values",
+]  # fmt: skip
 
 POSTERIOR_FILE = "posterior.nc"
 

@@ -21,14 +21,9 @@ from mixdpo_pyro.models.pyro_models import MeanAnchor
 from mixdpo_pyro.training.baselines import BaselineName, build_baseline
 
 __all__ = [
-    "STRENGTH_FILE",
-    "TENSORS_FILE",
-    "EstimatorName",
-    "Family",
-    "Strength",
-    "StrengthConfig",
+    "STRENGTH_FILE", "TENSORS_FILE", "EstimatorName", "Family", "Strength", "StrengthConfig",
     "law_quantile",
-]
+]  # fmt: skip
 
 Family = Literal["lognormal", "gamma", "fixed"]
 

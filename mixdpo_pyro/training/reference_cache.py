@@ -17,12 +17,8 @@ from safetensors.numpy import save_file
 from mixdpo_pyro.io import written_whole
 
 __all__ = [
-    "Fingerprint",
-    "ReferenceCache",
-    "default_cache_folder",
-    "hash_parameters",
-    "hash_tokens",
-]
+    "Fingerprint", "ReferenceCache", "default_cache_folder", "hash_parameters", "hash_tokens",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,9 @@ from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.training.progress import train_with_progress
 
 __all__ = [
-    "ReferenceConfig",
-    "build_llama",
-    "build_reference",
-    "supervised_fine_tune",
+    "ReferenceConfig", "build_llama", "build_reference", "supervised_fine_tune",
     "train_tokenizer",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

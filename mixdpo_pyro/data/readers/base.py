@@ -18,17 +18,9 @@ from mixdpo_pyro.data.validation import Problem, shorten
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
-    "FILE_ROW",
-    "FORM_OPTIONS",
-    "PAIRING_OPTIONS",
-    "Message",
-    "ReadPairs",
-    "Reader",
-    "Response",
-    "make_pair",
-    "pair_responses",
-    "read_number",
-]
+    "FILE_ROW", "FORM_OPTIONS", "PAIRING_OPTIONS", "Message", "ReadPairs", "Reader",
+    "Response", "make_pair", "pair_responses", "read_number",
+]  # fmt: skip
 
 FILE_ROW = "file_row"
 """Column that carries the row of the source that a pair comes from, counted from 0."""
