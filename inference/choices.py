@@ -11,9 +11,9 @@ __all__ = [
     "Choices",
     "agreement",
     "orient_at_random",
-    "people_of",
     "random_subset",
     "read_choices",
+    "select_annotators",
 ]
 
 
@@ -156,7 +156,7 @@ def _check_margin(margin: np.ndarray) -> None:
         )
 
 
-def people_of(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
+def select_annotators(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
     """The choices of some people only, numbered anew."""
     assert choices.annotator is not None
     new_index = np.full(choices.num_annotators, -1)

@@ -1,7 +1,8 @@
 """Is this preference data heterogeneous, for whom, and how sure are we?
 
 Everything that a verdict rests on: the fits of all families, their predictions of what was left
-out, and each explanation other than differences between people, with what it does to the evidence.
+out, and each explanation other than differences between annotators, with what it does to the
+evidence.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from mixdpo_pyro.inference.robustness.checks import (
     check_who_chose,
 )
 from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evidence
-from mixdpo_pyro.inference.verdict import HOMOGENEOUS_BELOW, Verdict, assess_heterogeneity
+from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
 from mixdpo_pyro.models import Family
 
 __all__ = ["Diagnosis", "diagnose_choices"]
@@ -53,7 +54,7 @@ class Diagnosis:
         fits: All fits by family, the main one included; `"fixed"` has one strength for all.
         loo: Leave-one-out predictions by family.
         differences: Family -> how much better it predicts than one strength for all.
-        checks: Explanations other than differences between people.
+        checks: Explanations other than differences between annotators.
         contraction: How much the data narrowed the priors, see `contraction`.
         margin_p_value: P-value of "the margins say nothing about the choices".
         share_not_positive: Probability of a strength at or below zero under the normal family,
@@ -101,23 +102,23 @@ def diagnose_choices(
     The prior of the mean stands around the strength that fits everybody best, since margins of
     another model have another scale; the answer is about cv.
 
-    Heterogeneous needs repeated choices of people, equal strengths rejected at 5% by the
+    Heterogeneous needs repeated choices of annotators, equal strengths rejected at 5% by the
     likelihood ratio, by the permutation test of who chose (at 2%), and with every other
-    explanation allowed for, and better predictions of people left out. Homogeneous needs a 95%
+    explanation allowed for, and better predictions of annotators left out. Homogeneous needs a 95%
     upper bound of cv below 0.25 in every fit. Anything else is inconclusive.
 
     Args:
         margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids, one per margin, or None.
-        family: The law that the verdict rests on.
-        families: Laws that are fitted and compared.
+        family: Family that the verdict rests on.
+        families: Families that are fitted and compared.
         length: Difference in length, chosen minus rejected, in any unit.
         normalised: Margins of length-normalised log-ratios.
         second: Margins of another policy for the same pairs, for the errors of the first.
         stratum: Strata, such as topics, in which who chose is permuted.
         beta: Median of the mean's prior; default, the one strength that fits best.
         num_samples: Posterior draws.
-        max_units: Pairs, or people, left out one by one; of more, a random subset.
+        max_units: Pairs, or annotators, left out one by one; of more, a random subset.
         num_permutations: Permutations of who chose.
         seed: Seed of everything that is drawn.
         thorough: Compare all families, draw annotators' strengths, and look at other explanations
@@ -129,8 +130,8 @@ def diagnose_choices(
     Example:
         >>> from mixdpo_pyro.inference import Design, simulate_choices
         >>> rng = np.random.default_rng(0)
-        >>> margin, person, _ = simulate_choices(0.1, 0.8, "gamma", Design(60, 20), rng)
-        >>> diagnose_choices(margin, person, families=("lognormal",)).verdict.value
+        >>> margin, annotator, _ = simulate_choices(0.1, 0.8, "gamma", Design(60, 20), rng)
+        >>> diagnose_choices(margin, annotator, families=("lognormal",)).verdict.value
         'heterogeneous'
     """
     choices = read_choices(margin, annotator)
@@ -190,7 +191,7 @@ class _Answer:
     @classmethod
     def of(cls, result: Fit, verdict: Verdict) -> "_Answer":
         cv = result.posterior.cv
-        return cls(verdict.p_value, *verdict.cv_interval, float((cv >= HOMOGENEOUS_BELOW).mean()))
+        return cls(verdict.p_value, *verdict.cv_interval, float((cv >= ROPE).mean()))
 
     def including(self, checks: Sequence[RobustnessCheck]) -> "_Answer":
         p_values = [c.p_value for c in checks if c.p_value is not None]
@@ -221,7 +222,7 @@ def _judge(
             f"The margins do not predict the choices (p = {margin_p_value:.2g}), and a strength "
             "is relative to margins that do."
         )
-    elif main.value == "homogeneous" and answer.upper < HOMOGENEOUS_BELOW:
+    elif main.value == "homogeneous" and answer.upper < ROPE:
         value = "homogeneous"
         reason = (
             f"Strengths differ little, if at all: {interval}, and below {answer.upper:.2f} with "
@@ -230,7 +231,7 @@ def _judge(
     elif main.value == "heterogeneous" and not against:
         value = "heterogeneous"
         reason = (
-            f"People differ in strength: {interval}, or between {answer.lower:.2f} and "
+            f"Annotators differ in strength: {interval}, or between {answer.lower:.2f} and "
             f"{answer.upper:.2f} with other explanations allowed for, p <= {answer.p_value:.2g} "
             "against equal strengths; no explanation that was checked removes this."
         )
@@ -245,20 +246,20 @@ def _judge(
 def _error_rate(value: str, answer: _Answer) -> str:
     if value == "heterogeneous":
         return (
-            "Data of people who are alike are called heterogeneous at most 5 times in 100: each "
-            "of several tests has to reject at 5%, that of who chose at 2%; here the largest p is "
-            f"{answer.p_value:.2g}."
+            "Annotators who are alike are called heterogeneous at most 5 times in 100: each "
+            "of several tests has to reject at 5%, the permutation test at 2%; here the largest p "
+            f"is {answer.p_value:.2g}."
         )
     if value == "homogeneous":
         return (
-            f"The probability that cv is {HOMOGENEOUS_BELOW} or more, given these data, is "
+            f"The probability that cv is {ROPE} or more, given these data, is "
             f"{answer.probability_not_small:.2g} at most, over all fits; below 0.05 is required."
         )
     reached = answer.p_value < LEVEL or answer.probability_not_small < LEVEL
     lead = "No answer is given" if reached else "Neither answer reaches its bound"
     return (
         f"{lead}: the largest p against equal strengths is {answer.p_value:.2g} and the "
-        f"probability that cv is {HOMOGENEOUS_BELOW} or more is "
+        f"probability that cv is {ROPE} or more is "
         f"{answer.probability_not_small:.2g}; an answer needs one of them below 0.05."
     )
 

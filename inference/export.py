@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mixdpo_pyro.inference.choices import orient_at_random, people_of, random_subset
+from mixdpo_pyro.inference.choices import orient_at_random, random_subset, select_annotators
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
@@ -29,16 +29,16 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
 
     - `posterior`: `mean`, `cv`, and `strength` (dim `annotator`) for panels;
     - `prior` and `prior_predictive`, absent under `mean_anchor="free"`, which has no prior;
-    - `posterior_predictive`: `choice`, replicated for the same people;
+    - `posterior_predictive`: `choice`, replicated for the same annotators;
     - `observed_data`: `choice`; `constant_data`: `margin`, and `annotator_id` with ids;
     - `log_likelihood`: pointwise with the strength marginalised: `choice` (dim `pair`), or
-      `choices` (dim `annotator`) for panels, whose unit is the person;
+      `choices` (dim `annotator`) for panels, whose unit is the annotator;
     - `sample_stats`: those of the fit.
 
     Args:
         result: A fit.
-        max_pairs: Pairs (and people, in the log-likelihood of panels) that are kept; of more, a
-            random subset is, and the attributes of the root say so.
+        max_pairs: Pairs (and annotators, in the log-likelihood of panels) that are kept; of more,
+            a random subset is, and the attributes of the root say so.
         seed: Seed of orientation, subset and replications.
 
     Raises:
@@ -51,12 +51,12 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     rng = np.random.default_rng(seed)
     choices, posterior = result.choices, result.posterior
     pair = random_subset(choices.num_pairs, max_pairs, rng)
-    person = random_subset(choices.num_annotators, max_pairs, rng)
+    annotator = random_subset(choices.num_annotators, max_pairs, rng)
     margin, is_first = orient_at_random(choices.margin[pair], rng)
     ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator[pair]]
     variables: dict[str, dict[str, np.ndarray]] = {
         "posterior_predictive": _replicated(posterior, margin, ids, seed),
-        "log_likelihood": _log_likelihood(result, pair, person),
+        "log_likelihood": _log_likelihood(result, pair, annotator),
     }
     if posterior.mean_anchor != "free":
         prior = _prior(posterior, rng)
@@ -65,7 +65,7 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
             "prior_predictive": _replicated(prior, margin, ids, seed + 1),
         }
     coords = {"pair": pair, "annotator": np.array(choices.labels)}
-    subset = coords | {"annotator": coords["annotator"][person]}
+    subset = coords | {"annotator": coords["annotator"][annotator]}
     datasets = posterior.to_datasets() | {
         name: make_dataset(
             values, subset if name == "log_likelihood" else coords, posterior.num_chains
@@ -80,7 +80,7 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     tree = xr.DataTree.from_dict(datasets)
     tree.attrs = posterior.attributes() | {
         "num_pairs_shown": len(pair),
-        "num_annotators_in_log_likelihood": len(person) if choices.has_panels else 0,
+        "num_annotators_in_log_likelihood": len(annotator) if choices.has_panels else 0,
     }
     return tree
 
@@ -112,12 +112,12 @@ def _prior(posterior: Posterior, rng: np.random.Generator) -> Posterior:
     return replace(posterior, mean=mean, cv=cv, strength=None, annotators=())
 
 
-def _log_likelihood(result: Fit, pair: np.ndarray, person: np.ndarray) -> dict[str, np.ndarray]:
+def _log_likelihood(result: Fit, pair: np.ndarray, annotator: np.ndarray) -> dict[str, np.ndarray]:
     posterior, choices = result.posterior, result.choices
     mean, cv = posterior.mean, posterior.cv
     family, flip = posterior.family, posterior.flip_probability
     if not choices.has_panels:
         return {"choice": pair_log_prob(choices.margin[pair], mean, cv, family, flip)}
-    table = tabulate(people_of(choices, person), family, flip)
+    table = tabulate(select_annotators(choices, annotator), family, flip)
     per_person = table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv))
     return {"choices": per_person.T.numpy()}

@@ -135,8 +135,8 @@ def fit(
     choices = read_choices(margin, annotator)
     _check_identified(choices, mean_anchor)
     _check_method(method, family, mean_anchor)
-    law = build_likelihood(choices, family, flip_probability)
-    log_joint = LogJoint(law, mean_anchor, beta)
+    likelihood = build_likelihood(choices, family, flip_probability)
+    log_joint = LogJoint(likelihood, mean_anchor, beta)
     task = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
     if family == "fixed":
         maximum = null = maximum_at(log_joint, 0.0, np.log(beta))
@@ -296,11 +296,13 @@ def _nuts(task: _FitTask, **options: Any) -> _Draws:
 
 
 def _draw_strengths(task: _FitTask, mean: np.ndarray, cv: np.ndarray) -> np.ndarray | None:
-    law = task.log_joint.likelihood
-    if not isinstance(law, PanelTable) or len(cv) * len(law.log_likelihood) > _MAX_STRENGTH_CELLS:
+    table = task.log_joint.likelihood
+    if not isinstance(table, PanelTable):
+        return None
+    if len(cv) * len(table.log_likelihood) > _MAX_STRENGTH_CELLS:
         return None
     point = torch.from_numpy(mean), torch.from_numpy(cv)
-    return law.draw_strengths(*point, np.random.default_rng((task.seed, 1))).numpy()
+    return table.draw_strengths(*point, np.random.default_rng((task.seed, 1))).numpy()
 
 
 def _check_arguments(

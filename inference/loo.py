@@ -1,9 +1,9 @@
 """Leave-one-out comparison of the families, the strengths integrated out.
 
-The unit that is left out is a pair, or a person where people chose repeatedly: what is predicted
-is then a new person. The posterior without a unit is reached from the full one by Pareto-smoothed
-importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017); many units are
-subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
+The unit that is left out is a pair, or an annotator where annotators chose repeatedly: what is
+predicted is then a new annotator. The posterior without a unit is reached from the full one by
+Pareto-smoothed importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017);
+many units are subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mixdpo_pyro.inference.choices import Choices, people_of, random_subset
+from mixdpo_pyro.inference.choices import Choices, random_subset, select_annotators
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
@@ -42,7 +42,7 @@ class LeaveOneOut:
         se: Standard error: sampling of the units, and of the subsample where there is one.
         effective_parameters: Log-likelihood at the posterior minus `elpd`.
         worst_k: Largest Pareto shape of the importance ratios; above 0.7 `elpd` is unreliable.
-        num_units: Pairs, or people where they repeat.
+        num_units: Pairs, or annotators where they repeat.
         unit: Indices of the units that were evaluated.
         pointwise: Log predictive density of each of them.
         surrogate: Log-likelihood of each of them at the posterior mean.
@@ -79,7 +79,7 @@ class LooDifference:
 
 
 def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOneOut:
-    r"""Leave out each pair, or each person, and predict it.
+    r"""Leave out each pair, or each annotator, and predict it.
 
     .. math:: \widehat{\text{elpd}} = \sum_i s_i + \frac{n}{|S|} \sum_{i \in S}
               (\log p(y_i \mid y_{-i}) - s_i)
@@ -173,9 +173,9 @@ def _estimate(
 
 def _total(centre: Posterior, choices: Choices) -> float:
     """Log-likelihood of all units."""
-    law = build_likelihood(choices, centre.family, centre.flip_probability)
+    likelihood = build_likelihood(choices, centre.family, centre.flip_probability)
     with torch.no_grad():
-        return float(law(torch.from_numpy(centre.mean), torch.from_numpy(centre.cv)))
+        return float(likelihood(torch.from_numpy(centre.mean), torch.from_numpy(centre.cv)))
 
 
 def _pointwise(
@@ -184,23 +184,23 @@ def _pointwise(
     mean, cv, flip = posterior.mean, posterior.cv, posterior.flip_probability
     if not choices.has_panels:
         return pair_log_prob(choices.margin[unit], mean, cv, posterior.family, flip)
-    people = people_of(choices, unit)
+    annotators = select_annotators(choices, unit)
     if posterior.family == "fixed":
-        return _equal_people(people, mean, flip)
-    table = tabulate(people, posterior.family, flip)
+        return _equal_annotators(annotators, mean, flip)
+    table = tabulate(annotators, posterior.family, flip)
     with torch.no_grad():
         return table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv)).T.numpy()
 
 
-def _equal_people(
-    people: Choices, mean: np.ndarray, flip_probability: float
-) -> Float[np.ndarray, "samples people"]:
-    margin, annotator = (torch.from_numpy(x) for x in (people.margin, people.annotator))
+def _equal_annotators(
+    annotators: Choices, mean: np.ndarray, flip_probability: float
+) -> Float[np.ndarray, "samples annotators"]:
+    margin, annotator = (torch.from_numpy(x) for x in (annotators.margin, annotators.annotator))
     parts = [
         mixed_logit_log_prob(
             margin, part[:, None], 0.0, "fixed", annotator=annotator,
             flip_probability=flip_probability,
         )
-        for part in torch.from_numpy(mean).split(max(1, 1_000_000 // people.num_pairs))
+        for part in torch.from_numpy(mean).split(max(1, 1_000_000 // annotators.num_pairs))
     ]  # fmt: skip
     return torch.cat(parts).numpy()

@@ -118,7 +118,7 @@ def fit_joint(
     seed: int = 0,
     **options: Any,
 ) -> JointFit:
-    r"""Maximise the likelihood over a module's parameters and the law of the strength.
+    r"""Maximise the likelihood over a module's parameters and the family of the strength.
 
     .. math:: \sum_g \log \mathbb{E}_{\beta \mid m, cv} \prod_t \sigma(\beta\, f_\theta(x_{gt}))
               \;\big[ + \log p(m) \big]
@@ -134,7 +134,7 @@ def fit_joint(
         inputs: First argument of the module, for instance differences of attributes; its rows are
             the choices.
         annotator: Ids of the respondents, one per choice.
-        family: Law of the strength, `"gamma"` or `"lognormal"`.
+        family: Family of the strength, `"gamma"` or `"lognormal"`.
         mean_anchor: `"fixed"` at beta, or estimated: `"prior"`, with log mean ~ Normal(log beta,
             0.5), or `"free"`. A module that may rescale its margins leaves the mean without
             information: under `"free"` its standard error is then enormous or NaN.
@@ -328,9 +328,9 @@ class _JointLikelihood:
 
     def _split(self, estimates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Parameters of the module, mean and cv, from estimates in their natural units."""
-        theta, law = estimates[: self._num_theta], estimates[self._num_theta :]
-        mean = torch.tensor(self.beta, dtype=torch.float64) if len(law) == 1 else law[0]
-        return theta, mean, law[-1]
+        theta, rest = estimates[: self._num_theta], estimates[self._num_theta :]
+        mean = torch.tensor(self.beta, dtype=torch.float64) if len(rest) == 1 else rest[0]
+        return theta, mean, rest[-1]
 
     def _covariance(self, estimates: np.ndarray) -> np.ndarray:
         """Inverse Hessian of minus the log joint at the estimates."""

@@ -75,7 +75,7 @@ def calibrate(
     """Rank the truth in posteriors of simulated datasets, under the default priors.
 
     Args:
-        family: Law of the strength.
+        family: Family of the strength.
         method: Method of :func:`fit`.
         num_datasets: Number of simulated datasets.
         num_draws: Posterior draws per dataset that the truth is ranked among.

@@ -39,8 +39,8 @@ def simulate_choices(
     Float[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Float[np.ndarray, " annotators"]
 ]:
     """Margins of the chosen over the rejected response, annotators, and their true strengths."""
-    people = np.full(design.num_annotators, 1.0)
-    strength = sample_strengths(family, mean * people, max(cv, 1e-6) * people, rng)
+    annotators = np.full(design.num_annotators, 1.0)
+    strength = sample_strengths(family, mean * annotators, max(cv, 1e-6) * annotators, rng)
     annotator = np.repeat(np.arange(design.num_annotators), design.choices_each)
     difference = rng.normal(0, design.spread / design.beta, len(annotator))
     prefers_first = rng.random(len(annotator)) < expit(strength[annotator] * difference)

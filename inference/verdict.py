@@ -8,10 +8,10 @@ from scipy.special import erfc
 
 from mixdpo_pyro.inference.fitting import Fit
 
-__all__ = ["HOMOGENEOUS_BELOW", "Verdict", "assess_heterogeneity", "boundary_p_value"]
+__all__ = ["ROPE", "Verdict", "assess_heterogeneity", "boundary_p_value"]
 
-HOMOGENEOUS_BELOW = 0.25
-"""A cv that is this small with 95% probability counts as homogeneous."""
+ROPE = 0.25
+"""Upper end of the region of practical equivalence of cv: below it strengths count as equal."""
 
 _LEVEL = 0.05
 
@@ -41,14 +41,14 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
     .. math:: p = \tfrac12 \Pr(\chi^2_0 \ge LR) + \tfrac12 \Pr(\chi^2_1 \ge LR)
 
     since cv = 0 lies on the boundary (Self and Liang, JASA 82, 1987). Homogeneous needs a 95%
-    upper bound of cv below 0.25. Heterogeneous needs p below 5% and people who chose repeatedly:
-    without them the curvature of the link, noise in the margins and differences between people
-    cannot be told apart.
+    upper bound of cv below 0.25. Heterogeneous needs p below 5% and annotators who chose
+    repeatedly: without them the curvature of the link, noise in the margins and differences
+    between annotators cannot be told apart.
 
     Args:
         result: A fit.
         margins_are_exact: The margins carry no error and the link is the logistic one, as in a
-            simulation; then people who chose once suffice.
+            simulation; then annotators who chose once suffice.
     """
     low, high = result.posterior.interval("cv")
     ratio = max(0.0, 2 * (result.maximum.penalised - result.null.penalised))
@@ -56,7 +56,7 @@ def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdic
     is_rejected = p_value < _LEVEL
     evidence = f"cv is between {low:.2f} and {high:.2f} (90%), p = {p_value:.2g} against cv = 0"
     value: Literal["heterogeneous", "homogeneous", "inconclusive"] = "inconclusive"
-    if high < HOMOGENEOUS_BELOW:
+    if high < ROPE:
         value = "homogeneous"
         reason = f"Strengths differ little, if at all: {evidence}."
     elif not is_rejected:

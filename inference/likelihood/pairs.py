@@ -3,7 +3,7 @@ r"""The log-likelihood of (mean, cv) made cheap: data compressed once, evaluated
 Pairs: :math:`\log P(\Delta; m, cv)` is a smooth function of one margin, so the sum over pairs is a
 weighted sum over a few hundred nodes (the transpose of local polynomial interpolation).
 Panels: an annotator's likelihood is a smooth function of one strength, so it is tabulated over the
-strength once, and its expectation under any law is a matrix product.
+strength once, and its expectation under any distribution is a matrix product.
 Both are differentiable in mean and cv, and none of their costs grows with the number of pairs.
 """
 
@@ -45,7 +45,7 @@ class CompressedMargins:
     of Lagrange interpolation of degree 7 through the eight nodes around each margin.
 
     Attributes:
-        family: Law of the strength.
+        family: Family of the strength.
         flip_probability: Probability that a label was flipped.
         scale: The scale :math:`s`, in nats.
         low: Smallest margin in units of t, where the first cell begins.
@@ -104,7 +104,7 @@ def compress(
 
     Args:
         margin: Finite margins that are not all zero.
-        family: Law of the strength.
+        family: Family of the strength.
         flip_probability: Probability that a label was flipped.
     """
     # One thirtieth of the median resolves margins that are small beside the typical one.

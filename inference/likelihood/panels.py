@@ -25,17 +25,18 @@ from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distributi
 __all__ = ["PanelTable", "tabulate"]
 
 _NARROW = torch.linspace(-16, 16, 65, dtype=torch.float64)
-"""Nodes of a law that is narrow beside the grid of a panel table, in its standard deviations.
+"""Nodes of a distribution that is narrow beside the grid, in its standard deviations.
 
-The law times a likelihood has at least 0.8 of the law's standard deviation, since the grid
-resolves the likelihood; a trapezoid rule with half a deviation between nodes is then off by
-exp(-50). Its centre lies off the law's by the likelihood's slope over the log strength times the
-law's deviation: 7 deviations for 740 choices under a mean of five times theirs, 400 nats below
-the maximum. Farther out mass is lost, which makes an impossible parameter look less likely still.
+The distribution times a likelihood has at least 0.8 of the distribution's standard deviation,
+since the grid resolves the likelihood; a trapezoid rule with half a deviation between nodes is
+then off by exp(-50). Its centre lies off the distribution's by the likelihood's slope over the log
+strength times the distribution's deviation: 7 deviations for 740 choices under a mean of five
+times theirs, 400 nats below the maximum. Farther out mass is lost, which makes an impossible
+parameter look less likely still.
 """
 
-_LAW_NATS = 60.0
-"""Strengths whose law lies further below its top are left out where draws allow it."""
+_MASS_NATS = 60.0
+"""Strengths whose distribution lies further below its top are left out where draws allow it."""
 
 _OUTLYING = 1e-12
 """Share of the largest possible weight below which draws look at every strength after all."""
@@ -54,7 +55,7 @@ class PanelTable:
     then gives every annotator's marginal likelihood under any (mean, cv).
 
     Attributes:
-        family: Law of the strength.
+        family: Family of the strength.
         z: Grid, equally spaced.
         origin: Constant c (positive families) or log b (normal).
         log_likelihood: Shape `(annotators, grid)`, in nats.
@@ -105,24 +106,24 @@ class PanelTable:
             point = mean[k : k + 1], cv[k : k + 1]
             uniform = torch.from_numpy(1 - rng.random((len(self.log_likelihood), 1)))
             if wide[k]:
-                value[k] = self._draw_from_grid(self._log_law(*point)[:, 0], uniform)
+                value[k] = self._draw_from_grid(self._log_mass(*point)[:, 0], uniform)
             else:
                 beta, log_mass = (x[0] for x in self._narrow_rule(*point))
                 value[k] = _draw_rows(beta, _density(self._at(beta) + log_mass), uniform)
         return value
 
     def _draw_from_grid(
-        self, log_law: Float[Tensor, " grid"], uniform: Float[Tensor, "annotators 1"]
+        self, log_mass: Float[Tensor, " grid"], uniform: Float[Tensor, "annotators 1"]
     ) -> Float[Tensor, " annotators"]:
-        """One strength per annotator under a law that is wide beside the grid."""
-        log_law = log_law - log_law.max()
-        kept = (log_law > -_LAW_NATS).nonzero()[:, 0]
+        """One strength per annotator under a distribution that is wide beside the grid."""
+        log_mass = log_mass - log_mass.max()
+        kept = (log_mass > -_MASS_NATS).nonzero()[:, 0]
         near = slice(int(kept[0]), int(kept[-1]) + 1)
-        density = self._relative_likelihood[:, near] * log_law[near].exp()
+        density = self._relative_likelihood[:, near] * log_mass[near].exp()
         value = _draw_rows(self._strength[near], density, uniform)
         rare = (density.amax(1) < _OUTLYING).nonzero()[:, 0]
         if len(rare):
-            whole = _density(self.log_likelihood[rare] + log_law)
+            whole = _density(self.log_likelihood[rare] + log_mass)
             value[rare] = _draw_rows(self._strength, whole, uniform[rare])
         return value
 
@@ -132,16 +133,16 @@ class PanelTable:
         return float(self.z[1] - self.z[0])
 
     def _is_wide(self, cv: Tensor) -> Tensor:
-        """Whether the law's standard deviation, on the log scale, exceeds 1.5 grid steps."""
+        """Whether the standard deviation of the log strength exceeds 1.5 grid steps."""
         return cv.square().log1p() > (1.5 * self.step) ** 2
 
     def _wide(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
-        """The law is wide beside the grid: the grid is the rule."""
-        expected = self._relative_likelihood @ self._log_law(mean, cv).exp()
+        """The distribution is wide: the grid is the rule."""
+        expected = self._relative_likelihood @ self._log_mass(mean, cv).exp()
         return expected.log() + self._peak[:, None]
 
-    def _log_law(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "grid points"]:
-        """Log of the law's mass per grid step."""
+    def _log_mass(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "grid points"]:
+        """Log of the distribution's mass per grid step."""
         density = _log_density(self._strength[:, None], mean, cv, self.family)
         return density + self._log_jacobian[:, None] + math.log(self.step)
 
@@ -166,12 +167,12 @@ class PanelTable:
         return torch.exp(self.log_likelihood - self._peak[:, None])
 
     def _narrow(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
-        """The law is narrow beside the grid: interpolate the log-likelihood at its nodes."""
+        """The distribution is narrow: interpolate the log-likelihood at its nodes."""
         beta, log_mass = self._narrow_rule(mean, cv)
         return (self._at(beta) + log_mass).logsumexp(-1)
 
     def _narrow_rule(self, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
-        """Strengths at the nodes of the law and the log of its mass there, `(points, nodes)`."""
+        """Strengths at the distribution's nodes and its log mass there, `(points, nodes)`."""
         mean, cv = mean[:, None], cv[:, None]
         offset = cv * _NARROW
         if self.family == "normal":
@@ -214,7 +215,7 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
 
     Args:
         choices: Data with annotator ids.
-        family: Law of the strength, positive or normal.
+        family: Family of the strength, positive or normal.
         flip_probability: Probability that a label was flipped.
 
     Raises:

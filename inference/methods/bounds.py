@@ -32,13 +32,13 @@ class LocalGuide(nn.Module):
 
     .. math:: q(\log\beta_g) = \mathrm{Normal}\big(\mu + \sigma s(h_g),\; \sigma e^{t(h_g)}\big)
 
-    with :math:`\mu, \sigma` the moments of :math:`\log\beta` under the law, and s, t a network of
-    the unit's summary :math:`h_g`: sum and sum of squares of its margins in units of 1 / mean,
-    their number, and cv. The network starts at zero: the guide is then the law itself for the
-    lognormal family, and the importance bound the estimator of the paper.
+    with :math:`\mu, \sigma` the moments of :math:`\log\beta` under the distribution, and s, t a
+    network of the unit's summary :math:`h_g`: sum and sum of squares of its margins in units of 1
+    / mean, their number, and cv. The network starts at zero: the guide is then the distribution
+    itself for the lognormal family, and the importance bound the estimator of the paper.
 
     Args:
-        family: Law of the strength, positive.
+        family: Family of the strength, positive.
         width: Width of the two hidden layers.
     """
 
@@ -89,7 +89,7 @@ class BoundedModel(PreferenceModel):
     Its parameters are those of the local guide. Draws come from torch's global generator.
 
     Args:
-        family: Law of the strength, `"gamma"` or `"lognormal"`.
+        family: Family of the strength, `"gamma"` or `"lognormal"`.
         mean_anchor: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
         bound: `"importance"` or `"elbo"`.
@@ -146,8 +146,8 @@ class BoundedModel(PreferenceModel):
             annotator=annotator,
             flip_probability=self.flip_probability,
         )
-        log_law = strength_distribution(mean, cv, self.family).log_prob(beta) + log_beta
-        log_weight = log_likelihood + log_law - guide.log_prob(log_beta)
+        log_mass = strength_distribution(mean, cv, self.family).log_prob(beta) + log_beta
+        log_weight = log_likelihood + log_mass - guide.log_prob(log_beta)
         if self.bound == "elbo":
             return log_weight.mean(0)
         return log_weight.logsumexp(0) - math.log(self.num_draws)

@@ -19,7 +19,7 @@ class DatasetModel(PreferenceModel):
     Args:
         likelihood: Likelihood of the whole dataset.
         num_units: Number of pairs, or of annotators where they share strengths.
-        family: Law of the strength.
+        family: Family of the strength.
         mean_anchor: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
     """

@@ -71,7 +71,7 @@ class NormalGuide(StrengthGuide):
         self.correlation = nn.Parameter(torch.zeros(size * (size - 1) // 2))
 
     def log_distribution(self) -> dist.MultivariateNormal:
-        """Law of the logarithms."""
+        """Distribution of the logarithms."""
         lower = self.log_scale.exp().unsqueeze(-1) * self._unit_lower()
         return dist.MultivariateNormal(self.loc, scale_tril=lower, validate_args=False)
 
@@ -122,7 +122,8 @@ class FoldedGuide(StrengthGuide):
 
     with h linear in :math:`\log(1 + cv^2)`, zero at c and one at c + s.
     Likelihoods are smooth in :math:`cv^2`, so posteriors look like this: half a bell where cv = 0
-    is possible, as the prior itself, and a whole one where it is not. A normal law of log cv has
+    is possible, as the prior itself, and a whole one where it is not. A normal family of log cv
+    has
     no mass near zero: over 10,000 pairs with cv = 0 it starts its 90% interval at 0.06 in place
     of 0.01, this guide at 0.013.
 

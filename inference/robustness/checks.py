@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from mixdpo_pyro.inference.choices import Choices, people_of
+from mixdpo_pyro.inference.choices import Choices, select_annotators
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
@@ -13,7 +13,7 @@ from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import PermutationTest, permute_annotators
 from mixdpo_pyro.inference.robustness.priors import compare_priors
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
-from mixdpo_pyro.inference.verdict import HOMOGENEOUS_BELOW, Verdict, assess_heterogeneity
+from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
 from mixdpo_pyro.models import Family
 
 __all__ = [
@@ -36,8 +36,8 @@ LEVEL = 0.05
 _WHO_LEVEL = 0.02
 """Level of the permutation test, which alone stands where the link is not logistic."""
 
-_MAX_PEOPLE = 2000
-"""People whose choices tell label noise from differences; of more, the first of a random order."""
+_MAX_ANNOTATORS = 2000
+"""Annotators whose choices tell label noise from differences; of more, a random subset."""
 
 
 class RobustnessStatus(StrEnum):
@@ -51,7 +51,7 @@ class RobustnessStatus(StrEnum):
 
 @dataclass(frozen=True)
 class RobustnessCheck:
-    """One explanation other than differences between people, and what it does to the evidence.
+    """One explanation other than differences between annotators, and what it does to the evidence.
 
     Attributes:
         name: The explanation.
@@ -98,20 +98,20 @@ def check_prediction(
     main: Verdict, difference: LooDifference, loo: LeaveOneOut, choices: Choices
 ) -> RobustnessCheck:
     """Do different strengths predict left-out units better than one strength?"""
-    unit = "people" if choices.has_panels else "pairs"
+    unit = "annotators" if choices.has_panels else "pairs"
     sentence = (
-        f"Different strengths predict {unit} left out better than one strength by "
+        f"Different strengths predict left-out {unit} better than one strength by "
         f"{difference.elpd:.1f} nats (se {difference.se:.1f})."
     )
     if difference.elpd <= 0:
         sentence = (
-            f"One strength predicts {unit} left out as well as different ones: the difference is "
+            f"One strength predicts left-out {unit} as well as different ones: the difference is "
             f"{difference.elpd:.1f} nats (se {difference.se:.1f})."
         )
     if not loo.is_reliable:
         sentence += f" The estimate is unreliable (Pareto k = {loo.worst_k:.2f})."
     return RobustnessCheck(
-        "prediction of what was left out",
+        "prediction of left-out choices",
         sentence,
         _evidence_status(main, difference.elpd > 0),
         numbers={"elpd_difference": difference.elpd, "se": difference.se},
@@ -130,15 +130,15 @@ def check_who_chose(
     if not choices.has_panels:
         return RobustnessCheck(
             name,
-            "Without repeated choices per annotator, people cannot be told from the link: give "
-            "annotator ids.",
+            "Without repeated choices per annotator, annotators cannot be told from the link: "
+            "give annotator ids.",
             RobustnessStatus.NOT_CHECKED,
         )
     test = permute_annotators(choices, stratum, num_permutations, seed)
     stands = test.p_value < _WHO_LEVEL
     sentence = (
         f"Given the size of the margin it {'matters' if stands else 'does not show'} who chose: "
-        f"people's agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "
+        f"annotators' agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "
         f"{test.num_permutations} permutations)."
     )
     numbers = {
@@ -166,8 +166,8 @@ def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
         f"them, 90%; likeliest {100 * noise.flip_probability:.1f}%), cv is between {low:.2f} and "
         f"{high:.2f}, p = {noise.p_value:.2g} against equal strengths."
     )
-    if result.choices.num_annotators > _MAX_PEOPLE:
-        sentence += f" (From {_MAX_PEOPLE:,} people drawn at random.)"
+    if result.choices.num_annotators > _MAX_ANNOTATORS:
+        sentence += f" (From {_MAX_ANNOTATORS:,} annotators drawn at random.)"
     return RobustnessCheck(
         "label noise",
         sentence,
@@ -179,11 +179,11 @@ def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
 
 
 def _some_people(choices: Choices, seed: int = 0) -> Choices:
-    """All choices of at most `_MAX_PEOPLE` random people; pairs without people as they are."""
-    if not choices.has_panels or choices.num_annotators <= _MAX_PEOPLE:
+    """All choices of at most `_MAX_ANNOTATORS` random annotators."""
+    if not choices.has_panels or choices.num_annotators <= _MAX_ANNOTATORS:
         return choices
     order = np.random.default_rng((seed, 13)).permutation(choices.num_annotators)
-    return people_of(choices, np.sort(order[:_MAX_PEOPLE]))
+    return select_annotators(choices, np.sort(order[:_MAX_ANNOTATORS]))
 
 
 def check_priors(main: Verdict, result: Fit) -> RobustnessCheck:
@@ -217,7 +217,9 @@ def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Robustne
     }
     if not others:
         return RobustnessCheck(
-            "the law of the strength", "Only one law was fitted.", RobustnessStatus.NOT_CHECKED
+            "the family of the strength",
+            "Only one family was fitted.",
+            RobustnessStatus.NOT_CHECKED,
         )
     parts = [
         f"{name}: cv between {v.cv_interval[0]:.2f} and {v.cv_interval[1]:.2f}, "
@@ -227,8 +229,8 @@ def check_families(main: Verdict, fits: dict[str, Fit], family: str) -> Robustne
     p_value = max(v.p_value for v in others.values())
     weakest = max(others.values(), key=lambda v: v.cv_interval[1])
     return RobustnessCheck(
-        "the law of the strength",
-        f"Under another law, {'; '.join(parts)}.",
+        "the family of the strength",
+        f"Under another family, {'; '.join(parts)}.",
         _status(main, p_value, weakest.cv_interval[1]),
         p_value,
         weakest.cv_interval,
@@ -303,16 +305,14 @@ def _refitted(main: Verdict, name: str, refit: Fit) -> RobustnessCheck:
         _status(main, verdict.p_value, high),
         verdict.p_value,
         verdict.cv_interval,
-        {"probability_not_small": float((refit.posterior.cv >= HOMOGENEOUS_BELOW).mean())},
+        {"probability_not_small": float((refit.posterior.cv >= ROPE).mean())},
     )
 
 
 def _status(main: Verdict, p_value: float, upper: float) -> RobustnessStatus:
     """Whether the main fit's answer stands with this p-value and upper bound of cv."""
     if main.value == "homogeneous":
-        return (
-            RobustnessStatus.STANDS if upper < HOMOGENEOUS_BELOW else RobustnessStatus.CONTRADICTS
-        )
+        return RobustnessStatus.STANDS if upper < ROPE else RobustnessStatus.CONTRADICTS
     return _evidence_status(main, p_value < LEVEL)
 
 

@@ -1,9 +1,9 @@
-"""What else could make equal people look different, and does the evidence survive it?
+"""What else could make equal annotators look different, and does the evidence survive it?
 
-A strength that differs between people leaves two traces: the link flattens, and some people agree
-with the margins more than others. The first trace is shared by label noise, errors in the margins,
-omitted covariates and any other link; the second is not, and the permutation test looks at it
-alone.
+A strength that differs between annotators leaves two traces: the link flattens, and some
+annotators agree with the margins more than others. The first trace is shared by label noise,
+errors in the margins, omitted covariates and any other link; the second is not, and the
+permutation test looks at it alone.
 """
 
 from dataclasses import dataclass
@@ -100,8 +100,10 @@ class _NoiseLattice:
         start = np.full(len(log_cv), np.log(result.null.mean))
         profile, log_area = np.empty((2, len(root_flip), len(log_cv)))
         for k, flip in enumerate(root_flip**2):
-            law = build_likelihood(result.choices, result.posterior.family, float(flip))
-            start, scale, profile[k] = _best_means(result, law, np.expm1(log_cv) / 10, start)
+            likelihood = build_likelihood(result.choices, result.posterior.family, float(flip))
+            start, scale, profile[k] = _best_means(
+                result, likelihood, np.expm1(log_cv) / 10, start
+            )
             log_area[k] = np.log(np.where(scale > 0, scale, 1.0))
         return cls(result, root_flip, log_cv, profile, log_area)
 
@@ -138,8 +140,8 @@ class _NoiseLattice:
 
         def loss(root_flip: float) -> float:
             # With one strength for all, an annotator's choices are like those of many.
-            law = compress(self.result.choices.margin, "fixed", root_flip**2)
-            return -_best_means(self.result, law, np.zeros(1), start)[2][0]
+            likelihood = compress(self.result.choices.margin, "fixed", root_flip**2)
+            return -_best_means(self.result, likelihood, np.zeros(1), start)[2][0]
 
         bounds = 0.0, np.sqrt(_MAX_FLIP)
         inner = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
@@ -147,9 +149,9 @@ class _NoiseLattice:
 
 
 def _best_means(
-    result: Fit, law: Likelihood, cv: np.ndarray, start: np.ndarray
+    result: Fit, likelihood: Likelihood, cv: np.ndarray, start: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best log mean at each cv, its standard deviation, and the penalised likelihood there."""
-    joint = LogJoint(law, result.posterior.mean_anchor, result.posterior.beta)
+    joint = LogJoint(likelihood, result.posterior.mean_anchor, result.posterior.beta)
     best, scale = climb_ridge(partial(at_rows, joint.penalised, cv), start, joint.mean_anchor)
     return best, scale, joint.penalised(best, cv)

@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Int
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import Choices, agreement, people_of
+from mixdpo_pyro.inference.choices import Choices, agreement, select_annotators
 
 __all__ = ["PermutationTest", "permute_annotators"]
 
 _MAX_PERMUTED = 1_000_000
-"""Pairs that the permutation test looks at; of more, those of a random subset of people."""
+"""Pairs that the permutation test looks at; of more, those of a random subset of annotators."""
 
 _BIN_SIZE, _MAX_BINS = 25, 200
 """Pairs per bin of equal margins, at least, and number of bins, at most."""
@@ -25,7 +25,7 @@ class PermutationTest:
     """Does it matter who chose, given the margin?
 
     Attributes:
-        statistic: Spread of people's agreement with the margins, see `permute_annotators`.
+        statistic: Spread of annotators' agreement with the margins, see `permute_annotators`.
         null_mean: Its mean over permutations.
         null_sd: Its standard deviation over permutations.
         p_value: One-sided.
@@ -47,21 +47,21 @@ def permute_annotators(
     num_permutations: int = 999,
     seed: int = 0,
 ) -> PermutationTest:
-    r"""Test that people differ, whatever the link, by permuting who agreed.
+    r"""Test that annotators differ, whatever the link, by permuting who agreed.
 
-    If people are alike, a choice agrees with the sign of its margin with a probability that
+    If annotators are alike, a choice agrees with the sign of its margin with a probability that
     depends on the size of the margin only: through the link, label noise, errors of the margins,
     all of them unknown. Among pairs with margins of (nearly) the same size, agreement is then
-    exchangeable between people. The statistic
+    exchangeable between annotators. The statistic
 
     .. math:: S = \sum_g \Big( \sum_{t \in g} w_t (y_t - \bar y_{b(t)}) \Big)^2
 
     with y the agreement, :math:`\bar y_b` its mean in the bin of the margin, and w the locally
     best weight, the slope of agreement in the log strength under one strength and label noise,
-    grows where some people agree more than others. It is compared with its values after
-    permuting y within bins. Where most margins occur several times, as when several people judge
-    a pair, a bin is the margins of exactly one size: what is particular to a pair is then shared
-    by all who are compared.
+    grows where some annotators agree more than others. It is compared with its values after
+    permuting y within bins. Where most margins occur several times, as when several annotators
+    judge a pair, a bin is the margins of exactly one size: what is particular to a pair is then
+    shared by all who are compared.
 
     Args:
         choices: Data with annotator ids.
@@ -86,14 +86,14 @@ def permute_annotators(
     agrees = agreement(choices.margin)
     bins = _bins(size, stratum)
     order = np.argsort(bins, kind="stable")
-    bins, agrees, person = bins[order], agrees[order], choices.annotator[order]
+    bins, agrees, annotator = bins[order], agrees[order], choices.annotator[order]
     count = np.bincount(bins)
     residual = agrees - (np.bincount(bins, agrees) / count)[bins]
     weight = _score_weight(size[order], agrees)
-    num_people = choices.num_annotators
+    num_annotators = choices.num_annotators
 
     def statistic(value: np.ndarray) -> float:
-        return float((np.bincount(person, weight * value, num_people) ** 2).sum())
+        return float((np.bincount(annotator, weight * value, num_annotators) ** 2).sum())
 
     observed = statistic(residual)
     draws = np.empty(num_permutations)
@@ -109,15 +109,15 @@ def permute_annotators(
 def _limit(
     choices: Choices, stratum: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[Choices, np.ndarray | None]:
-    """All pairs of as many people, in random order, as fit the limit; at least two."""
+    """All pairs of as many annotators, in random order, as fit the limit; at least two."""
     if choices.num_pairs <= _MAX_PERMUTED:
         return choices, stratum
     assert choices.annotator is not None
     order = rng.permutation(choices.num_annotators)
     total = np.bincount(choices.annotator)[order].cumsum()
-    person = np.sort(order[: max(2, int((total <= _MAX_PERMUTED).sum()))])
-    kept = np.isin(choices.annotator, person)
-    return people_of(choices, person), None if stratum is None else stratum[kept]
+    annotator = np.sort(order[: max(2, int((total <= _MAX_PERMUTED).sum()))])
+    kept = np.isin(choices.annotator, annotator)
+    return select_annotators(choices, annotator), None if stratum is None else stratum[kept]
 
 
 def _bins(size: np.ndarray, stratum: np.ndarray | None) -> np.ndarray:

@@ -58,8 +58,8 @@ def compare_priors(result: Fit, small: float = 0.25) -> list[PriorAnswer]:
         small: The cv below which strengths count as equal.
     """
     posterior = result.posterior
-    law = build_likelihood(result.choices, posterior.family, posterior.flip_probability)
-    lattice = explore(LogJoint(law, posterior.mean_anchor, posterior.beta))
+    likelihood = build_likelihood(result.choices, posterior.family, posterior.flip_probability)
+    lattice = explore(LogJoint(likelihood, posterior.mean_anchor, posterior.beta))
     cv = np.exp(lattice.log_cv)
     # The lattice holds the half-normal prior of scale 1, unless the mean is free.
     base = lattice.log_density + (

@@ -41,7 +41,7 @@ class DiagnoseConfig:
         annotator: Column of annotator ids. Default: `annotator` where there is one.
         group: Columns of groups, such as topic or policy: a table each.
         second: File with margins of another policy for the same rows, for errors in the margins.
-        family: The law of the strength that the verdict rests on.
+        family: Family of the strength that the verdict rests on.
         beta: Median of the mean strength's prior. Default: the one strength that fits best.
         num_samples: Posterior draws.
         seed: Seed of everything that is drawn.
@@ -230,15 +230,17 @@ def data_notes(diagnosis: Diagnosis) -> list[str]:
 def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     """The diagnosis in a few lines of text, the verdict first."""
     verdict, choices = diagnosis.verdict, diagnosis.choices
-    people = f", {choices.num_annotators:,} annotators" if choices.labels else ", no annotator ids"
+    annotators = (
+        f", {choices.num_annotators:,} annotators" if choices.labels else ", no annotator ids"
+    )
     lines = [
         f"{verdict.value}: {verdict.reason}",
         diagnosis.error_rate,
         "",
-        f"{data.source}: {choices.num_pairs:,} pairs{people}",
+        f"{data.source}: {choices.num_pairs:,} pairs{annotators}",
         *data_notes(diagnosis),
         "",
-        f"{'law':12}{'cv, median and 90%':26}{'gain over one strength, nats (se)'}",
+        f"{'family':12}{'cv, median and 90%':26}{'gain over one strength, nats (se)'}",
     ]
     for name, result in diagnosis.fits.items():
         if name != "fixed":
@@ -247,8 +249,8 @@ def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     if diagnosis.share_not_positive is not None:
         low, middle, high = diagnosis.share_not_positive
         lines.append(
-            f"normal law: {100 * middle:.1f}% of people ({100 * low:.1f} to {100 * high:.1f}%) "
-            "have a strength at or below zero"
+            f"normal family: {100 * middle:.1f}% of annotators ({100 * low:.1f} to "
+            f"{100 * high:.1f}%) have a strength at or below zero"
         )
     lines += ["", "other explanations"]
     lines += [f"  {check.name}: {check.status}. {check.sentence}" for check in diagnosis.checks]

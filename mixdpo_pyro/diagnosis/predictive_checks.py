@@ -1,9 +1,9 @@
-"""`mixdpo check`: does the fitted law predict the choices? Checks that are proper for binary data.
+"""`mixdpo check`: does the fitted distribution predict the choices? Posterior predictive checks.
 
 The chosen response of every pair is known, so that "the chosen one was chosen" can be predicted
 without fail; pairs are oriented at random before anything is asked about them. Choices are
-replicated from the posterior (Gelman, Meng and Stern, Statistica Sinica 6, 1996); people's
-strengths are drawn anew where the spread between people is asked about (Marshall and
+replicated from the posterior (Gelman, Meng and Stern, Statistica Sinica 6, 1996); annotators'
+strengths are drawn anew where the spread between annotators is asked about (Marshall and
 Spiegelhalter, Bayesian Analysis 2, 2007). The reliability diagram is that of Dimitriadis, Gneiting
 and Jordan (PNAS 118, 2021).
 """
@@ -43,7 +43,7 @@ CHECK_FILE = "check.json"
 """The file that makes a folder a check folder."""
 
 SPREAD = "spread of annotators' agreement (sd)"
-"""Of agreement minus what the law expects of the annotator's margins."""
+"""Of agreement minus what the distribution expects of the annotator's margins."""
 
 _BINS = 10
 
@@ -55,7 +55,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Does the fitted law of the strength predict these choices?
+    """Does the fitted distribution of the strength predict these choices?
 
     Args:
         annotator: Column of annotator ids. Default: `annotator` where there is one.
@@ -136,7 +136,7 @@ class PredictiveCheck:
         statistics: Statistics with predictive p-values.
         replicated: Name -> values of the statistic in the replications.
         calibration: Reliability of the predictions of randomly oriented pairs.
-        probability: The law's prediction for each pair's first response.
+        probability: The distribution's prediction for each pair's first response.
         is_first: Whether it was chosen.
         groups: Rows by group and annotator: observed and predicted agreement, and p-value.
         num_pairs: Pairs in the data.
@@ -261,7 +261,7 @@ def _annotators(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _statistics(
-    size: np.ndarray, probability: np.ndarray, person: np.ndarray, num_people: int
+    size: np.ndarray, probability: np.ndarray, annotator: np.ndarray, num_annotators: int
 ) -> list[tuple[str, Any, bool]]:
     """Name, function of `(replications, pairs)` agreements, and whether strengths are new."""
     order = np.argsort(size)
@@ -279,13 +279,13 @@ def _statistics(
         ("agreement, largest fifth of margins", lambda c: c[:, fifths[-1]].mean(1), False),
         (f"misfit over {_BINS} bins of margins (chi-square)", misfit, False),
     ]
-    count = np.bincount(person, minlength=num_people)
-    if num_people < len(size):
+    count = np.bincount(annotator, minlength=num_annotators)
+    if num_annotators < len(size):
         repeated = count >= 2
 
         def spread(choices: np.ndarray) -> np.ndarray:
             excess = choices - probability
-            rates = np.stack([np.bincount(person, e, num_people) / count for e in excess])
+            rates = np.stack([np.bincount(annotator, e, num_annotators) / count for e in excess])
             return rates[:, repeated].std(axis=1)
 
         found.append((SPREAD, spread, True))
@@ -308,8 +308,8 @@ def _group_rows(
     agrees: np.ndarray,
     same: np.ndarray,
     anew: np.ndarray,
-    people: np.ndarray,
-    person: np.ndarray,
+    annotators: np.ndarray,
+    annotator: np.ndarray,
 ) -> pd.DataFrame:
     """Observed and replicated agreement of groups, and of annotators with new strengths."""
     parts = [
@@ -317,7 +317,7 @@ def _group_rows(
         for column, labels in data.groups.items()
     ]
     if data.annotator is not None:
-        parts.append(_rows(str(data.annotator_column), people, person, agrees, anew))
+        parts.append(_rows(str(data.annotator_column), annotators, annotator, agrees, anew))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -420,7 +420,7 @@ def summary_lines(found: PredictiveCheck, seed: int) -> list[str]:
     if found.num_annotators:
         lines.append(
             f"{found.num_annotators:,} annotators, of whom the posterior knows "
-            f"{found.num_known:,}; the others' strengths are drawn from the law"
+            f"{found.num_known:,}; the others' strengths are drawn from the distribution"
         )
     lines += ["", f"{'statistic':50}{'observed':>9}  {'replicated, 90%':19}{'p':>6}"]
     for s in found.statistics:
@@ -428,7 +428,7 @@ def summary_lines(found: PredictiveCheck, seed: int) -> list[str]:
         lines.append(f"{s.name:50}{s.observed:9.3f}  {interval:19}{s.p_value:6.3f}")
     lines += [
         "",
-        f"reliability of the law's predictions: the isotonic curve leaves its 90% band for "
+        f"reliability of the predictions: the isotonic curve leaves its 90% band for "
         f"{100 * found.calibration.outside:.0f}% of the pairs",
         f"a check fails below p = {_LEVEL / len(found.statistics):.3g}, "
         f"{_LEVEL:g} over {len(found.statistics)} statistics",

@@ -15,7 +15,7 @@ from mixdpo_pyro.margins.table import MarginData
 __all__ = ["annotator_table", "group_table"]
 
 _MAX_STRENGTHS = 20_000_000
-"""Draws times people held for the table of annotators: 160 MB."""
+"""Draws times annotators held for the table of annotators: 160 MB."""
 
 
 # Tables
@@ -25,12 +25,12 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     r"""Every annotator's strength, strongest first, or None without repeated choices.
 
     Columns: `annotator`, `pairs`, `agreement` (share of choices that agree with the sign of the
-    margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative` (mean over the law's mean),
-    `shrinkage`, and `p_not_positive` under the normal law.
+    margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative` (mean over the distribution's
+    mean), `shrinkage`, and `p_not_positive` under the normal family.
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
-    the weight of the law beside the annotator's own choices, were both normal: 1 says that the row
-    is what is believed about anybody.
+    the weight of the distribution beside the annotator's own choices, were both normal: 1 says
+    that the row is what is believed about anybody.
     """
     choices = diagnosis.choices
     if not choices.has_panels:
@@ -44,14 +44,14 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
 
 
 def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.DataFrame | None:
-    """Every group's strength, a group being treated as one person; None without groups.
+    """Every group's strength, a group being treated as one annotator; None without groups.
 
     Columns: `column`, `group`, `annotators`, then those of the table of annotators.
     """
     tables = []
     for column, label in data.groups.items():
-        people = None if data.annotator is None else pd.Series(data.annotator).groupby(label)
-        counts = None if people is None else people.nunique()
+        annotators = None if data.annotator is None else pd.Series(data.annotator).groupby(label)
+        counts = None if annotators is None else annotators.nunique()
         names, first = np.unique(label, return_counts=True)
         if len(names) == 1 or first.max() == 1:
             raise DataError(
@@ -81,9 +81,9 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     draws = _strengths(result, seed)
     agrees = agreement(choices.margin)
     count = np.bincount(choices.annotator)
-    law_mean, law_cv = result.posterior.mean, result.posterior.cv
+    mean, cv = result.posterior.mean, result.posterior.cv
     is_gamma = result.posterior.family == "gamma"
-    variance = (polygamma(1, law_cv**-2.0) if is_gamma else np.log1p(law_cv**2)).mean()
+    variance = (polygamma(1, cv**-2.0) if is_gamma else np.log1p(cv**2)).mean()
     low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     return pd.DataFrame(
         {
@@ -93,7 +93,7 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
             "sd": draws.std(0, ddof=1),
             "q05": low,
             "q95": high,
-            "relative": draws.mean(0) / law_mean.mean(),
+            "relative": draws.mean(0) / mean.mean(),
             "shrinkage": np.clip(np.log(draws).var(0, ddof=1) / variance, 0, 1),
         }
     )

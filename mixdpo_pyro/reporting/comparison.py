@@ -27,7 +27,7 @@ class RunSummary:
     Attributes:
         name: Name of its folder.
         folder: The folder.
-        family: Law of the strength in training.
+        family: Family of the strength in training.
         mean_anchor: Anchoring of the mean.
         data: Name of the dataset.
         num_pairs: Held-out pairs.
@@ -36,7 +36,8 @@ class RunSummary:
         cv: Draws of the coefficient of variation given the held-out pairs.
         mean: Draws of the mean.
         accuracy: Share of held-out pairs with a positive margin.
-        log_prob: Mean log-probability of the held-out choices in nats, at the median of the law.
+        log_prob: Mean log-probability of the held-out choices in nats, at the median of the
+            distribution.
         held_out: What the held-out pairs are, to tell whether runs can be compared.
     """
 

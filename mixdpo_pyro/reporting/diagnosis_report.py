@@ -12,7 +12,7 @@ from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.diagnosis import (
     plot_agreement,
-    plot_cv_by_law,
+    plot_cv_by_family,
     plot_cv_intervals,
 )
 from mixdpo_pyro.reporting.html import (
@@ -71,7 +71,7 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
     intervals = {"main fit": (low, high)} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
     }
-    laws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}
+    draws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}
     words = "; ".join(f"{name} {a:.2f} to {b:.2f}" for name, (a, b) in intervals.items())
     figures = {
         "cv_intervals": (
@@ -85,12 +85,12 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             "90% intervals, beside the curves of different strengths and of one strength.",
             plot_agreement(diagnosis.choices.margin, _curves(diagnosis)),
         ),
-        "cv_by_law": (
-            "From prior to posterior, by law",
+        "cv_by_family": (
+            "From prior to posterior, by family",
             "Posterior of cv: "
-            + "; ".join(f"{name}, median {np.median(cv):.2f}" for name, cv in laws.items())
+            + "; ".join(f"{name}, median {np.median(cv):.2f}" for name, cv in draws.items())
             + ".",
-            plot_cv_by_law(laws),
+            plot_cv_by_family(draws),
         ),
     }
     strength = diagnosis.result.posterior.strength

@@ -1,7 +1,7 @@
 """Can a run be trusted? A table of PASS, REVIEW and FAIL, each with its number and threshold.
 
-The checks ask about the training, the posterior and the data; none of them asks what the verdict
-is. What cannot be computed is said to be not available, and never passes.
+The checks look at the training, the posterior and the data, not at what the verdict is.
+What cannot be computed is not available, and never passes.
 """
 
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ class HealthCheck:
     """A row of the table.
 
     Attributes:
-        name: What is asked.
+        name: What is checked.
         status: The answer.
         value: What was measured.
         threshold: What passes.
@@ -187,11 +187,11 @@ def _numbers_are_finite(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
         "logged losses and strengths": sum(_num_bad(tail.table[c]) for c in columns),
     }
     gradients = _num_bad(tail.table["grad_norm"]) if "grad_norm" in tail.table else 0
-    name, threshold = "finite numbers", "none that is not"
+    name, threshold = "finite numbers", "every number finite"
     if bad := {k: n for k, n in counts.items() if n}:
         words = ", ".join(f"{n:,} {k}" for k, n in bad.items())
         return HealthCheck(
-            name, Status.FAIL, words, threshold, "Whatever rests on them means nothing."
+            name, Status.FAIL, words, threshold, "No result that uses them can be trusted."
         )
     if gradients:
         sentence = "Such a step is skipped in mixed precision; elsewhere it ruins the policy."
@@ -213,9 +213,9 @@ def _enough_steps(run: FinishedRun) -> HealthCheck:
 
 
 def _loss_has_settled(tail: TrainingTail) -> HealthCheck:
-    """The slope of the loss over the last third, in nats a pair, against its noise."""
+    """The slope of the loss over the last third, in nats per pair, against its noise."""
     name = "drift of the loss"
-    threshold = f"no change beyond its noise and {MATERIAL_LOSS:g} nats a pair"
+    threshold = f"no change beyond its noise and {MATERIAL_LOSS:g} nats per pair"
     found = tail.change("loss")
     if found is None:
         return _unavailable(name, threshold, _too_few(tail))
@@ -395,9 +395,9 @@ def _judge_accuracy(margin: np.ndarray, low: float, high: float) -> tuple[Status
     if margin.min() >= 0:
         return Status.REVIEW, "Every choice agrees: only the prior gives the mean an upper bound."
     if high < 0.5:
-        return Status.FAIL, "The policy prefers what people reject; are the columns swapped?"
+        return Status.FAIL, "The policy prefers what annotators reject; are the columns swapped?"
     if low > 0.5:
-        return Status.PASS, "The policy's margins say which response people choose."
+        return Status.PASS, "The policy's margins say which response annotators choose."
     return Status.REVIEW, "The policy's margins may be noise, and noise has no strength to learn."
 
 
@@ -407,8 +407,8 @@ def _calibration(run: FinishedRun) -> HealthCheck:
     .. math:: \sum_b \frac{n_b}{n} \, | \text{observed}_b - \text{predicted}_b |
 
     over ten bins of the margin's size with equal numbers of pairs. It is positive even where the
-    predictions are right, so it is compared with choices replicated from the law, the choices of
-    an annotator sharing their strength.
+    predictions are right, so it is compared with choices replicated from the distribution, the
+    choices of an annotator sharing their strength.
     """
     name = CALIBRATION
     unknown = f"below the {1 - CALIBRATION_LEVEL:.0%} quantile of right predictions"
@@ -424,7 +424,7 @@ def _calibration(run: FinishedRun) -> HealthCheck:
         status = Status.FAIL
     sentence = (
         f"Mean distance of observed and predicted frequencies in {_BINS} bins; right predictions "
-        f"give {low:.3f} to {high:.3f} (90%). The law was fitted to these pairs, so this tests "
+        f"give {low:.3f} to {high:.3f} (90%). It was fitted to these pairs, so this tests "
         "its shape."
     )
     return HealthCheck(name, status, f"{observed:.3f}", f"at most {limit:.3f}", sentence)
@@ -481,13 +481,13 @@ def _annotators(run: FinishedRun) -> HealthCheck:
     median = float(np.median(counts))
     sentence = (
         f"Of {len(counts):,} annotators with a median of {median:g} held-out pairs; only those "
-        "with two or more tell differences between people from a bent link."
+        "with two or more tell differences between annotators from a bent link."
     )
     return HealthCheck(name, status, f"{repeated:,} annotators", threshold, sentence)
 
 
 def _left_out(run: FinishedRun) -> HealthCheck:
-    name, threshold = "pairs left out", f"at most {DROPPED_REVIEW:.0%}"
+    name, threshold = "dropped pairs", f"at most {DROPPED_REVIEW:.0%}"
     data = run.record.data
     dropped = sum(data.dropped.values())
     share = dropped / max(dropped + data.train + data.test, 1)

@@ -12,7 +12,7 @@ from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
     plot_reliability,
-    plot_strength_law,
+    plot_strength_distribution,
     plot_training,
 )
 from mixdpo_pyro.reporting.health_checks import (
@@ -111,7 +111,7 @@ def _learned_row(source: str, posterior: Posterior, slope: float | None) -> dict
 
 
 def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
-    """Name -> title, alternative text and figure; those without finite numbers are left out."""
+    """Name -> title, alternative text and figure; those without finite numbers are dropped."""
     truth, strength = run.record.truth, run.posterior.strength
     figures = _posterior_figures(run, health) if _has_finite_draws(run) else {}
     if len(run.tail.table):  # a short run may have logged nothing
@@ -138,11 +138,13 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
     narrowed = run.posterior.contraction()
     words = f"median and 90% interval {format_interval(draws['cv'])}"
     figures = {
-        "strength_law": (
+        "strength_distribution": (
             "The strength of preference",
             f"Density of strength over mean strength; its cv has {words} given the held-out "
             "pairs. The median over the prior is grey.",
-            plot_strength_law(draws["cv"], family, run.record.learned.cv, truth, show_prior=True),
+            plot_strength_distribution(
+                draws["cv"], family, run.record.learned.cv, truth, show_prior=True
+            ),
         ),
         "cv": (
             "From prior to posterior",
@@ -185,7 +187,7 @@ def _prior_median(run: FinishedRun) -> float | None:
 
 def _loss_label(run: FinishedRun) -> str:
     is_elbo = run.record.family != "fixed" and run.record.mean_anchor != "free"
-    return "negative ELBO\n(nats a pair)" if is_elbo else "loss (nats a pair)"
+    return "negative ELBO\n(nats per pair)" if is_elbo else "loss (nats per pair)"
 
 
 def _training_words(run: FinishedRun) -> str:

@@ -8,7 +8,7 @@ from mixdpo_pyro.reporting.figures.run import (
     _relative_density,
     plot_prior_to_posterior,
     plot_reliability,
-    plot_strength_law,
+    plot_strength_distribution,
     plot_training,
 )
 
@@ -32,15 +32,19 @@ def test_relative_law_has_mean_one_and_the_cv(family, cv):
 
 def test_strength_law_shows_truth_and_training_only_where_there_are_any():
     draws = np.full(20, 0.5)
-    both = lines_of(plot_strength_law(draws, "gamma", 0.3, Truth("gamma", 1.0, 0.4, 0, {})))
+    both = lines_of(
+        plot_strength_distribution(draws, "gamma", 0.3, Truth("gamma", 1.0, 0.4, 0, {}))
+    )
     assert {"truth", "learned in training"} <= set(both)
-    plain = lines_of(plot_strength_law(draws, "gamma", 0.0, Truth("gamma", 1.0, 0.0, 0, {})))
+    plain = lines_of(
+        plot_strength_distribution(draws, "gamma", 0.0, Truth("gamma", 1.0, 0.0, 0, {}))
+    )
     assert not {"truth", "learned in training"} & set(plain)
 
 
 def test_strength_law_over_the_prior_is_the_median_of_its_laws():
     """At the mean itself the density falls with cv, so its median is that at the median cv."""
-    figure = plot_strength_law(np.full(9, 0.5), "lognormal", 0.0, show_prior=True)
+    figure = plot_strength_distribution(np.full(9, 0.5), "lognormal", 0.0, show_prior=True)
     prior = lines_of(figure)["prior, median"]
     at_mean = np.interp(1.0, prior.get_xdata(), prior.get_ydata())
     expected = _relative_density(np.array([1.0]), stats.halfnorm.ppf(0.5), "lognormal")[0]

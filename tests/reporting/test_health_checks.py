@@ -79,7 +79,7 @@ def test_a_sound_run_passes():
         "drift of cv": "PASS", "drift of the mean": "does not apply",
         "computation of the posterior": "PASS", "information about cv": "PASS",
         "training against held-out pairs": "PASS", "held-out accuracy": "PASS",
-        CALIBRATION: "PASS", "repeated choices": "PASS", "pairs left out": "PASS",
+        CALIBRATION: "PASS", "repeated choices": "PASS", "dropped pairs": "PASS",
     }  # fmt: skip
     assert check_run(run).status == "PASS"
     assert all(check.sentence and check.threshold for check in check_run(run).checks)
@@ -367,6 +367,6 @@ def test_annotators_who_chose_once_are_not_counted():
 def test_share_left_out(dropped, status):
     run = passing_run()
     run = changed(run, data=replace(run.record.data, dropped={"empty": dropped}))
-    found = row(run, "pairs left out")
+    found = row(run, "dropped pairs")
     assert found.status == status
     assert found.value.startswith(f"{100 * dropped / (dropped + 4000):.1f}%")

@@ -196,7 +196,7 @@ def test_accuracy_counts_ties_one_half(run_folder):
 def test_page_has_every_figure_with_alt_text_and_escapes_what_it_is_given(run_folder):
     page = write_report(run_folder).read_text()
     names = sorted(p.stem for p in (run_folder / "figures").iterdir())
-    assert names == ["annotators", "cv", "reliability", "strength_law", "training"]
+    assert names == ["annotators", "cv", "reliability", "strength_distribution", "training"]
     assert page.count('src="data:image/png;base64,') == page.count('alt="') == 5
     assert "mixdpo train &lt;b&gt;" in page
     assert "2 with empty response" in page

@@ -6,7 +6,7 @@ from scipy import stats
 
 from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRAINING, TRUTH, make_figure
 
-__all__ = ["plot_agreement", "plot_cv_by_law", "plot_cv_intervals"]
+__all__ = ["plot_agreement", "plot_cv_by_family", "plot_cv_intervals"]
 
 # Figures of a diagnosis
 
@@ -17,7 +17,7 @@ def plot_agreement(
     """Share of choices that agree with the sign of their margin, by the size of the margin.
 
     Args:
-        margin: Margins, chosen minus rejected, in nats; zeros are left out.
+        margin: Margins, chosen minus rejected, in nats; zeros are dropped.
         curves: Name -> sizes of the margin, and the probability of agreement there.
         bins: Number of bins with equal numbers of pairs.
     """
@@ -63,11 +63,11 @@ def plot_cv_intervals(intervals: dict[str, tuple[float, float]], small: float = 
     return figure
 
 
-def plot_cv_by_law(draws: dict[str, np.ndarray]) -> Figure:
-    """Posterior of cv under each law of the strength, beside the half-normal prior.
+def plot_cv_by_family(draws: dict[str, np.ndarray]) -> Figure:
+    """Posterior of cv under each distribution of the strength, beside the half-normal prior.
 
     Args:
-        draws: Law -> posterior draws of cv.
+        draws: Family -> posterior draws of cv.
     """
     upper = max(1.0, *(1.1 * float(np.quantile(d, 0.995)) for d in draws.values()))
     grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 80).tolist()

@@ -20,14 +20,19 @@ from mixdpo_pyro.reporting.figures.style import (
     tidy,
 )
 
-__all__ = ["plot_prior_to_posterior", "plot_reliability", "plot_strength_law", "plot_training"]
+__all__ = [
+    "plot_prior_to_posterior",
+    "plot_reliability",
+    "plot_strength_distribution",
+    "plot_training",
+]
 
-_MAX_LAWS = 300
+_MAX_CURVES = 300
 
 _MAX_MARKERS = 40
 
 
-def plot_strength_law(
+def plot_strength_distribution(
     cv_draws: np.ndarray,
     family: str,
     training_cv: float,
@@ -38,19 +43,21 @@ def plot_strength_law(
 
     Args:
         cv_draws: Posterior draws of cv.
-        family: Law of the strength, `lognormal` or `gamma`.
+        family: Family of the strength, `lognormal` or `gamma`.
         training_cv: The cv that training learned; 0 for plain DPO.
         truth: Truth of a simulated world.
         show_prior: Show the pointwise median over the half-normal prior of cv as well.
     """
     relative = np.linspace(0.01, 4, 400)
-    laws = np.stack([_relative_density(relative, cv, family) for cv in cv_draws[:_MAX_LAWS]])
-    low, middle, high = np.quantile(laws, [0.05, 0.5, 0.95], axis=0)
+    densities = np.stack(
+        [_relative_density(relative, cv, family) for cv in cv_draws[:_MAX_CURVES]]
+    )
+    low, middle, high = np.quantile(densities, [0.05, 0.5, 0.95], axis=0)
     figure, axes = make_figure(RUN_WIDTH, 3.6)
     if show_prior:
-        prior = stats.halfnorm.ppf((np.arange(_MAX_LAWS) + 0.5) / _MAX_LAWS)
-        laws = np.stack([_relative_density(relative, cv, family) for cv in prior])
-        density = np.median(laws, axis=0)
+        prior = stats.halfnorm.ppf((np.arange(_MAX_CURVES) + 0.5) / _MAX_CURVES)
+        densities = np.stack([_relative_density(relative, cv, family) for cv in prior])
+        density = np.median(densities, axis=0)
         axes.plot(relative, density, color=PRIOR, linewidth=1.2, label="prior, median")
     axes.fill_between(relative, low, high, color=HELD_OUT, alpha=0.2, linewidth=0)
     axes.plot(relative, middle, color=HELD_OUT, label="held-out pairs, with 90% band")
@@ -94,8 +101,8 @@ def plot_prior_to_posterior(
         panels[0].axvline(true_cv, color=TRUTH, linestyle="--", label="truth")
     panels[0].set_xlabel("cv of the strength (0: plain DPO)")
     if prior_median is not None:
-        law = stats.lognorm(0.5, scale=prior_median)
-        _plot_draws(panels[1], draws["mean"], training["mean"], law, float(law.ppf(0.99)))
+        prior = stats.lognorm(0.5, scale=prior_median)
+        _plot_draws(panels[1], draws["mean"], training["mean"], prior, float(prior.ppf(0.99)))
         panels[1].set_xlabel("mean strength")
     for axes, name in zip(panels, ("cv", "log_mean"), strict=False):
         if np.isfinite(contraction.get(name, np.nan)):
@@ -130,7 +137,7 @@ def plot_training(
     history: Sequence[dict],
     tail_from: float | None = None,
     cv_interval: tuple[float, float] | None = None,
-    loss_label: str = "loss (nats a pair)",
+    loss_label: str = "loss (nats per pair)",
 ) -> Figure:
     """Loss, accuracy and strength over the steps of training; those that were logged.
 
@@ -195,7 +202,7 @@ def plot_reliability(probability: np.ndarray, is_first: np.ndarray, bins: int = 
 
 
 def _relative_density(relative: np.ndarray, cv: float, family: str) -> np.ndarray:
-    """Density of strength / mean under a law of mean 1."""
+    """Density of strength / mean under a distribution of mean 1."""
     if family == "gamma":
         return stats.gamma.pdf(relative, cv**-2, scale=cv**2)
     scale = np.sqrt(np.log1p(cv**2))
