@@ -1,4 +1,4 @@
-"""The options of :class:`~mixdpo_pyro.trainer.MixDPOTrainer`, on top of `trl.DPOConfig`."""
+"""The options of `MixDPOTrainer`, on top of `trl.DPOConfig`."""
 
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ class MixDPOConfig(DPOConfig):
         flip_probability: Probability in [0, 1/2) that a label was flipped, part of the likelihood;
             for `peer="robust"` and `"conservative"`, their noise.
         peer: Loss of another paper in place of the likelihood, with `family="fixed"`: `robust`
-            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.peers`.
+            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.training.baselines`.
         group_column: Column by which evaluation reports macro and worst-group metrics.
         bootstrap_samples: Resamples behind the intervals of evaluation metrics.
         strict: Refuse pairs that hold no preference (empty, identical or fully truncated
