@@ -1,4 +1,4 @@
-"""What every test shares: no network, fixed seeds, Pyro's checks on, defaults unchanged."""
+"""What every test shares: no network, one thread, fixed seeds, Pyro's checks on."""
 
 import os
 import tempfile
@@ -7,6 +7,8 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Matrices of tests are small: more threads wait for each other, and torch reads this on import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing is written to the home folder of whoever runs the tests.
 os.environ["MIXDPO_CACHE"] = tempfile.mkdtemp(prefix="mixdpo-cache-")
 

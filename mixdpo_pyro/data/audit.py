@@ -278,7 +278,7 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
 
     Args:
         name: File, saved dataset folder or hub name, see
-            :func:`~mixdpo_pyro.data.load_preferences`.
+            :func:`~mixdpo_pyro.data.loading.load_preferences`.
         config: Columns, reader, model and limits.
 
     Raises:

@@ -79,7 +79,7 @@ def load_preferences(
         annotator_column: Column with annotator ids that must be there.
         max_rows: Take a random subset of at most this many rows.
         seed: Seed of that subset.
-        reader: A reader of :mod:`mixdpo_pyro.readers`, `NAME` or `NAME:option,option`.
+        reader: A reader of :mod:`mixdpo_pyro.data.readers`, `NAME` or `NAME:option,option`.
         columns: `prompt`, `chosen` or `rejected` -> the column of the source that holds it.
 
     Raises:

@@ -75,7 +75,7 @@ def diagnose(
 
     Args:
         path: A `parquet`, `csv` or `jsonl` file with a column `margin` in nats, chosen minus
-            rejected; see :func:`mixdpo_pyro.margin_file.read_margins`.
+            rejected; see :func:`mixdpo_pyro.margins.table.read_margins`.
         config: Options.
 
     Returns:

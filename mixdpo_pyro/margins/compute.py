@@ -85,7 +85,7 @@ def write_margins(
     Args:
         model: Policy, a hub name or a folder; also the folder of a LoRA adapter, or of a run.
         reference: Reference, likewise, or `base`: the policy with its adapter switched off.
-        data: Preference pairs, see :func:`~mixdpo_pyro.data.load_preferences`.
+        data: Preference pairs, see :func:`~mixdpo_pyro.data.loading.load_preferences`.
         output: The parquet file.
         config: Sizes, columns and what to do with earlier results.
 

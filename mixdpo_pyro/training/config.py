@@ -1,4 +1,4 @@
-"""The options of :class:`~mixdpo_pyro.trainer.MixDPOTrainer`, on top of `trl.DPOConfig`."""
+"""The options of `MixDPOTrainer`, on top of `trl.DPOConfig`."""
 
 from dataclasses import dataclass, field
 

@@ -36,7 +36,7 @@ TENSORS_FILE = "strength.safetensors"
 
 @dataclass(frozen=True)
 class StrengthConfig:
-    """What is assumed of the strength; see :class:`~mixdpo_pyro.trainer.MixDPOConfig`.
+    """What is assumed of the strength; see :class:`~mixdpo_pyro.training.config.MixDPOConfig`.
 
     Raises:
         ConfigError: If a value is outside its domain, or the estimator does not fit the family.

@@ -70,7 +70,7 @@ class MixDPOTrainer(DPOTrainer):
     intervals. With `precompute_ref_log_probs` the reference's log-probabilities are kept on disk.
 
     Attributes:
-        strength: The :class:`~mixdpo_pyro.strength.Strength` that is learned.
+        strength: The :class:`~mixdpo_pyro.training.learned_strength.Strength` that is learned.
         dropped: Name of the dataset -> reason -> number of pairs left out.
         group_table: Group -> pairs, accuracy and mean margin of the last evaluation.
     """

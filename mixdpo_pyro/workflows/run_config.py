@@ -96,8 +96,8 @@ class _Parser(TrlParser):
 def parse_train_arguments(arguments: Sequence[str]) -> TrainPlan:
     """Parse `--config run.yaml --key value ...`; the command line wins over the file.
 
-    Keys are the fields of :class:`RunConfig`, :class:`~mixdpo_pyro.trainer.MixDPOConfig` (all of
-    `trl.DPOConfig`) and `trl.ModelConfig`.
+    Keys are the fields of :class:`RunConfig`, `trl.ModelConfig` and
+    :class:`~mixdpo_pyro.training.config.MixDPOConfig` (all of `trl.DPOConfig`).
 
     Raises:
         ConfigError: Naming the file and the key.

@@ -1,16 +1,23 @@
 """A training that was killed goes on from the last checkpoint that is whole."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from operator import attrgetter
+from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
-from scenarios import small_world
+from scenarios import NO_PIN, RENAMED, small_world
+from transformers import TrainerCallback
 
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
+from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 
 def write_checkpoint(folder, step, state="{}", processes=1):
@@ -41,10 +48,58 @@ def test_without_checkpoints_there_is_none(tmp_path):
     assert last_whole_checkpoint(tmp_path) is None
 
 
+class CountSteps(TrainerCallback):
+    count = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.count += 1
+
+
+@RENAMED
+@NO_PIN
+def test_killed_training_goes_on_bitwise(tmp_path, policy_folder):
+    """The short sibling of the test below: the killed process trains, this one goes on."""
+    settings = {
+        "max_steps": 8, "save_steps": 2, "max_length": 128, "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3, "disable_tqdm": True, "annotator_column": "annotator",
+    }  # fmt: skip
+
+    def trainer(name):
+        args = MixDPOConfig(str(tmp_path / name), use_cpu=True, **settings)
+        return MixDPOTrainer(policy_folder, args=args, train_dataset=small_world())
+
+    script = Path(__file__).with_name("two_processes.py")
+    words = [sys.executable, script, policy_folder, tmp_path / "killed", json.dumps([settings])]
+    path = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    kill_once_there(tmp_path / "killed" / "checkpoint-4", words, {"PYTHONPATH": path})
+    assert not (tmp_path / "killed" / "checkpoint-8").exists()
+
+    whole, resumed = trainer("whole"), trainer("killed")
+    whole.train()
+    steps = CountSteps()
+    resumed.add_callback(steps)
+    resumed.train(resume_from_checkpoint=True)
+    assert steps.count in (4, 6)  # checkpoint-4 was whole, or was not
+    for part in ("model", "strength.objective"):
+        first, second = (attrgetter(part)(t).state_dict() for t in (whole, resumed))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), part
+
+
+def kill_once_there(path, words, environment=None, **options):
+    """SIGKILL as soon as the folder appears, while it is being written or later."""
+    environment = {**os.environ, **(environment or {})}
+    process = subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, **options)
+    while not path.exists():
+        assert process.poll() is None, "the process ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["lognormal", "gamma"])
 def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder, family):
-    """SIGKILL as soon as a second checkpoint appears, while it is being written or later."""
     small_world().remove_columns("source_row").to_json(tmp_path / "pairs.jsonl")
 
     def command(output):
@@ -61,12 +116,7 @@ def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder,
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     assert run(command("whole")).returncode == 0
-    process = subprocess.Popen(command("killed"), cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "killed.partial" / "checkpoint-6").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_once_there(tmp_path / "killed.partial" / "checkpoint-6", command("killed"), cwd=tmp_path)
     assert not (tmp_path / "killed").exists()
     refused = run(command("killed"))
     assert refused.returncode == 1 and "add --resume to go on" in refused.stderr

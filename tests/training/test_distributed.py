@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from scenarios import NO_PIN, RENAMED
+from training.two_processes import train as train_here
 
 HERE = Path(__file__).parent
 
@@ -23,8 +25,6 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "bf16": False,
 }
-
-pytestmark = pytest.mark.slow
 
 
 def launch(words, num_processes, folder):
@@ -55,14 +55,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def train(folder, policy, num_processes, batch_size, **settings):
+def train(folder, policy, num_processes, batch_size, *choices, **settings):
+    """Train in processes of their own, once for each of `choices` if there are some."""
     folder.mkdir(parents=True)
     settings = {**SETTINGS, "per_device_train_batch_size": batch_size, **settings}
+    all_settings = [{**settings, **choice} for choice in choices or ({},)]
     script = str(HERE / "two_processes.py")
-    launch([script, policy, str(folder), json.dumps(settings)], num_processes, folder)
-    result = json.loads((folder / "result.json").read_text())
-    assert result["processes"] == num_processes
-    return result
+    launch([script, policy, str(folder), json.dumps(all_settings)], num_processes, folder)
+    results = json.loads((folder / "results.json").read_text())
+    assert {result["processes"] for result in results} == {num_processes}
+    return results if choices else results[0]
 
 
 def column(result, name):
@@ -75,6 +77,51 @@ SHARED = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def short_launch(tmp_path_factory, policy_folder):
+    """Two steps in two processes: with exact strengths, and with draws."""
+    folder = tmp_path_factory.mktemp("short") / "two"
+    choices = {"family": "lognormal"}, {"estimator": "draws", "num_draws": 4}
+    return train(folder, policy_folder, 2, 4, *choices, max_steps=2)
+
+
+def assert_equal_trainings(two, one, family):
+    """Two processes log, weigh and evaluate what one process with the doubled batch does."""
+    assert two["wrapper"] == "DistributedDataParallel"
+    for name in SHARED if family == "fixed" else (*SHARED, "strength/cv"):
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["weight"] == pytest.approx(one["weight"], rel=1e-6)
+    assert two["margins"] == pytest.approx(one["margins"], abs=1e-3)
+    for name in ("eval_loss", "eval_micro/margin", "eval_micro/margin_q05"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
+
+
+@RENAMED
+@NO_PIN
+def test_two_steps_in_two_processes_are_those_of_the_doubled_batch(
+    tmp_path, policy_folder, short_launch
+):
+    """The short sibling of the test below; the one process is this one."""
+    two, _ = short_launch
+    settings = {**SETTINGS, "per_device_train_batch_size": 8, "max_steps": 2}
+    one = train_here(policy_folder, tmp_path, {**settings, "family": "lognormal"})
+    assert len(column(two, "loss")) == 2
+    assert_equal_trainings(two, one, "lognormal")
+
+
+def test_draws_differ_between_processes_and_the_strength_does_not(short_launch):
+    """Each process has noise of its own: equal draws would be half of them for nothing."""
+    exact, drawn = short_launch
+    first, second = drawn["draws"]
+    assert len(first) == len(second) == 2 * 4 * 4  # steps, pairs of a batch, draws
+    assert set(first).isdisjoint(second)
+    assert exact["draws"] == [[], []]
+    for result in short_launch:
+        assert result["strengths"][0] == result["strengths"][1]
+    assert all(value > 0 for value in column(drawn, "strength/cv"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -88,16 +135,10 @@ SHARED = (
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, policy_folder, settings):
     two = train(tmp_path / "two", policy_folder, 2, 4, **settings)
     one = train(tmp_path / "one", policy_folder, 1, 8, **settings)
-    assert two["wrapper"] == "DistributedDataParallel"
-    names = SHARED if settings["family"] == "fixed" else (*SHARED, "strength/cv")
-    for name in names:
-        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
-    assert two["weight"] == pytest.approx(one["weight"], rel=1e-6)
-    assert two["margins"] == pytest.approx(one["margins"], abs=1e-3)
-    for name in ("eval_loss", "eval_micro/margin", "eval_micro/margin_q05"):
-        assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
+    assert_equal_trainings(two, one, settings["family"])
 
 
+@pytest.mark.slow
 def test_a_sharded_policy_trains_as_one_process(tmp_path, policy_folder):
     """FSDP2: every parameter is a DTensor, spread over both processes."""
     two = train(tmp_path / "two", policy_folder, 2, 4, fsdp=True, family="lognormal")
@@ -108,6 +149,7 @@ def test_a_sharded_policy_trains_as_one_process(tmp_path, policy_folder):
     assert two["margins"] == pytest.approx(one["margins"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_fixed_strength_is_trl_dpo_in_two_processes(tmp_path, policy_folder):
     ours = train(tmp_path / "ours", policy_folder, 2, 4, family="fixed")
     theirs = train(tmp_path / "theirs", policy_folder, 2, 4, trl=True)
@@ -115,12 +157,7 @@ def test_fixed_strength_is_trl_dpo_in_two_processes(tmp_path, policy_folder):
         assert column(ours, name) == pytest.approx(column(theirs, name), abs=1e-5), name
 
 
-def test_draws_differ_between_processes(tmp_path, policy_folder):
-    """With its own draws each process has its own noise; the strength stays one."""
-    result = train(tmp_path / "two", policy_folder, 2, 4, estimator="draws", num_draws=4)
-    assert all(value > 0 for value in column(result, "strength/cv"))
-
-
+@pytest.mark.slow
 def test_reference_is_computed_once_for_all_processes(tmp_path, policy_folder):
     settings = {
         "precompute_ref_log_probs": True,
@@ -133,6 +170,7 @@ def test_reference_is_computed_once_for_all_processes(tmp_path, policy_folder):
     assert column(first, "loss") == pytest.approx(column(plain, "loss"), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_runs_under_torchrun(tmp_path, policy_folder):
     from scenarios import small_world
 
