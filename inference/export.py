@@ -1,6 +1,5 @@
 """A fit as an ArviZ object: named groups, dims and coords, written against the 1.x API."""
 
-import os
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from mixdpo_pyro.inference.choices import Choices, orient_at_random, random_subs
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.methods.files import write_whole
 from mixdpo_pyro.inference.predictive import replicate_choices
 from mixdpo_pyro.models import cv_prior, mean_prior
 
@@ -101,18 +101,17 @@ def to_inference_data(tree: "xr.DataTree") -> Any:
 
 
 def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
-    """Write the tree as NetCDF under a temporary name, then rename it.
+    """Write the tree as NetCDF, whole or not at all.
 
     `arviz.from_netcdf` of arviz 0.23 reads the file as an `InferenceData`, and
     `xarray.open_datatree` as a tree.
+
+    Raises:
+        OSError: Naming the file, such as for a full disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # To memory first: HDF5 ends the process where the disk that it writes to is full.
+    write_whole(tree.to_netcdf(engine="h5netcdf"), path)
     return path
 
 

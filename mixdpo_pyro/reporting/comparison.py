@@ -16,6 +16,7 @@ from rich.text import Text
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.models import mixed_logit_log_prob
 from mixdpo_pyro.reporting.html import encode_png, interval_words, render_page, write_page
+from mixdpo_pyro.reporting.run_record import FinishedRun, contents_named
 
 __all__ = [
     "LOADERS",
@@ -143,8 +144,6 @@ def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
 
 def _load_finished_run(folder: Path, name: str) -> RunSummary:
     """A run of `mixdpo train` or `mixdpo demo`."""
-    from mixdpo_pyro.reporting.run_record import FinishedRun
-
     run = FinishedRun.load(folder)
     facts = run.facts
     source = str(facts["data"]["source"])
@@ -172,10 +171,8 @@ LOADERS: dict[str, Callable[[Path, str], RunSummary]] = {"run.json": _load_finis
 def _load(folder: Path, name: str) -> RunSummary:
     for marker, load in LOADERS.items():
         if (folder / marker).is_file():
-            try:
+            with contents_named(folder):
                 return load(folder, name)
-            except KeyError as error:
-                raise OutputError(f"{folder}: the key {error} is missing in its files") from error
     raise OutputError(f"{folder}: holds no {' or '.join(LOADERS)}; is it a finished run?")
 
 

@@ -2,18 +2,28 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from jinja2 import UndefinedError
 
-from mixdpo_pyro.errors import OutputError
+from mixdpo_pyro.errors import MixDPOError, OutputError
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.export import read_draws
 from mixdpo_pyro.io import RUN_FILE
+from mixdpo_pyro.reporting.run_shape import (
+    FACTS,
+    HISTORY,
+    TRAINING_POSTERIOR,
+    Shape,
+    check_shape,
+)
 from mixdpo_pyro.reporting.training_tail import TrainingTail
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "POSTERIOR_FILE",
     "TRAINING_POSTERIOR_FILE",
     "FinishedRun",
+    "contents_named",
     "finite_values",
 ]
 
@@ -72,15 +83,17 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
-        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, read_draws)
+        posterior, annotators, diagnostics = _read(folder / POSTERIOR_FILE, _read_posterior)
         return cls(
             folder=folder,
-            facts=_read(folder / RUN_FILE, _read_json),
-            history=_read(folder / HISTORY_FILE, _read_json),
-            margins=_read(folder / MARGINS_FILE, pd.read_parquet),
+            facts=_read(folder / RUN_FILE, partial(_read_json, shape=FACTS)),
+            history=_read(folder / HISTORY_FILE, partial(_read_json, shape=HISTORY)),
+            margins=_read(folder / MARGINS_FILE, _read_margins),
             posterior=posterior,
             annotators=annotators,
-            training=_read(folder / TRAINING_POSTERIOR_FILE, _read_json),
+            training=_read(
+                folder / TRAINING_POSTERIOR_FILE, partial(_read_json, shape=TRAINING_POSTERIOR)
+            ),
             diagnostics=diagnostics,
         )
 
@@ -127,6 +140,19 @@ class FinishedRun:
         return float(low), float(high)
 
 
+@contextmanager
+def contents_named(folder: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with the contents of a run into one line that names its folder."""
+    try:
+        yield
+    except MixDPOError:
+        raise
+    except KeyError as error:
+        raise OutputError(f"{folder}: the key {error} is missing in its files") from error
+    except (TypeError, ValueError, UndefinedError) as error:
+        raise OutputError(f"{folder}: its files cannot be used ({error})") from error
+
+
 def finite_values(values: Any) -> np.ndarray:
     """The finite values, as float64."""
     array = np.asarray(values, dtype=np.float64)
@@ -138,9 +164,25 @@ def _read(path: Path, reader: Any) -> Any:
         raise OutputError(f"{path}: missing; is '{path.parent}' the folder of a finished run?")
     try:
         return reader(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
         raise OutputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+def _read_json(path: Path, shape: Shape) -> Any:
+    value = json.loads(path.read_text())
+    check_shape(value, shape)
+    return value
+
+
+def _read_margins(path: Path) -> pd.DataFrame:
+    table = pd.read_parquet(path)
+    if "margin" not in table or not pd.api.types.is_float_dtype(table["margin"]):
+        raise ValueError("column 'margin': expected numbers")
+    return table
+
+
+def _read_posterior(path: Path) -> tuple[dict[str, np.ndarray], list[str], dict[str, Any]]:
+    posterior, annotators, diagnostics = read_draws(path)
+    if missing := {"mean", "cv"} - posterior.keys():
+        raise ValueError(f"variable {min(missing)!r} of group 'posterior' is missing")
+    return posterior, annotators, diagnostics

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference.choices import orient_at_random
 from mixdpo_pyro.inference.posterior import contraction
 from mixdpo_pyro.models import mixed_logit_log_prob
@@ -32,7 +31,7 @@ from mixdpo_pyro.reporting.html import (
     write_images,
     write_page,
 )
-from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
+from mixdpo_pyro.reporting.run_record import FinishedRun, contents_named, finite_values
 
 __all__ = ["learned_rows", "summary_lines", "write_report"]
 
@@ -50,10 +49,8 @@ def write_report(folder: str | Path) -> Path:
         OutputError: If the folder is not a run folder, or one of its files is damaged.
     """
     run = FinishedRun.load(folder)
-    try:
+    with contents_named(folder):
         page, images = _page(run)
-    except KeyError as error:
-        raise OutputError(f"{folder}: the key {error} is missing in its files") from error
     write_images(images, run.folder)
     return write_page(page, run.folder / "report.html")
 
