@@ -1,6 +1,5 @@
 """The posterior of the strength: draws, and everything needed to use them."""
 
-import os
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Float, Int
 
+from mixdpo_pyro.inference.methods.files import write_whole
 from mixdpo_pyro.models import Family, mean_prior
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 
@@ -236,18 +236,17 @@ def make_dataset(
 
 
 def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
-    """Write the tree as NetCDF under a temporary name, then rename it.
+    """Write the tree as NetCDF, whole or not at all.
 
     `arviz.from_netcdf` of arviz 0.23 reads the file as an `InferenceData`, and
     `xarray.open_datatree` as a tree.
+
+    Raises:
+        OSError: Naming the file, such as for a full disk.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # To memory first: HDF5 ends the process where the disk that it writes to is full.
+    write_whole(tree.to_netcdf(engine="h5netcdf"), path)
     return path
 
 

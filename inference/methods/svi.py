@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from mixdpo_pyro.errors import NonFiniteLossError
 from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.methods.files import write_whole
 from mixdpo_pyro.inference.methods.objectives import Objective
 
 __all__ = ["Optimizer", "SVIProgress", "SVIState", "minimise", "run_svi"]
@@ -80,21 +80,27 @@ class SVIState:
             "progress": json.dumps(asdict(self.progress)),
             "groups": json.dumps(self.optimizer.get("param_groups", [])),
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+        write_whole(content, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> "SVIState":
-        """Read a state that `save` wrote."""
+        """Read a state that `save` wrote.
+
+        Raises:
+            ValueError: Naming the file, where it is cut or no such state.
+        """
+        try:
+            return cls._read(path)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is no whole state of SVI ({error})") from error
+
+    @classmethod
+    def _read(cls, path: str | Path) -> "SVIState":
         parameters: dict[str, Tensor] = {}
         slots: dict[int, dict[str, Tensor]] = {}
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
             for key in file.keys():
                 kind, name = key.split("/", 1)
                 if kind == "parameters":

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -95,12 +96,14 @@ def _doctor(arguments: list[str]) -> None:
     from mixdpo_pyro.data.audit import DoctorConfig, examine
     from mixdpo_pyro.data.audit_view import show_examination
     from mixdpo_pyro.errors import DataError
-    from mixdpo_pyro.io import write_json
+    from mixdpo_pyro.io import check_output, write_json
 
     positional = {"data": "local file, saved dataset folder or hub name"}
     values = parse_fields(DoctorConfig, "mixdpo doctor", arguments, positional=positional)
     name = values.pop("data")
     config = DoctorConfig(**values)
+    if config.json is not None:
+        check_output(config.json, (name, config.model), config.overwrite, '"ready_to_train"')
     found = examine(name, config)
     show_examination(found, Console(highlight=False))
     if config.json is not None:
@@ -111,15 +114,20 @@ def _doctor(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     from mixdpo_pyro.io import shared_staged_folder
+    from mixdpo_pyro.workflows.hub import claim_repository, push_policy
     from mixdpo_pyro.workflows.run_config import parse_train_arguments
     from mixdpo_pyro.workflows.train import execute_run
 
     plan = parse_train_arguments(arguments)
     output = Path(plan.training.output_dir)
-    with shared_staged_folder(output, plan.run.overwrite, plan.run.resume) as folder:
+    inputs = (plan.run.dataset_name, plan.model.model_name_or_path)
+    with shared_staged_folder(output, plan.run.overwrite, plan.run.resume, inputs) as folder:
+        repository = claim_repository(plan)
         execute_run(plan, folder, _command_line("train", arguments))
     if plan.training.process_index == 0:
         _show_result(output)
+        if repository is not None:
+            print(f"pushed  {push_policy(output, repository, plan.training)}")
 
 
 def _margins(arguments: list[str]) -> None:
@@ -147,12 +155,16 @@ def _margins(arguments: list[str]) -> None:
 def _compare(arguments: list[str]) -> None:
     from rich.console import Console
 
+    from mixdpo_pyro.io import check_output
     from mixdpo_pyro.reporting.comparison import load_summaries, show_comparison, write_comparison
 
     parser = OneLineParser(prog="mixdpo compare", description="Finished runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("-o", "--output", help="HTML file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     values = parser.parse_args(arguments)
+    if values.output is not None:
+        check_output(values.output, values.runs, values.overwrite, "runs compared</title>")
     runs = load_summaries(values.runs)
     show_comparison(runs, Console(highlight=False))
     if values.output is not None:
@@ -176,7 +188,10 @@ def _diagnose(arguments: list[str]) -> None:
     if config.output is None:
         print(*summary_lines(*diagnose(path, config)), sep="\n")
         return
-    with staged_folder(config.output, config.overwrite, marker=DIAGNOSIS_FILE) as folder:
+    inputs = (path, config.second)
+    with staged_folder(
+        config.output, config.overwrite, marker=DIAGNOSIS_FILE, inputs=inputs
+    ) as folder:
         diagnosis, data = diagnose(path, config)
         command = _command_line("diagnose", arguments)
         write_diagnosis(diagnosis, data, folder, config, command)
@@ -203,7 +218,9 @@ def _check(arguments: list[str]) -> None:
     config = CheckConfig(**values)
     found = check(*paths, config)
     if config.output is not None:
-        with staged_folder(config.output, config.overwrite, marker=CHECK_FILE) as folder:
+        with staged_folder(
+            config.output, config.overwrite, marker=CHECK_FILE, inputs=paths
+        ) as folder:
             write_check(found, folder, config, paths)
     print(*summary_lines(found, config.seed), sep="\n")
     if config.output is not None:
@@ -232,8 +249,9 @@ def _init(arguments: list[str]) -> None:
     )  # fmt: skip
     dataset_name, output_dir = values.pop("dataset_name"), values.pop("output_dir")
     overwrite = values.pop("overwrite")
-    data = load_preferences(dataset_name)
-    with staged_folder(output_dir, overwrite, marker="init.json") as folder:
+    inputs = (dataset_name,)
+    with staged_folder(output_dir, overwrite, marker="init.json", inputs=inputs) as folder:
+        data = load_preferences(dataset_name)
         build_reference(data.pairs, ReferenceConfig(**values), folder)
         write_json({"dataset_name": dataset_name, **values}, folder / "init.json")
     print(f"wrote {output_dir}")
@@ -259,11 +277,14 @@ def _simulate(arguments: list[str]) -> None:
 
 
 def _report(arguments: list[str]) -> None:
+    from mixdpo_pyro.io import added_to_result
     from mixdpo_pyro.reporting.run_report import write_report
 
     parser = OneLineParser(prog="mixdpo report", description="Write a run's report again.")
     parser.add_argument("run", help="folder of a finished run")
-    print(f"wrote {write_report(parser.parse_args(arguments).run)}")
+    run = parser.parse_args(arguments).run
+    with added_to_result(run):
+        print(f"wrote {write_report(run)}")
 
 
 def _show_result(output: Path) -> None:
@@ -274,13 +295,16 @@ def _show_result(output: Path) -> None:
 
 
 def _command_line(command: str, arguments: list[str]) -> str:
-    return shlex.join(["mixdpo", command, *arguments])
+    words = shlex.join(["mixdpo", command, *arguments])
+    return re.sub(r"(--hub[_-]token[ =])\S+", r"\1***", words)
 
 
 def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, MixDPOError):
         return message
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {message} (--debug shows where)"
 
 

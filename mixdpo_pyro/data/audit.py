@@ -58,6 +58,7 @@ class DoctorConfig:
         examples: Number of pairs to show.
         seed: Seed of their choice.
         json: File to write the numbers to.
+        overwrite: Replace that file where something else wrote it.
     """
 
     split: str = "train"
@@ -72,6 +73,7 @@ class DoctorConfig:
     examples: int = 3
     seed: int = 0
     json: str | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 2:

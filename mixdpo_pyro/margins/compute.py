@@ -5,10 +5,10 @@ that training sees. Parts of the result are written while it runs; an interrupte
 """
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +22,9 @@ from trl import DPOConfig
 from mixdpo_pyro.data.loading import load_preferences, named_columns
 from mixdpo_pyro.data.tokenization import find_policy
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS, PreferenceData
-from mixdpo_pyro.errors import ConfigError, NonFiniteLossError, OutputError
+from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.inference.choices import agreement
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import check_output, locked_output, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import COMPLETION, LanguageModels
 from mixdpo_pyro.margins.resume import Parts
@@ -92,12 +92,31 @@ def write_margins(
     Raises:
         ConfigError: If a model cannot be loaded, or policy and reference do not fit together.
         DataError: If the pairs cannot be used.
-        OutputError: If the file exists, or an interrupted run had other inputs.
+        OutputError: If the file exists, is an input or cannot be written, if another process
+            writes it, or an interrupted run had other inputs.
         NonFiniteLossError: If a log-probability is not finite.
     """
     config = config or MarginsConfig()
-    output = Path(output).expanduser()
-    _check_output(output, config.overwrite)
+    inputs = (model, reference, data)
+    output = check_output(output, inputs, config.overwrite)
+    with locked_output(output):
+        models, sequences, pairs = _prepare(*inputs, config)
+        facts = _facts(models, sequences, config)
+        parts = Parts.open(output.with_name(f"{output.name}.partial"), facts, config.resume)
+        scores, rate = _fill(parts, sequences, models, config)
+        facts |= {"source": data, "max_length": config.max_length}
+        table = _assemble(scores, sequences, pairs)
+        table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
+        check_output(output, inputs, config.overwrite)  # hours have passed
+        with written_whole(output) as temporary:
+            pq.write_table(table, temporary)
+        parts.remove()
+    return _summarise(output, table, sequences, pairs, rate)
+
+
+def _prepare(
+    model: str, reference: str, data: str, config: MarginsConfig
+) -> tuple[LanguageModels, Sequences, PreferenceData]:
     _note_other_length(model, config.max_length)
     show_stage("Reading the pairs")
     pairs = load_preferences(
@@ -105,23 +124,18 @@ def write_margins(
         reader=config.reader, columns=named_columns(config),
     )  # fmt: skip
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)
-    sequences = Sequences.prepare(pairs, models, config)
-    inputs = {
+    return models, Sequences.prepare(pairs, models, config), pairs
+
+
+def _facts(models: LanguageModels, sequences: Sequences, config: MarginsConfig) -> dict[str, Any]:
+    """What the scores depend on; parts of other facts are not gone on from."""
+    return {
         "policy": models.policy_digest,
         "reference": models.reference_digest,
         "data, tokenizer or max_length": sequences.digest,
         "batch_size": config.batch_size,
         "precision": f"{config.dtype} on {models.device.type}",
     }
-    parts = Parts.open(output.with_name(f"{output.name}.partial"), inputs, config.resume)
-    scores, rate = _fill(parts, sequences, models, config)
-    facts = {**inputs, "source": data, "max_length": config.max_length}
-    table = _assemble(scores, sequences, pairs)
-    table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
-    with written_whole(output) as temporary:
-        pq.write_table(table, temporary)
-    shutil.rmtree(parts.folder)
-    return _summarise(output, table, sequences, pairs, rate)
 
 
 def _fill(
@@ -229,15 +243,6 @@ def _summarise(
         accuracy=float(agreement(margin).mean()),
         pairs_per_second=rate,
     )
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_dir():
-        raise OutputError(f"{output}: expected a file to write to, found a folder")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists; add --overwrite to replace it")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder '{output.parent}'")
 
 
 def _note_other_length(name: str, max_length: int) -> None:

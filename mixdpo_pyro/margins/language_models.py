@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from mixdpo_pyro.data.tokenization import first_line, is_adapter, load_tokenizer
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.io.integrity import find_model_fault
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.progress import show_stage
 
@@ -44,6 +46,9 @@ class LanguageModels:
         """Load policy, reference and tokenizer, and check that they fit together."""
         show_stage("Loading policy and reference")
         device = _find_device(config.device)
+        for role, name in (("model", policy_name), ("reference", reference_name)):
+            if fault := find_model_fault(Path(name).expanduser()):
+                raise ConfigError(f"{role}: {fault}")
         tokenizer = load_tokenizer(_tokenizer_source(policy_name))
         policy, digest = _load_model(policy_name, config.dtype, device, "model")
         if reference_name == ADAPTER_OFF:
@@ -126,7 +131,7 @@ def _load_model(name: str, dtype: str, device: torch.device, role: str) -> tuple
         is_adapter = find_adapter_config_file(name) is not None
         loader = AutoPeftModelForCausalLM if is_adapter else AutoModelForCausalLM
         model = loader.from_pretrained(name, dtype=kind)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"{role}: '{name}' cannot be loaded ({first_line(error)})") from error
     return model.to(device).eval(), _digest_model(name, model)
 

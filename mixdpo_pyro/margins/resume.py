@@ -1,7 +1,8 @@
 """Finished parts of an interrupted computation of margins."""
 
 import json
-import shutil
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,23 @@ from typing import Any
 import pandas as pd
 
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.io import write_json, written_whole
+from mixdpo_pyro.io import (
+    claim_folder,
+    is_claimed,
+    remove_claimed,
+    write_errors_named,
+    write_json,
+    written_whole,
+)
 from mixdpo_pyro.progress import console
 
 __all__ = ["Parts"]
 
 _INPUTS_FILE = "inputs.json"
+
+_OWN_NAME = re.compile(
+    r"\.?(inputs\.json|\.mixdpo\.json|part-\d{5}\.parquet)(\.[0-9a-f]{8})?(\.partial)?"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +43,7 @@ class Parts:
             OutputError: If it holds something else, or was begun with other inputs.
         """
         parts = cls(folder)
-        if folder.exists():
+        if os.path.lexists(folder):
             parts._check_own()
             earlier = parts._read_inputs()
             different = [key for key in inputs if (earlier or {}).get(key) != inputs[key]]
@@ -42,8 +54,9 @@ class Parts:
                 )
             if not resume or not earlier:
                 console.print(f"Starting again: removing what an interrupted run left in {folder}")
-                shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+                parts.remove()
+        with write_errors_named(folder):
+            claim_folder(folder)
         write_json(inputs, folder / _INPUTS_FILE)
         return parts
 
@@ -55,20 +68,31 @@ class Parts:
         """A part, or None where it is missing, damaged, or not about these sequences."""
         try:
             part = pd.read_parquet(self.path(number))
-        except (OSError, ValueError):
+            numbers = part["sequence"].tolist()
+        except (OSError, ValueError, KeyError):
             return None
-        return part if part["sequence"].tolist() == list(sequences) else None
+        return part if numbers == list(sequences) else None
 
     def write(self, number: int, part: pd.DataFrame) -> None:
         """Write a part, whole or not at all."""
         with written_whole(self.path(number)) as temporary:
             part.to_parquet(temporary, index=False)
 
+    def remove(self) -> None:
+        """Remove the folder, once its parts are no longer needed."""
+        with write_errors_named(self.folder):
+            remove_claimed(self.folder)
+
     def _check_own(self) -> None:
-        known = (_INPUTS_FILE, "part-", f".{_INPUTS_FILE}", ".part-")
+        if not self.folder.is_dir():
+            raise OutputError(f"{self.folder}: is in the way of the finished parts; move it")
         for path in self.folder.iterdir():
-            if not path.name.startswith(known):
+            if not _OWN_NAME.fullmatch(path.name):
                 raise OutputError(f"{self.folder}: holds '{path.name}', which is no part; move it")
+        if not is_claimed(self.folder):
+            raise OutputError(
+                f"{self.folder}: is in the way, and mixdpo did not write it; move it"
+            )
 
     def _read_inputs(self) -> dict[str, Any] | None:
         try:

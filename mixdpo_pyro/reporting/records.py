@@ -9,12 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.io import written_whole
 
-__all__ = ["FORMAT", "Record", "read_json", "read_record", "write_record"]
+__all__ = ["FORMAT", "Value", "read_json", "read_record", "write_record"]
 
 FORMAT = 1
 """Number of the format of `run.json`, `diagnosis.json` and `check.json`."""
 
-Record = TypeVar("Record")
+Value = TypeVar("Value")
 
 
 def write_record(record: Any, path: str | Path) -> None:
@@ -24,37 +24,43 @@ def write_record(record: Any, path: str | Path) -> None:
         temporary.write_text(json.dumps({"format": FORMAT, **plain}, indent=2) + "\n")
 
 
-def read_record(kind: type[Record], path: str | Path) -> Record:
+def read_record(kind: type[Value], path: str | Path) -> Value:
     """Read a dataclass that :func:`write_record` wrote.
 
     Raises:
         OutputError: Naming the file, and the key that is missing, unknown or of a wrong type, or
             the format that this version does not read.
     """
-    value = read_json(path)
-    found = value.pop("format", None) if isinstance(value, dict) else None
+    value = read_json(path, dict[str, Any])
+    found = value.pop("format", None)
     if found != FORMAT:
         raise OutputError(
             f"{path}: expected format {FORMAT}, got {found}; it was not written by this version"
         )
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise OutputError(f"{path}: key '{key}': {first['msg']}") from error
+    return _validate(value, kind, path)
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
+def read_json(path: str | Path, kind: type[Value]) -> Value:
+    """The content of a JSON file, checked against a type.
 
     Raises:
-        OutputError: Naming the file, if it is missing or damaged.
+        OutputError: Naming the file, if it is missing or damaged, and the key of a wrong value.
     """
     path = Path(path)
     if not path.is_file():
         raise OutputError(f"{path}: missing; is '{path.parent}' the folder of a finished run?")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    return _validate(value, kind, path)
+
+
+def _validate(value: Any, kind: type[Value], path: str | Path) -> Value:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = f"key '{key}': " if key else ""
+        raise OutputError(f"{path}: {where}{first['msg']}") from error

@@ -136,8 +136,8 @@ class FinishedRun:
         return cls(
             folder=folder,
             record=read_record(RunRecord, folder / RUN_FILE),
-            history=read_json(folder / HISTORY_FILE),
-            margins=_read(folder / MARGINS_FILE, pd.read_parquet),
+            history=read_json(folder / HISTORY_FILE, list[dict[str, Any]]),
+            margins=_read(folder / MARGINS_FILE, _read_margins),
             posterior=_read(folder / POSTERIOR_FILE, Posterior.load),
             training=_read(folder / TRAINING_POSTERIOR_FILE, Posterior.load),
         )
@@ -193,5 +193,12 @@ def _read(path: Path, reader: Any) -> Any:
         raise OutputError(f"{path}: missing; is '{path.parent}' the folder of a finished run?")
     try:
         return reader(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, RecursionError) as error:
         raise OutputError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _read_margins(path: Path) -> pd.DataFrame:
+    table = pd.read_parquet(path)
+    if "margin" not in table or not pd.api.types.is_float_dtype(table["margin"]):
+        raise ValueError("column 'margin': expected numbers")
+    return table

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from scipy.special import gammaincinv, ndtri
 from torch import Tensor
 
@@ -142,7 +142,7 @@ class Strength:
             k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()
         }
         with written_whole(Path(folder) / TENSORS_FILE) as temporary:
-            save_file(tensors, temporary)
+            temporary.write_bytes(save(tensors))
         write_json(
             {"config": asdict(self.config), "learned": self.summary()},
             Path(folder) / STRENGTH_FILE,

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.errors import OutputError
+from mixdpo_pyro.io import write_errors_named, written_whole
 
 __all__ = [
     "Fingerprint", "ReferenceCache", "default_cache_folder", "hash_parameters", "hash_tokens",
@@ -80,20 +81,22 @@ class ReferenceCache:
         except (SafetensorError, OSError) as error:
             logger.warning("%s: cannot be read (%s); computing again", path, error)
             return None
-        if any(len(values) != num_pairs for values in found.values()):
+        if any(values.shape != (num_pairs,) for values in found.values()):
             logger.warning("%s: holds another number of pairs; computing again", path)
             return None
         return found
 
     def save(self, fingerprint: Fingerprint, logps: dict[str, np.ndarray]) -> None:
-        """Write the log-probabilities, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(self._path(fingerprint)) as temporary:
-            save_file(
-                {name: np.ascontiguousarray(logps[name]) for name in _COLUMNS},
-                temporary,
-                metadata=asdict(fingerprint),
-            )
+        """Write the log-probabilities, whole or not at all; where that fails, say so and go on."""
+        path = self._path(fingerprint)
+        tensors = {name: np.ascontiguousarray(logps[name]) for name in _COLUMNS}
+        try:
+            with write_errors_named(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as temporary:
+                temporary.write_bytes(save(tensors, metadata=asdict(fingerprint)))
+        except OutputError as error:
+            logger.warning("%s; the next run computes it again", error)
 
     def _path(self, fingerprint: Fingerprint) -> Path:
         return self.folder / f"{fingerprint.name}.safetensors"

@@ -22,6 +22,7 @@ from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
+from mixdpo_pyro.io.integrity import find_model_fault
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import (
@@ -79,9 +80,11 @@ def execute_run(
     training = plan.training
     is_main = training.process_index == 0
     training.output_dir = str(folder)
+    training.push_to_hub = False  # all of the folder, with its ids: see `workflows.hub`
     training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
     if is_main:
-        (folder / "config.yaml").write_text(yaml.safe_dump(plan.given, sort_keys=False))
+        given = {key: value for key, value in plan.given.items() if key != "hub_token"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     show_stage("Reading the pairs")
     data = _load_pairs(plan.run, training)
 
@@ -170,6 +173,8 @@ def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
     }
+    if fault := find_model_fault(Path(model.model_name_or_path).expanduser()):
+        raise ConfigError(f"model_name_or_path: {fault}")
     try:
         trainer = MixDPOTrainer(
             model=model.model_name_or_path,
@@ -198,6 +203,7 @@ def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)
+        trainer.hub_model_id = trainer.args.hub_model_id  # for the card's example
         trainer.create_model_card(model_name=folder.parent.name.removesuffix(".partial"))
         (Path(trainer.args.output_dir) / "README.md").replace(folder / "README.md")
 
