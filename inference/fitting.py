@@ -80,6 +80,7 @@ class Fit:
         return f"<p>{self.choices!r}</p>{self.posterior._repr_html_()}"
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: gradients are needed
 def fit(
     margin: Any,
     *,

@@ -32,6 +32,10 @@ JointObjective = Literal["marginal", "importance", "elbo"]
 
 _LOG_CV_BOUNDS = (math.log(1e-3), math.log(10.0))
 
+_NUDGE = 0.01
+"""Standard deviation of the move off a start where all margins are equal: at zero the gradient of
+a network with a hidden layer vanishes."""
+
 _MAX_HESSIAN = 300
 """Parameters up to which the Hessian is taken: beyond, its cost is that of as many gradients."""
 
@@ -102,6 +106,7 @@ class JointFit:
         return pd.DataFrame(columns, index=list(self.names))
 
 
+@torch.inference_mode(False)  # whatever mode the caller is in: gradients are needed
 def fit_joint(
     module: nn.Module,
     inputs: Tensor,
@@ -130,7 +135,7 @@ def fit_joint(
 
     Args:
         module: Maps `inputs` to margins, chosen minus rejected, shape `(pairs,)` or `(pairs, 1)`.
-            It is not changed.
+            It is not changed, and may start at zero.
         inputs: First argument of the module, for instance differences of attributes; its rows are
             the choices.
         annotator: Ids of the respondents, one per choice.
@@ -146,7 +151,7 @@ def fit_joint(
         num_draws: Draws of each strength in a bound.
         initial_cv: Start of the search in cv.
         max_steps: Most iterations of the optimiser; default, 500 of L-BFGS-B or 4000 of Adam.
-        seed: Seed of batches and draws.
+        seed: Seed of batches, draws, and the move off a start at zero.
         options: Further arguments of :func:`minimise`, for Adam only.
 
     Returns:
@@ -162,7 +167,7 @@ def fit_joint(
         ('weight[0, 0]', 'cv')
     """
     _check_arguments(family, mean_anchor, objective, {"beta": beta, "initial_cv": initial_cv})
-    joint = _JointLikelihood(module, inputs, annotator, family, mean_anchor, beta)
+    joint = _JointLikelihood(module, inputs, annotator, family, mean_anchor, beta, seed)
     start = np.append(joint.start, math.log(initial_cv))
     if objective == "marginal" and batch_size is None and not options:
         point, is_converged = _climb(joint, start, max_steps or 500)
@@ -242,14 +247,15 @@ class _JointLikelihood:
         family: Family,
         mean_anchor: MeanAnchor,
         beta: float,
+        seed: int,
     ) -> None:
         self.module = deepcopy(module).double()
-        self.inputs = inputs.double()
+        self.inputs = inputs.to(torch.float64, copy=True)  # may be of inference mode
         self.family = family
         self.mean_anchor = mean_anchor
         self.beta = beta
         self._shapes = {name: value.shape for name, value in self.module.named_parameters()}
-        theta = torch.cat([p.detach().flatten() for p in self.module.parameters()])
+        theta = self._start(seed)
         with torch.no_grad():
             margin = self.margin(theta)
         self.choices = read_choices(margin, annotator)
@@ -325,6 +331,16 @@ class _JointLikelihood:
     @property
     def _num_theta(self) -> int:
         return sum(shape.numel() for shape in self._shapes.values())
+
+    def _start(self, seed: int) -> Tensor:
+        """The module's parameters; moved a little where they give equal margins, as zeros do."""
+        theta = torch.cat([p.detach().flatten() for p in self.module.parameters()])
+        with torch.no_grad():
+            margin = self.margin(theta)
+        if (margin != margin.flatten()[:1]).any():
+            return theta
+        noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(seed))
+        return theta + _NUDGE * noise.double()
 
     def _split(self, estimates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Parameters of the module, mean and cv, from estimates in their natural units."""

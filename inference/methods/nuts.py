@@ -33,6 +33,7 @@ class NUTSRun:
     num_chains: int
 
 
+@torch.inference_mode(False)
 def run_nuts(
     model: DatasetModel,
     num_samples: int = 1000,

@@ -189,7 +189,7 @@ def minimise(
         stepper.load_state_dict(state.optimizer)
     losses = list(now.losses)
     with (
-        torch.enable_grad(),
+        torch.inference_mode(False),
         tqdm(total=max_steps, initial=now.step, disable=not progress, desc="SVI") as bar,
     ):
         while now.step < max_steps and not now.is_converged:

@@ -161,3 +161,17 @@ def test_million_margins_do_not_need_a_million_evaluations(simulate, monkeypatch
     )
     fit(torch.from_numpy(simulate(1_000_000, 1, 0.6)[0]), family="gamma")
     assert max(sizes) < 1000
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("laplace", {}), ("svi", {"max_steps": 30}), ("nuts", {"num_warmup": 20})],
+)
+def test_every_method_works_in_whatever_mode_the_caller_is(simulate, mode, method, options):
+    margin, annotator, _ = simulate(10, 10, 0.6)
+    settings = {"annotator": annotator, "method": method, "num_samples": 20, **options}
+    outside = fit(margin, **settings).posterior
+    with mode():
+        inside = fit(margin, **settings).posterior
+    np.testing.assert_array_equal(inside.cv, outside.cv)

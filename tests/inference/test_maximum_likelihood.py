@@ -251,3 +251,43 @@ def test_too_many_parameters_have_no_table():
     assert result.covariance is None
     with pytest.raises(ValueError, match="at most 300 parameters, got 402"):
         result.table()
+
+
+def test_linear_module_that_starts_at_zero_reaches_the_same_maximum():
+    x, person = _simulate("gamma", 40, 8)
+    zero = torch.nn.Linear(3, 1, bias=False)
+    torch.nn.init.zeros_(zero.weight)
+    found, expected = (
+        fit_joint(module, torch.from_numpy(x), annotator=person, family="gamma")
+        for module in (zero, _linear())
+    )
+    assert found.log_likelihood == pytest.approx(expected.log_likelihood, abs=1e-5)
+    np.testing.assert_allclose(found.estimates, expected.estimates, rtol=1e-3)
+
+
+def test_network_that_starts_at_zero_leaves_the_saddle():
+    x, person = _simulate("gamma", 40, 8)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(3, 4, bias=False), torch.nn.Tanh(), torch.nn.Linear(4, 1, bias=False)
+    )
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    result = fit_joint(network, torch.from_numpy(x), annotator=person, max_steps=200)
+    assert result.log_likelihood > result.null_log_likelihood + 20
+
+
+def test_module_whose_margins_cannot_differ_is_refused():
+    x = torch.zeros(20, 2)
+    with pytest.raises(ValueError, match="Expected margins that differ"):
+        fit_joint(torch.nn.Linear(2, 1), x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("objective", ["marginal", "elbo"])
+def test_joint_fit_works_in_whatever_mode_the_caller_is(mode, objective):
+    x, person = _simulate("gamma", 20, 5)
+    options = {"annotator": person, "objective": objective, "max_steps": 5}
+    outside = fit_joint(_linear(), torch.from_numpy(x), **options)
+    with mode():
+        inside = fit_joint(_linear(), torch.from_numpy(x).clone(), **options)
+    np.testing.assert_array_equal(inside.estimates, outside.estimates)
