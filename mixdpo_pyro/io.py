@@ -9,7 +9,15 @@ from pathlib import Path
 
 from mixdpo_pyro.errors import OutputError
 
-__all__ = ["RUN_FILE", "shared_staged_folder", "staged_folder", "write_json", "written_whole"]
+__all__ = [
+    "RUN_FILE",
+    "check_output_file",
+    "check_replaceable",
+    "shared_staged_folder",
+    "staged_folder",
+    "write_json",
+    "written_whole",
+]
 
 RUN_FILE = "run.json"
 """The file that makes a folder a run folder."""
@@ -54,7 +62,7 @@ def staged_folder(
             an interrupted try left checkpoints and neither `keep` nor `overwrite` is set.
     """
     folder = Path(folder).expanduser()
-    _check_replaceable(folder, overwrite, marker)
+    check_replaceable(folder, overwrite, marker)
     partial = folder.with_name(f"{folder.name}.partial")
     previous = folder.with_name(f"{folder.name}.previous")
     if previous.exists():
@@ -100,7 +108,28 @@ def shared_staged_folder(
         state.wait_for_everyone()
 
 
-def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
+def check_output_file(path: str | Path, overwrite: bool) -> None:
+    """Refuse a name to which no file can be written, or where one stands.
+
+    Raises:
+        OutputError: Naming it.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write to, found a folder")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; add --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: there is no folder '{path.parent}'")
+
+
+def check_replaceable(folder: str | Path, overwrite: bool, marker: str = RUN_FILE) -> None:
+    """Refuse a folder that holds an earlier result, unless it may be overwritten, or other files.
+
+    Raises:
+        OutputError: Naming it.
+    """
+    folder = Path(folder).expanduser()
     if folder.is_file():
         raise OutputError(f"{folder}: expected a folder to write to, found a file")
     if not folder.exists() or not any(folder.iterdir()):

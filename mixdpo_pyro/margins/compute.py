@@ -22,9 +22,9 @@ from trl import DPOConfig
 from mixdpo_pyro.data.loading import load_preferences, named_columns
 from mixdpo_pyro.data.tokenization import find_policy
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS, PreferenceData
-from mixdpo_pyro.errors import ConfigError, NonFiniteLossError, OutputError
+from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.inference.choices import agreement
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import check_output_file, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import COMPLETION, LanguageModels
 from mixdpo_pyro.margins.resume import Parts
@@ -97,11 +97,11 @@ def write_margins(
     """
     config = config or MarginsConfig()
     output = Path(output).expanduser()
-    _check_output(output, config.overwrite)
+    check_output_file(output, config.overwrite)
     _note_other_length(model, config.max_length)
     show_stage("Reading the pairs")
     pairs = load_preferences(
-        data, config.split, config.config, config.annotator,
+        data, config.split, config.dataset_config, config.annotator,
         reader=config.reader, columns=named_columns(config),
     )  # fmt: skip
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)
@@ -229,15 +229,6 @@ def _summarise(
         accuracy=float(agreement(margin).mean()),
         pairs_per_second=rate,
     )
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_dir():
-        raise OutputError(f"{output}: expected a file to write to, found a folder")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists; add --overwrite to replace it")
-    if not output.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder '{output.parent}'")
 
 
 def _note_other_length(name: str, max_length: int) -> None:
