@@ -15,8 +15,8 @@ import mixdpo_pyro
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "inference", "mixdpo_pyro")
 LAYERS = (
-    "errors", "models", "inference", "io", "progress", "data", "margins", "training", "reporting",
-    "diagnosis", "workflows", "cli", "__main__",
+    "errors", "models", "inference", "options", "io", "progress", "data", "margins", "training",
+    "reporting", "diagnosis", "workflows", "cli", "__main__",
 )  # fmt: skip
 """What stands inside the package, in the order in which imports run: only to the left."""
 

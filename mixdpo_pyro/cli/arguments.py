@@ -1,72 +1,104 @@
-"""Command-line arguments from the fields of a dataclass."""
+"""The parser of every command: TRL's parser of dataclasses, with errors of one line."""
 
 import argparse
-from dataclasses import fields
-from types import NoneType
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from trl import TrlParser
 
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.workflows.run_config import did_you_mean
 
-__all__ = ["OneLineParser", "parse_fields"]
+__all__ = ["CommandParser"]
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+class _TidyHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Every option once, although it is taken with hyphens too, and no empty defaults."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        names = action.option_strings
+        shown = [n for n in names if "-" not in n.lstrip("-") or n.replace("-", "_") == n]
+        shown = sorted(shown or names, key=len)
+        takes_value = action.nargs not in (0, "?")
+        value = self._format_args(action, action.dest.upper()) if takes_value else ""
+        return f"{', '.join(shown)} {value}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, False, []) or action.required:
+            return action.help or ""
+        return super()._get_help_string(action) or ""
+
+
+class CommandParser(TrlParser):
+    """Parser of one command; options are dataclass fields, taken with `_` and with `-`.
+
+    Args:
+        command: Name of the command.
+        summary: What it does.
+        configs: Dataclasses whose fields are its options, with their help as metadata.
+        positional: Further arguments without a flag, name -> help; a name that ends in `+` takes
+            one value or more.
+    """
+
+    def __init__(
+        self,
+        command: str,
+        summary: str,
+        configs: Sequence[type],
+        positional: dict[str, str] | None = None,
+    ) -> None:
+        words = [name.rstrip("+").upper() for name in positional or ()]
+        super().__init__(
+            configs,
+            prog=f"mixdpo {command}",
+            usage=" ".join(["%(prog)s", *words, "[options]"]),
+            description=summary,
+            formatter_class=_TidyHelp,
+            allow_abbrev=False,
+        )
+        self._has_positional = bool(positional)
+        for name, text in (positional or {}).items():
+            count = "+" if name.endswith("+") else None
+            self.add_argument(name.rstrip("+"), nargs=count, metavar=words.pop(0), help=text)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `ConfigError`."""
-        raise ConfigError(f"{self.prog}: {message}")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
+    def read(self, words: Sequence[str]) -> Any:
+        """The dataclasses, and after them a namespace of what has no dataclass, if there is any.
 
-def parse_fields(
-    config: type,
-    prog: str,
-    arguments: list[str],
-    extra: dict[str, str] | None = None,
-    positional: dict[str, str] | None = None,
-    switches: dict[str, str] | None = None,
-) -> dict[str, Any]:
-    """Values for the fields of a flat dataclass; its docstring's Args section is the help.
+        Raises:
+            ConfigError: Naming the option that is wrong.
+        """
+        *found, unknown = self.parse_args_into_dataclasses(
+            self._close_switches(words), return_remaining_strings=True, look_for_args_file=False
+        )
+        self.refuse(unknown)
+        return found
 
-    `positional` and `extra` are further required arguments, name -> help, without and with a flag;
-    `switches` are off unless they are given.
-    """
-    doc = config.__doc__ or ""
-    parser = OneLineParser(
-        prog=prog,
-        description=doc.partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, text in (positional or {}).items():
-        parser.add_argument(name, help=text)
-    for name, text in (extra or {}).items():
-        flags = ["-o", "--output"] if name == "output" else [f"--{name}"]
-        parser.add_argument(*flags, required=True, help=text)
-    for name, text in (switches or {}).items():
-        parser.add_argument(f"--{name}", action="store_true", help=text)
-    hints = get_type_hints(config)
-    for field in fields(config):
-        options: dict[str, Any] = {
-            "help": _argument_help(doc, field.name),
-            "default": field.default,
-        }
-        kinds = [kind for kind in get_args(hints[field.name]) if kind is not NoneType]
-        if isinstance(field.default, bool):
-            parser.add_argument(f"--{field.name}", action="store_true", **options)
-        elif isinstance(field.default, tuple):
-            metavar = field.name.upper()
-            parser.add_argument(f"--{field.name}", nargs="+", metavar=metavar, **options)
-        elif field.name == "output":
-            parser.add_argument("-o", "--output", **options)
-        elif get_origin(hints[field.name]) is Literal:
-            parser.add_argument(f"--{field.name}", choices=kinds, **options)
-        else:
-            kind = kinds[0] if kinds else hints[field.name]
-            parser.add_argument(f"--{field.name}", type=kind, **options)
-    return vars(parser.parse_args(arguments))
+    def options(self) -> dict[str, argparse.Action]:
+        """Key -> what the parser knows of it."""
+        return {a.dest: a for a in self._actions if a.option_strings and a.dest != "help"}
 
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Refuse words that no option takes.
 
-def _argument_help(doc: str, name: str) -> str:
-    lines = [line.strip() for line in doc.splitlines()]
-    found = next((line for line in lines if line.startswith(f"{name}: ")), f"{name}: ")
-    return found.partition(": ")[2]
+        Raises:
+            ConfigError: Naming the first of them.
+        """
+        for word in unknown:
+            name = word.partition("=")[0]
+            if not word.startswith("-"):
+                raise ConfigError(f"command line: unexpected '{word}'; see {self.prog} --help")
+            hint = did_you_mean(name.lstrip("-"), self.options())
+            raise ConfigError(f"command line: unknown option '{name}'{hint}")
+
+    def _close_switches(self, words: Sequence[str]) -> list[str]:
+        """`--overwrite FILE` is a switch and a file, where TRL takes the file for its value."""
+        if not self._has_positional:
+            return list(words)
+        switches = {s for a in self._actions if a.const is True for s in a.option_strings}
+        return [f"{word}=true" if word in switches else word for word in words]

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from mixdpo_pyro.data.config import DoctorConfig
 from mixdpo_pyro.data.loading import named_columns, read_source
 from mixdpo_pyro.data.splitting import keys_of_pairs
 from mixdpo_pyro.data.validation import (
@@ -24,13 +25,20 @@ from mixdpo_pyro.data.validation import (
     find_problems,
     text_of,
 )
-from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
-    "DEFAULT_ANNOTATOR_COLUMN", "AnnotatorCounts", "BadValues", "DoctorConfig", "Examination",
-    "Example", "LengthBalance", "Repeats", "Truncation", "count_noun", "examine",
+    "DEFAULT_ANNOTATOR_COLUMN",
+    "AnnotatorCounts",
+    "BadValues",
+    "Examination",
+    "Example",
+    "LengthBalance",
+    "Repeats",
+    "Truncation",
+    "count_noun",
+    "examine",
     "measure_lengths",
-]  # fmt: skip
+]
 
 _SHOWN_PROBLEMS = 5
 
@@ -39,47 +47,6 @@ _SHOWN_ANNOTATORS = 5
 _SCORE_COLUMNS = ("score_chosen", "score_rejected")
 
 DEFAULT_ANNOTATOR_COLUMN = "annotator"
-
-
-@dataclass(frozen=True)
-class DoctorConfig:
-    """Check preference pairs before training: columns, rows, repeats, lengths, truncation.
-
-    Args:
-        split: Split to take where the source has several.
-        config: Configuration name of a hub dataset.
-        reader: Reader of a public dataset, NAME or NAME:option,option.
-        annotator: Column with annotator ids; a column `annotator` is found by itself.
-        prompt: Column that holds the prompt, if not `prompt`.
-        chosen: Column that holds the chosen response, if not `chosen`.
-        rejected: Column that holds the rejected response, if not `rejected`.
-        model: Model whose tokenizer counts tokens; without it lengths are in characters.
-        max_length: Longest sequence in tokens, prompt and response, as in training.
-        examples: Number of pairs to show.
-        seed: Seed of their choice.
-        json: File to write the numbers to.
-        overwrite: Replace that file where something else wrote it.
-    """
-
-    split: str = "train"
-    config: str | None = None
-    reader: str | None = None
-    annotator: str | None = None
-    prompt: str | None = None
-    chosen: str | None = None
-    rejected: str | None = None
-    model: str | None = None
-    max_length: int = 512
-    examples: int = 3
-    seed: int = 0
-    json: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise ConfigError(f"max_length: expected at least 2, got {self.max_length}")
-        if self.examples < 0:
-            raise ConfigError(f"examples: expected at least 0, got {self.examples}")
 
 
 @dataclass(frozen=True)
@@ -289,7 +256,12 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
     """
     config = config or DoctorConfig()
     source = read_source(
-        name, config.split, config.config, config.reader, named_columns(config), is_lenient=True
+        name,
+        config.split,
+        config.dataset_config,
+        config.reader,
+        named_columns(config),
+        is_lenient=True,
     )
     column = config.annotator
     if column is None and DEFAULT_ANNOTATOR_COLUMN in source.pairs.column_names:

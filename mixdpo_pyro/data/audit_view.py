@@ -20,6 +20,7 @@ from mixdpo_pyro.data.audit import (
 from mixdpo_pyro.data.validation import (
     TEXT_COLUMNS,
 )
+from mixdpo_pyro.progress import printable
 
 __all__ = ["show_examination"]
 
@@ -171,7 +172,7 @@ def _show_example(example: Example, title: str, console: Console) -> None:
 
 def _cut(text: str) -> str:
     """The beginning and the end of a long text, and nothing that steers a terminal."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+    text = printable(text)
     if len(text) <= _SHOWN_CHARACTERS:
         return text
     half = _SHOWN_CHARACTERS // 2

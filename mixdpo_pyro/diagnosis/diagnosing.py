@@ -1,14 +1,14 @@
 """`mixdpo diagnose`: from a file of margins to a verdict, its evidence, and who differs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE, DiagnoseConfig
 from mixdpo_pyro.diagnosis.tables import annotator_table, group_table
-from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
@@ -24,48 +24,7 @@ from mixdpo_pyro.reporting.diagnosis_record import (
 from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
 from mixdpo_pyro.reporting.records import write_record
 
-__all__ = [
-    "DIAGNOSIS_FILE", "DiagnoseConfig", "data_notes", "diagnose", "make_record",
-    "summary_lines", "write_diagnosis",
-]  # fmt: skip
-
-DIAGNOSIS_FILE = "diagnosis.json"
-"""The file that makes a folder a diagnosis folder."""
-
-
-@dataclass(frozen=True)
-class DiagnoseConfig:
-    """Is this preference data heterogeneous, for whom, and how sure are we?
-
-    Args:
-        annotator: Column of annotator ids. Default: `annotator` where there is one.
-        group: Columns of groups, such as topic or policy: a table each.
-        second: File with margins of another policy for the same rows, for errors in the margins.
-        family: Family of the strength that the verdict rests on.
-        beta: Median of the mean strength's prior. Default: the one strength that fits best.
-        num_samples: Posterior draws.
-        seed: Seed of everything that is drawn.
-        output: Folder for tables, posterior and report. Default: print only.
-        overwrite: Replace an earlier diagnosis in that folder.
-    """
-
-    annotator: str | None = None
-    group: tuple[str, ...] = ()
-    second: str | None = None
-    family: Literal["lognormal", "gamma"] = "lognormal"
-    beta: float | None = None
-    num_samples: int = 1000
-    seed: int = 0
-    output: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.beta is not None and not 0 < self.beta < np.inf:
-            raise ConfigError(f"beta: expected a finite value > 0, got {self.beta}")
-        if self.num_samples < 100:
-            raise ConfigError(f"num_samples: expected at least 100, got {self.num_samples}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+__all__ = ["data_notes", "diagnose", "make_record", "summary_lines", "write_diagnosis"]
 
 
 def diagnose(

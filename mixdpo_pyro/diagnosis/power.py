@@ -6,51 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import beta
 
-from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.diagnosis.config import PowerConfig
 from mixdpo_pyro.inference import Design, simulate_choices
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
 
-__all__ = ["PowerConfig", "PowerRow", "estimate_power", "power", "suggestion", "summary_lines"]
+__all__ = ["PowerRow", "estimate_power", "power", "suggestion", "summary_lines"]
 
 _VERDICTS = ("heterogeneous", "homogeneous", "inconclusive")
-
-
-@dataclass(frozen=True)
-class PowerConfig:
-    """How likely is each verdict, for data of this size?
-
-    Args:
-        pairs: Number of pairs.
-        annotators: Number of annotators, each with equally many pairs; 0 for data without ids.
-        sd: Standard deviation of mean strength times the margin between two responses.
-        cv: True coefficient of variation of the strength.
-        simulations: Simulated datasets.
-        more: Also try twice the annotators, twice the choices of each, and both.
-        seed: Seed of the simulations.
-    """
-
-    pairs: int = 10_000
-    annotators: int = 200
-    sd: float = 2.0
-    cv: float = 0.5
-    simulations: int = 50
-    more: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.annotators < 0 or self.annotators == 1:
-            raise ConfigError(f"annotators: expected 0 or at least 2, got {self.annotators}")
-        if self.pairs < max(20, self.annotators):
-            least = max(20, self.annotators)
-            raise ConfigError(f"pairs: expected at least {least}, got {self.pairs}")
-        if not 0 < self.sd < np.inf:
-            raise ConfigError(f"sd: expected a finite value > 0, got {self.sd}")
-        if not 0 <= self.cv <= 3:
-            raise ConfigError(f"cv: expected 0 <= cv <= 3, got {self.cv}")
-        if self.simulations < 2:
-            raise ConfigError(f"simulations: expected at least 2, got {self.simulations}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -133,10 +95,10 @@ def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
     if not config.more:
         return
     pairs, annotators = config.pairs, config.annotators
-    yield replace(config, pairs=2 * pairs, annotators=2 * annotators)
+    yield replace(config, pairs=2 * pairs, annotators=2 * annotators, more=False)
     if annotators:
-        yield replace(config, pairs=2 * pairs)
-        yield replace(config, pairs=4 * pairs, annotators=2 * annotators)
+        yield replace(config, pairs=2 * pairs, more=False)
+        yield replace(config, pairs=4 * pairs, annotators=2 * annotators, more=False)
 
 
 def summary_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.diagnosis.config import CHECK_FILE, CheckConfig
+from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
@@ -34,13 +35,17 @@ from mixdpo_pyro.reporting.html import encode_png, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
-    "CHECK_FILE", "SPREAD", "CalibrationCurve", "CheckConfig", "CheckRecord",
-    "PredictiveCheck", "Statistic", "calibrate_predictions", "check", "read_posterior",
-    "summary_lines", "write_check",
-]  # fmt: skip
-
-CHECK_FILE = "check.json"
-"""The file that makes a folder a check folder."""
+    "SPREAD",
+    "CalibrationCurve",
+    "CheckRecord",
+    "PredictiveCheck",
+    "Statistic",
+    "calibrate_predictions",
+    "check",
+    "read_posterior",
+    "summary_lines",
+    "write_check",
+]
 
 SPREAD = "spread of annotators' agreement (sd)"
 """Of agreement minus what the distribution expects of the annotator's margins."""
@@ -51,39 +56,6 @@ _MAX_CURVES = 300
 """Replications whose isotonic fits make the band."""
 
 _LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class CheckConfig:
-    """Does the fitted distribution of the strength predict these choices?
-
-    Args:
-        annotator: Column of annotator ids. Default: `annotator` where there is one.
-        group: Columns of groups: a row each in the table.
-        max_pairs: Pairs that are looked at; of more, a random subset is.
-        num_replications: Replicated datasets, each from one posterior draw.
-        seed: Seed of orientation, subset and replications.
-        output: Folder for figures and `check.json`. Default: print only.
-        overwrite: Replace an earlier check in that folder.
-    """
-
-    annotator: str | None = None
-    group: tuple[str, ...] = ()
-    max_pairs: int = 20_000
-    num_replications: int = 500
-    seed: int = 0
-    output: str | None = None
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_pairs < 20:
-            raise ConfigError(f"max_pairs: expected at least 20, got {self.max_pairs}")
-        if self.num_replications < 50:
-            raise ConfigError(
-                f"num_replications: expected at least 50, got {self.num_replications}"
-            )
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)

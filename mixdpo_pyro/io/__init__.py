@@ -5,6 +5,7 @@ from mixdpo_pyro.io.outputs import check_output, locked_output
 from mixdpo_pyro.io.staging import (
     RUN_FILE,
     added_to_result,
+    check_replaceable,
     claim_folder,
     is_claimed,
     remove_claimed,
@@ -16,6 +17,7 @@ __all__ = [
     "RUN_FILE",
     "added_to_result",
     "check_output",
+    "check_replaceable",
     "claim_folder",
     "is_claimed",
     "locked_output",

@@ -36,6 +36,7 @@ from mixdpo_pyro.io.outputs import locked_output, refuse_inputs
 __all__ = [
     "RUN_FILE",
     "added_to_result",
+    "check_replaceable",
     "claim_folder",
     "is_claimed",
     "remove_claimed",
@@ -91,7 +92,7 @@ def staged_folder(
     with locked_output(stage.folder):
         with write_errors_named(stage.folder):
             stage.recover(keep)
-            _check_replaceable(stage.folder, overwrite, marker)
+            check_replaceable(stage.folder, overwrite, marker)
             stage.begin(keep)
         try:
             with disk_errors_named(stage.partial):
@@ -220,7 +221,7 @@ class _Stage:
     def _publish(self) -> None:
         record = _read_record(self.partial) or {}
         try:
-            _check_replaceable(self.folder, record["overwrite"], record["marker"])
+            check_replaceable(self.folder, record["overwrite"], record["marker"])
         except OutputError as error:
             raise OutputError(f"{error}; the new result is whole in '{self.partial}'") from error
         if self.folder.exists():
@@ -261,7 +262,13 @@ class _Stage:
             )
 
 
-def _check_replaceable(folder: Path, overwrite: bool, marker: str) -> None:
+def check_replaceable(folder: str | Path, overwrite: bool, marker: str = RUN_FILE) -> None:
+    """Refuse a folder that holds an earlier result, unless it may be overwritten, or other files.
+
+    Raises:
+        OutputError: Naming it.
+    """
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: expected a folder to write to, found a file")
     if os.path.ismount(folder):

@@ -120,7 +120,7 @@ def _prepare(
     _note_other_length(model, config.max_length)
     show_stage("Reading the pairs")
     pairs = load_preferences(
-        data, config.split, config.config, config.annotator,
+        data, config.split, config.dataset_config, config.annotator,
         reader=config.reader, columns=named_columns(config),
     )  # fmt: skip
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["MarginData", "read_margins"]
+__all__ = ["MarginData", "margins_format", "read_margins"]
 
 _LOGPS = (
     "policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
@@ -90,13 +90,23 @@ def read_margins(
     return data
 
 
-def _read(path: Path, annotator: str | None, groups: Sequence[str]) -> pd.DataFrame:
+def margins_format(path: Path) -> str:
+    """The format of a file of margins, by its ending.
+
+    Raises:
+        DataError: If it has another ending, or there is no such file.
+    """
     kind = next((kind for end, kind in _READERS.items() if path.name.endswith(end)), None)
     if kind is None:
         known = ", ".join(end for end in _READERS)
         raise DataError(f"{path}: expected a file that ends in one of {known}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    return kind
+
+
+def _read(path: Path, annotator: str | None, groups: Sequence[str]) -> pd.DataFrame:
+    kind = margins_format(path)
     wanted = ["margin", *_LOGPS, *_TOKENS, annotator or _ANNOTATOR, *groups]
     try:
         columns = _columns(path, kind)

@@ -7,7 +7,6 @@ from nothing: the demo, the tests, and machines without access to a hub.
 import math
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,58 +17,9 @@ from trl import SFTConfig, SFTTrainer, extract_prompt
 
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.training.progress import train_with_progress
+from mixdpo_pyro.training.reference_config import ReferenceConfig
 
-__all__ = [
-    "ReferenceConfig", "build_llama", "build_reference", "supervised_fine_tune",
-    "train_tokenizer",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ReferenceConfig:
-    """Sizes of a policy built from text, and its short supervised stage.
-
-    Args:
-        vocab_size: Largest vocabulary size, at least 300.
-        hidden_size: Width; a multiple of `2 * num_heads`.
-        num_layers: Number of decoder layers.
-        num_heads: Number of attention heads.
-        max_length: Longest sequence in tokens.
-        sft_steps: Optimiser steps of the supervised stage.
-        sft_batch_size: Responses a step.
-        sft_learning_rate: Its learning rate.
-        seed: Seed of weights and order.
-    """
-
-    vocab_size: int = 1024
-    hidden_size: int = 128
-    num_layers: int = 2
-    num_heads: int = 4
-    max_length: int = 512
-    sft_steps: int = 300
-    sft_batch_size: int = 32
-    sft_learning_rate: float = 3e-3
-    seed: int = 0
-
-    def sft_config(self, output_dir: str) -> SFTConfig:
-        """TRL's configuration of the supervised stage."""
-        has_accelerator = torch.accelerator.is_available()
-        return SFTConfig(
-            output_dir=output_dir,
-            max_steps=self.sft_steps,
-            per_device_train_batch_size=self.sft_batch_size,
-            learning_rate=self.sft_learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=min(20, self.sft_steps),
-            max_length=self.max_length,
-            bf16=has_accelerator,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=False,
-            logging_steps=10,
-            seed=self.seed,
-        )
+__all__ = ["build_llama", "build_reference", "supervised_fine_tune", "train_tokenizer"]
 
 
 def train_tokenizer(
@@ -199,6 +149,26 @@ def build_reference(pairs: Dataset, config: ReferenceConfig, folder: str | Path)
         seed=config.seed,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        supervised_fine_tune(model, tokenizer, pairs, config.sft_config(scratch))
+        supervised_fine_tune(model, tokenizer, pairs, _sft_config(config, scratch))
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+
+
+def _sft_config(config: ReferenceConfig, output_dir: str) -> SFTConfig:
+    """TRL's configuration of the supervised stage."""
+    return SFTConfig(
+        output_dir=output_dir,
+        max_steps=config.sft_steps,
+        per_device_train_batch_size=config.sft_batch_size,
+        learning_rate=config.sft_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(20, config.sft_steps),
+        max_length=config.max_length,
+        bf16=torch.accelerator.is_available(),
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=False,
+        logging_steps=10,
+        seed=config.seed,
+    )

@@ -6,6 +6,7 @@ the Pyro objective of :mod:`mixdpo_pyro.inference` on the margins that TRL compu
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -117,6 +118,11 @@ class MixDPOTrainer(DPOTrainer):
         self.strength = Strength(args.strength_config())
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
+
+    def _send_telemetry(self) -> None:
+        """TRL's report of every trainer to Hugging Face, only where the user turned it on."""
+        if os.environ.get("HF_HUB_DISABLE_TELEMETRY", "1").lower() in ("0", "no", "off", "false"):
+            super()._send_telemetry()
 
     # The data
 

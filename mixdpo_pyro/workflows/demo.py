@@ -1,6 +1,6 @@
 """`mixdpo demo`: a world with known truth, a policy from nothing, and what was learned of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,10 @@ from mixdpo_pyro.data.simulation import simulate_preferences
 from mixdpo_pyro.io import staged_folder
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.training.tiny_llama import ReferenceConfig, build_reference
-from mixdpo_pyro.workflows.run_config import plan_from_values
+from mixdpo_pyro.workflows.run_config import DemoConfig, plan_from_values
 from mixdpo_pyro.workflows.train import execute_run
 
-__all__ = ["DemoConfig", "run_demo"]
-
-
-@dataclass(frozen=True)
-class DemoConfig:
-    """The demo's world and its family.
-
-    Args:
-        family: Law of the strengths, in the world and in the model.
-        mean: True mean strength per unit of reward.
-        cv: True coefficient of variation of the strengths.
-        num_annotators: Annotators of the world.
-        pairs_per_annotator: Choices of each annotator.
-        seed: Seed of everything.
-        output_dir: Folder for the results.
-        overwrite: Replace an earlier demo there.
-    """
-
-    family: str = "lognormal"
-    mean: float = 1.0
-    cv: float = 0.8
-    num_annotators: int = 200
-    pairs_per_annotator: int = 40
-    seed: int = 0
-    output_dir: str = "mixdpo-demo"
-    overwrite: bool = False
+__all__ = ["run_demo"]
 
 
 def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:

@@ -1,69 +1,79 @@
-"""Configuration of `mixdpo train`: flat keys, a YAML file below the command line."""
+"""Options of `mixdpo train` and `mixdpo demo`, and the plan of a run that is made of them."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-from trl import ModelConfig, TrlParser
-
+from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
 
-__all__ = ["RunConfig", "TrainPlan", "parse_train_arguments", "plan_from_values"]
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from mixdpo_pyro.training.config import MixDPOConfig
+
+__all__ = ["DemoConfig", "RunConfig", "TrainPlan", "did_you_mean", "plan_from_values"]
+
+_POSITIVE = (
+    "learning_rate", "num_train_epochs", "logging_steps", "save_steps", "beta",
+    "strength_learning_rate",
+)  # fmt: skip
+
+_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1, "precompute_ref_batch_size": 1, "num_draws": 1,
+    "dataset_num_proc": 1, "dataloader_num_workers": 0, "max_length": 2, "lora_r": 1,
+    "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "annotator_block_size": 1,
+    "strength_warmup_steps": 0, "bootstrap_samples": 2,
+}  # fmt: skip
+"""Key -> the least value that does not ruin a run."""
 
 
+@explained
 @dataclass
 class RunConfig:
-    """What is trained on, and where results go; the names are those of `trl.ScriptArguments`.
+    """What is trained on, and where results go; the names are those of `trl.ScriptArguments`."""
 
-    Args:
-        dataset_name: Local file (json, jsonl, csv, parquet), saved dataset folder or hub name.
-        dataset_config: Configuration name of a hub dataset.
-        reader: Shape of the source: `hh-rlhf`, `prism`, `multipref` or `ultrafeedback`.
-        dataset_train_split: Split that is trained on.
-        dataset_test_split: Split the verdict is drawn from; default, a part of the train split.
-        test_fraction: Size of that part, as a fraction of the different pairs.
-        max_pairs: Random subset of at most this many rows.
-        overwrite: Replace an earlier run in `output_dir`.
-        resume: Go on from the last checkpoint of an interrupted run in `output_dir`.
-    """
-
-    dataset_name: str = field(metadata={"help": "Local file, saved dataset folder or hub name."})
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration name of a hub dataset."}
+    dataset_name: str = option("Local file, saved dataset folder or hub name.")
+    dataset_config: str | None = option("Configuration name of a hub dataset.", None)
+    reader: str | None = option(
+        "Shape of the source: hh-rlhf, prism, multipref or ultrafeedback.", None
     )
-    reader: str | None = field(
-        default=None,
-        metadata={"help": "Shape of the source: hh-rlhf, prism, multipref or ultrafeedback."},
+    dataset_train_split: str = option("Split to train on.", "train")
+    dataset_test_split: str | None = option(
+        "Held-out split. Default: a random part of the train split.", None
     )
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str | None = field(
-        default=None,
-        metadata={"help": "Held-out split. Default: a random part of the train split."},
-    )
-    test_fraction: float = field(
-        default=0.1, metadata={"help": "Held-out part, as a fraction of the different pairs."}
-    )
-    max_pairs: int | None = field(
-        default=None, metadata={"help": "Random subset of at most this many rows."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace an earlier run in output_dir."}
-    )
-    resume: bool = field(
-        default=False,
-        metadata={"help": "Go on from the last checkpoint of an interrupted run."},
-    )
+    test_fraction: float = option("Held-out part, as a fraction of the different pairs.", 0.1)
+    max_pairs: int | None = option("Random subset of at most this many rows.", None)
+    overwrite: bool = option("Replace an earlier run in output_dir.", False)
+    resume: bool = option("Go on from the last checkpoint of an interrupted run.", False)
 
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction: expected 0 < value < 1, got {self.test_fraction}")
-        if self.max_pairs is not None and self.max_pairs < 2:
-            raise ConfigError(f"max_pairs: expected at least 2, got {self.max_pairs}")
+        check_range("max_pairs", self.max_pairs, 2)
+
+
+@explained
+@dataclass(frozen=True)
+class DemoConfig:
+    """A simulated world with known truth, from text to report: no network, no GPU."""
+
+    family: Literal["lognormal", "gamma"] = option(
+        "Distribution of the strengths, in the world and in the model.", "lognormal"
+    )
+    mean: float = option("True mean strength per unit of reward.", 1.0)
+    cv: float = option("True coefficient of variation of the strengths.", 0.8)
+    num_annotators: int = option("Annotators of the world.", 200)
+    pairs_per_annotator: int = option("Choices of each annotator.", 40)
+    seed: int = option("Seed of everything.", 0)
+    output_dir: str = option("Folder for the results.", "mixdpo-demo", short="-o")
+    overwrite: bool = option("Replace an earlier demo there.", False)
+
+    def __post_init__(self) -> None:
+        check_world(self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed)
 
 
 @dataclass(frozen=True)
@@ -78,112 +88,66 @@ class TrainPlan:
     """
 
     run: RunConfig
-    training: MixDPOConfig
-    model: ModelConfig
+    training: "MixDPOConfig"
+    model: "ModelConfig"
     given: dict[str, Any]
 
 
-class _Parser(TrlParser):
-    """TRL's parser with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-    def known_keys(self) -> list[str]:
-        return [action.dest for action in self._actions if action.dest != "help"]
-
-
-def parse_train_arguments(arguments: Sequence[str]) -> TrainPlan:
-    """Parse `--config run.yaml --key value ...`; the command line wins over the file.
-
-    Keys are the fields of :class:`RunConfig`, `trl.ModelConfig` and
-    :class:`~mixdpo_pyro.training.config.MixDPOConfig` (all of `trl.DPOConfig`).
-
-    Raises:
-        ConfigError: Naming the file and the key.
-    """
-    arguments = list(arguments)
-    path = _pop_option(arguments, "--config")
-    return _plan({} if path is None else _read_config(path), path or "", arguments)
-
-
 def plan_from_values(values: dict[str, Any]) -> TrainPlan:
-    """The plan of `mixdpo train` for a dictionary of keys, checked like a file.
+    """The plan of `mixdpo train` for a dictionary of keys.
+
+    Keys are the fields of :class:`RunConfig`, :class:`~mixdpo_pyro.training.config.MixDPOConfig`
+    (all of `trl.DPOConfig`) and `trl.ModelConfig`. What can be checked without loading torch is
+    checked first.
 
     Raises:
         ConfigError: Naming the key.
     """
-    return _plan(values, "configuration", [])
+    _check_values(values)
+    run = RunConfig(**_values_of(RunConfig, values))
+    from trl import ModelConfig
 
+    from mixdpo_pyro.training.config import MixDPOConfig
 
-def _plan(values: dict[str, Any], source: str, arguments: list[str]) -> TrainPlan:
-    parser = _Parser(
-        (RunConfig, MixDPOConfig, ModelConfig), prog="mixdpo train", allow_abbrev=False
-    )
-    known = parser.known_keys()
+    known = [
+        field.name for part in (RunConfig, MixDPOConfig, ModelConfig) for field in fields(part)
+    ]
     for key in values:
         if key not in known:
-            raise ConfigError(f"{source}: unknown key '{key}'{_hint(str(key), known)}")
-    parser.set_defaults_with_config(**values)
+            raise ConfigError(f"configuration: unknown key '{key}'{did_you_mean(key, known)}")
     try:
-        parts = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        training = MixDPOConfig(**_values_of(MixDPOConfig, values))
+        model = ModelConfig(**_values_of(ModelConfig, values))
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    run, training, model, unknown = parts
-    for word in unknown:
-        key = word.removeprefix("--").split("=")[0]
-        raise ConfigError(f"command line: unknown option '{word}'{_hint(key, known)}")
-    _require(model.model_name_or_path, "model_name_or_path: the policy's name or path is missing")
-    given = _given(values, arguments, (run, training, model))
-    _require(given.get("output_dir"), "output_dir: the folder for the results is missing")
-    return TrainPlan(run, training, model, given)
+    return TrainPlan(run, training, model, dict(values))
 
 
-def _given(values: dict[str, Any], arguments: list[str], parts: tuple) -> dict[str, Any]:
-    words = [word.removeprefix("--").split("=")[0] for word in arguments if word.startswith("--")]
-    typed = [word.replace("-", "_") for word in words]
-    found = {key: part.__dict__[key] for key in typed for part in parts if key in part.__dict__}
-    return {**values, **{key: _plain(found[key]) for key in typed if key in found}}
-
-
-def _plain(value: Any) -> Any:
-    """The value as a YAML file holds it; transformers turns some options into enums."""
-    return value.value if isinstance(value, Enum) else value
-
-
-def _require(value: object, message: str) -> None:
-    if not value:
-        raise ConfigError(message)
-
-
-def _pop_option(arguments: list[str], option: str) -> str | None:
-    for index, word in enumerate(arguments):
-        if word == option:
-            if index + 1 == len(arguments):
-                raise ConfigError(f"command line: {option} needs a value")
-            value = arguments[index + 1]
-            del arguments[index : index + 2]
-            return value
-        if word.startswith(f"{option}="):
-            del arguments[index]
-            return word.partition("=")[2]
-    return None
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).expanduser().read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines, got {type(values).__name__}")
-    return values
-
-
-def _hint(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """A hint at the known key that is most like this one, or nothing."""
+    close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Refuse what would end in an error later, in infinite weights, or in no training."""
+    for key, what in {
+        "model_name_or_path": "the policy's name or path",
+        "dataset_name": "the file or name of the pairs",
+        "output_dir": "the folder for the results",
+    }.items():
+        if not values.get(key):
+            raise ConfigError(f"{key}: {what} is missing")
+    for key in _POSITIVE:
+        check_positive(key, values.get(key))
+    for key, least in _LEAST.items():
+        check_range(key, values.get(key), least)
+    if values.get("max_steps", -1) != -1:
+        check_range("max_steps", values["max_steps"], 1)
+    check_seed(values.get("seed", 0))
+
+
+def _values_of(part: type, values: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(part) if field.name in values}

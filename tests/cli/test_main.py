@@ -147,7 +147,9 @@ def test_equal_seeds_give_equal_runs(capsys, tmp_path, config):
 BAD_RUNS = {
     "missing file": ({"dataset_name": "nowhere.jsonl"}, 1, "nowhere.jsonl: no such file"),
     "missing model": ({"model_name_or_path": "./nowhere"}, 2, "model_name_or_path: "),
-    "unknown key": ({"famly": 1}, 2, "run.yaml: unknown key 'famly'; did you mean 'family'?"),
+    "unknown key": (
+        {"famly": 1}, 2, "run.yaml: line 2: unknown key 'famly'; did you mean 'family'?"
+    ),
     "missing column": (
         {"annotator_column": "user_id"}, 1, "pairs.jsonl: column 'user_id' is missing; it has"
     ),
@@ -332,7 +334,12 @@ def test_help_and_wrong_commands(capsys):
     assert run_cli(capsys, "trian")[::2] == (
         2, "mixdpo: error: unknown command 'trian'; see mixdpo --help"
     )  # fmt: skip
-    assert "unrecognized arguments: --sed" in run_cli(capsys, "demo", "--sed", 3)[2]
+    assert run_cli(capsys, "demo", "--sed", 3)[::2] == (
+        2, "mixdpo: error: command line: unknown option '--sed'; did you mean 'seed'?"
+    )  # fmt: skip
+    status, out, _ = run_cli(capsys, "power", "--help")
+    assert status == 0
+    assert "--simulations SIMULATIONS" in out
 
 
 def test_installed_command_runs():

@@ -1,8 +1,7 @@
 import pytest
-import yaml
 
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.workflows.run_config import parse_train_arguments, plan_from_values
+from mixdpo_pyro.workflows.run_config import DemoConfig, plan_from_values
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
@@ -13,93 +12,54 @@ VALUES = {
     "dataset_name": "pairs.jsonl",
     "output_dir": "out",
     "family": "gamma",
-    "learning_rate": "1e-5",
+    "learning_rate": 1e-5,
     "beta": 0.2,
 }
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(VALUES))
-    return str(path)
-
-
-def test_keys_of_all_three_parts_are_read_from_one_flat_file(config_file):
-    plan = parse_train_arguments(["--config", config_file])
+def test_values_are_checked_like_a_file():
+    plan = plan_from_values(VALUES)
+    assert plan.training.beta == 0.2
     assert plan.run.dataset_name == "pairs.jsonl"
-    assert plan.training.family == "gamma"
-    assert plan.training.learning_rate == 1e-5
     assert plan.model.model_name_or_path == "some/model"
     assert plan.given == VALUES
-
-
-def test_command_line_wins_over_the_file(config_file):
-    plan = parse_train_arguments([f"--config={config_file}", "--beta", "0.5", "--mean=fixed"])
-    assert plan.training.beta == 0.5
-    assert plan.training.mean == "fixed"
-    assert plan.given["beta"] == 0.5
-    assert plan.given["mean"] == "fixed"
-
-
-def test_the_written_configuration_gives_the_same_plan(config_file, tmp_path):
-    plan = parse_train_arguments(
-        ["--config", config_file, "--max-steps", "7", "--use_peft", "--save_strategy", "no"]
-    )
-    again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump(plan.given))
-    repeated = parse_train_arguments(["--config", str(again)])
-    assert repeated.run == plan.run
-    assert repeated.model == plan.model
-    assert repeated.training.max_steps == 7
-    assert plan.given["save_strategy"] == "no"
-    assert repeated.model.use_peft is True
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--famly", "gamma"], "command line: unknown option '--famly'; did you mean 'family'"),
-        (["--family", "cauchy"], "argument --family: invalid choice: 'cauchy'"),
-        (["--max_steps", "many"], "argument --max_steps.*: invalid int value: 'many'"),
-        (["--test_fraction", "1.5"], "test_fraction: expected 0 < value < 1, got 1.5"),
-        (["--max_pairs", "1"], "max_pairs: expected at least 2, got 1"),
-        (["--beta", "-1"], "beta: expected a finite number > 0, got -1.0"),
-        (["--model_name_or_path", ""], "model_name_or_path: the policy's name or path is missing"),
-        (["--config"], "command line: --config needs a value"),
-    ],
-)
-def test_wrong_options_name_the_key(config_file, arguments, message):
-    first = [] if arguments == ["--config"] else ["--config", config_file]
-    with pytest.raises(ConfigError, match=message):
-        parse_train_arguments([*first, *arguments])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("famly: gamma\n", "run.yaml: unknown key 'famly'; did you mean 'family'"),
-        ("zzzz: 1\n", "run.yaml: unknown key 'zzzz'$"),
-        ("- a\n- b\n", "run.yaml: expected 'key: value' lines, got list"),
-        ("a: [1\n", "run.yaml: not a YAML file"),
-        ("", "run.yaml: expected 'key: value' lines, got NoneType"),
-    ],
-)
-def test_wrong_files_name_file_and_key(tmp_path, text, message):
-    path = tmp_path / "run.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        parse_train_arguments(["--config", str(path)])
-
-
-def test_missing_file_and_missing_dataset_say_so(tmp_path):
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file"):
-        parse_train_arguments(["--config", str(tmp_path / "none.yaml")])
-    with pytest.raises(ConfigError, match="dataset_name"):
-        parse_train_arguments(["--model_name_or_path", "m", "--output_dir", "o"])
-
-
-def test_values_are_checked_like_a_file():
-    assert plan_from_values(VALUES).training.beta == 0.2
     with pytest.raises(ConfigError, match="configuration: unknown key 'bta'"):
         plan_from_values({**VALUES, "bta": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_name_or_path": ""}, "model_name_or_path: the policy's name or path is missing"),
+        ({"dataset_name": None}, "dataset_name: the file or name of the pairs is missing"),
+        ({"output_dir": ""}, "output_dir: the folder for the results is missing"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a finite value > 0, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite value > 0, got nan"),
+        ({"num_train_epochs": -1.0}, "num_train_epochs: expected a finite value > 0, got -1"),
+        ({"max_steps": 0}, "max_steps: expected at least 1, got 0"),
+        ({"max_steps": -2}, "max_steps: expected at least 1, got -2"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: expected at least 1"),
+        ({"max_length": 0}, "max_length: expected at least 2, got 0"),
+        ({"warmup_steps": -3}, "warmup_steps: expected at least 0, got -3"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": 2**32}, r"seed: expected at most 4,294,967,295 \(32 bits\), got 4294967296"),
+        ({"beta": -1.0}, "beta: expected a finite value > 0, got -1.0"),
+        ({"estimator": "series", "family": "lognormal"}, "'series' is for family 'gamma'"),
+        ({"test_fraction": 1.5}, "test_fraction: expected 0 < value < 1, got 1.5"),
+        ({"max_pairs": 1}, "max_pairs: expected at least 2, got 1"),
+    ],
+)
+def test_values_that_ruin_a_run_are_refused_by_their_key(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_from_values({**VALUES, **changes})
+
+
+def test_the_default_number_of_steps_and_no_longest_length_are_taken():
+    plan = plan_from_values({**VALUES, "max_steps": -1, "max_length": None})
+    assert (plan.training.max_steps, plan.training.max_length) == (-1, None)
+
+
+def test_a_demo_without_annotators_is_refused():
+    with pytest.raises(ConfigError, match="num_annotators: expected at least 1, got 0"):
+        DemoConfig(num_annotators=0)

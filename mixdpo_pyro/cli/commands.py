@@ -1,0 +1,316 @@
+"""The commands. Each looks at its arguments and files, then imports what it needs, then runs."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixdpo_pyro.cli.options import CompareOptions, InitOptions, MarginsOptions
+from mixdpo_pyro.cli.paths import check_file, check_model, check_run, check_source
+from mixdpo_pyro.data.config import DoctorConfig, SimulateConfig
+from mixdpo_pyro.diagnosis.config import (
+    CHECK_FILE,
+    DIAGNOSIS_FILE,
+    CheckConfig,
+    DiagnoseConfig,
+    PowerConfig,
+)
+from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.io import check_output, check_replaceable, staged_folder, write_json
+from mixdpo_pyro.workflows.run_config import DemoConfig
+
+if TYPE_CHECKING:
+    from mixdpo_pyro.cli.arguments import CommandParser
+
+__all__ = ["COMMANDS", "Command", "Words", "usage"]
+
+_DATA = "local file, saved dataset folder or hub name"
+
+_MARGINS = "parquet, csv or jsonl file with a column 'margin'"
+
+Words = list[str]
+"""What stands behind the name of a command."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command.
+
+    Attributes:
+        name: Its name.
+        summary: What it does.
+        run: Takes the parser and the words; gives the lines of its result.
+        config: Its options.
+        positional: Its arguments without a flag, name -> help.
+        example: How it is called, for the overview.
+        can_resume: Whether `--resume` goes on where it was interrupted.
+    """
+
+    name: str
+    summary: str
+    run: Callable[["CommandParser", Words], Iterable[str]]
+    config: type | None = None
+    positional: dict[str, str] = field(default_factory=dict)
+    example: str = ""
+    can_resume: bool = False
+
+    def parser(self) -> "CommandParser":
+        """The parser of its arguments."""
+        from mixdpo_pyro.cli.arguments import CommandParser
+
+        if self.config is None and not self.positional:
+            from mixdpo_pyro.cli.train_arguments import TrainParser
+
+            return TrainParser(self.name, self.summary)
+        configs = [] if self.config is None else [self.config]
+        return CommandParser(self.name, self.summary, configs, self.positional)
+
+
+def usage() -> str:
+    """The overview of all commands."""
+    lines = ["usage: mixdpo COMMAND [options]", "", "commands:"]
+    for command in COMMANDS.values():
+        example = f": mixdpo {command.name} {command.example}" if command.example else ""
+        lines.append(f"  {command.name:11} {command.summary}{example}")
+    hint = "mixdpo COMMAND --help shows a command's options."
+    return "\n".join([*lines, "", f"{hint} --debug shows tracebacks and library warnings."])
+
+
+def _demo(parser: "CommandParser", words: Words) -> Iterable[str]:
+    (config,) = parser.read(words)
+    check_replaceable(config.output_dir, config.overwrite)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything the demo needs is made on the spot
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small are slower on more
+    from mixdpo_pyro.workflows.demo import run_demo
+
+    return _result(run_demo(config, _command_line("demo", words)))
+
+
+def _doctor(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_source(named.data)
+    if config.model is not None:
+        check_model(config.model, "model")
+    if config.json is not None:
+        inputs = (named.data, config.model)
+        check_output(config.json, inputs, config.overwrite, '"ready_to_train"')
+    from mixdpo_pyro.data.audit import examine
+    from mixdpo_pyro.data.audit_view import show_examination
+    from mixdpo_pyro.progress import Screen
+
+    found = examine(named.data, config)
+    show_examination(found, Screen())
+    if config.json is not None:
+        write_json(found.to_dict(), config.json)
+    if not found.is_ready:
+        raise DataError(f"{named.data}: not ready to train: {'; '.join(found.obstacles)}")
+    return []
+
+
+def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
+    from mixdpo_pyro.cli.train_arguments import TrainParser, parse_train_arguments
+    from mixdpo_pyro.io import shared_staged_folder
+
+    assert isinstance(parser, TrainParser)
+    plan = parse_train_arguments(parser, words)
+    from mixdpo_pyro.workflows.hub import claim_repository, push_policy
+    from mixdpo_pyro.workflows.train import execute_run
+
+    output = Path(str(plan.training.output_dir))
+    inputs = (plan.run.dataset_name, plan.model.model_name_or_path)
+    with shared_staged_folder(output, plan.run.overwrite, plan.run.resume, inputs) as folder:
+        repository = claim_repository(plan)
+        execute_run(plan, folder, _command_line("train", words))
+    if plan.training.process_index != 0:
+        return []
+    pushed = []
+    if repository is not None:
+        pushed = [f"pushed  {push_policy(output, repository, plan.training)}"]
+    return [*_result(output), *pushed]
+
+
+def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_model(named.model, "model")
+    check_model(named.reference, "reference")
+    check_source(named.data)
+    inputs = (named.model, named.reference, named.data)
+    check_output(config.output, inputs, config.overwrite)
+    from mixdpo_pyro.margins.compute import write_margins
+
+    summary = write_margins(named.model, named.reference, named.data, config.output, config)
+    dropped = [f"dropped {count:,} pairs: {why}" for why, count in summary.dropped.items()]
+    return [
+        *dropped,
+        f"truncated {summary.truncated:,} of {summary.num_pairs:,} pairs",
+        f"share of positive margins {summary.accuracy:.3f}",
+        f"wrote {summary.path} ({summary.pairs_per_second:.1f} pairs/s)",
+    ]
+
+
+def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    for run in named.runs:
+        check_run(run)
+    if config.output is not None:
+        check_output(config.output, named.runs, config.overwrite, "runs compared</title>")
+    from mixdpo_pyro.progress import Screen
+    from mixdpo_pyro.reporting.comparison import load_summaries, show_comparison, write_comparison
+
+    runs = load_summaries(named.runs)
+    show_comparison(runs, Screen())
+    return [] if config.output is None else [f"wrote {write_comparison(runs, config.output)}"]
+
+
+def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    for path in filter(None, (named.margins, config.second)):
+        _check_margins(path)
+    if config.output_dir is None:
+        from mixdpo_pyro.diagnosis.diagnosing import diagnose, summary_lines
+
+        return summary_lines(*diagnose(named.margins, config))
+    inputs = (named.margins, config.second)
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=DIAGNOSIS_FILE, inputs=inputs
+    ) as folder:
+        from mixdpo_pyro.diagnosis.diagnosing import diagnose, summary_lines, write_diagnosis
+
+        diagnosis, data = diagnose(named.margins, config)
+        write_diagnosis(diagnosis, data, folder, config, _command_line("diagnose", words))
+    report = Path(config.output_dir) / "report.html"
+    return [*summary_lines(diagnosis, data), "", f"report  {report}"]
+
+
+def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    _check_margins(named.margins)
+    check_file(named.posterior)
+    paths = named.margins, named.posterior
+    if config.output_dir is None:
+        from mixdpo_pyro.diagnosis.predictive_checks import check, summary_lines
+
+        return summary_lines(check(*paths, config), config.seed)
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=CHECK_FILE, inputs=paths
+    ) as folder:
+        from mixdpo_pyro.diagnosis.predictive_checks import check, summary_lines, write_check
+
+        found = check(*paths, config)
+        write_check(found, folder, config, paths)
+    return [*summary_lines(found, config.seed), "", f"wrote {config.output_dir}"]
+
+
+def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
+    (config,) = parser.read(words)
+    from mixdpo_pyro.diagnosis.power import power, summary_lines
+
+    return summary_lines(power(config), config)
+
+
+def _init(parser: "CommandParser", words: Words) -> Iterable[str]:
+    (config,) = parser.read(words)
+    check_source(config.dataset_name)
+    with staged_folder(
+        config.output_dir, config.overwrite, marker="init.json", inputs=(config.dataset_name,)
+    ) as folder:
+        from mixdpo_pyro.data.loading import load_preferences
+        from mixdpo_pyro.training.tiny_llama import build_reference
+
+        build_reference(load_preferences(config.dataset_name).pairs, config, folder)
+        facts = asdict(config)
+        del facts["output_dir"], facts["overwrite"]
+        write_json(facts, folder / "init.json")
+    return [f"wrote {config.output_dir}"]
+
+
+def _simulate(parser: "CommandParser", words: Words) -> Iterable[str]:
+    (config,) = parser.read(words)
+    with staged_folder(config.output_dir, config.overwrite, marker="truth.json") as folder:
+        from mixdpo_pyro.data.simulation import simulate_preferences
+
+        world = {f.name: getattr(config, f.name) for f in fields(config)}
+        del world["output_dir"], world["overwrite"]
+        simulate_preferences(**world).save(folder)
+    return [f"wrote {config.output_dir}/dataset and {config.output_dir}/truth.json"]
+
+
+def _report(parser: "CommandParser", words: Words) -> Iterable[str]:
+    (named,) = parser.read(words)
+    check_run(named.run)
+    from mixdpo_pyro.reporting.run_report import write_report
+
+    return [f"wrote {write_report(named.run)}"]
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "demo", "a simulated world with known truth, from text to report (no network, no GPU)",
+            _demo, DemoConfig,
+        ),
+        Command(
+            "doctor", "check preference pairs before training", _doctor, DoctorConfig,
+            {"data": _DATA}, "DATA",
+        ),
+        Command(
+            "train", "train a policy and the strength distribution", _train,
+            example="--config run.yaml", can_resume=True,
+        ),
+        Command(
+            "margins", "margins of a policy", _margins, MarginsOptions,
+            {"model": "policy: hub name, folder, adapter folder, or a run",
+             "reference": "reference, likewise, or 'base': the policy without its adapter",
+             "data": _DATA},
+            "MODEL REFERENCE DATA -o FILE", can_resume=True,
+        ),
+        Command(
+            "compare", "finished runs side by side", _compare, CompareOptions,
+            {"runs+": "folder of a finished run"}, "RUN RUN",
+        ),
+        Command(
+            "diagnose", "is this preference data heterogeneous", _diagnose, DiagnoseConfig,
+            {"margins": _MARGINS}, "MARGINS [-o FOLDER]",
+        ),
+        Command(
+            "check", "does a posterior predict the choices", _check, CheckConfig,
+            {"margins": _MARGINS, "posterior": "posterior.nc of a diagnosis or a run"},
+            "MARGINS POSTERIOR",
+        ),
+        Command(
+            "power", "how much data would settle it", _power, PowerConfig,
+            example="--pairs 10000 --annotators 200",
+        ),
+        Command(
+            "init", "build a small Llama and its tokenizer from the text of a dataset", _init,
+            InitOptions,
+        ),
+        Command(
+            "simulate", "write a simulated preference dataset with known truth", _simulate,
+            SimulateConfig,
+        ),
+        Command(
+            "report", "write the report of a finished run again", _report,
+            positional={"run": "folder of a finished run"}, example="RUN",
+        ),
+    )
+}  # fmt: skip
+
+
+def _check_margins(path: str) -> None:
+    from mixdpo_pyro.margins.table import margins_format
+
+    margins_format(Path(path))
+
+
+def _result(output: Path) -> Iterable[str]:
+    from mixdpo_pyro.reporting.run_report import summary_lines
+
+    return summary_lines(output)
+
+
+def _command_line(command: str, words: Words) -> str:
+    return shlex.join(["mixdpo", command, *words])

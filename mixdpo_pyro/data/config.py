@@ -1,0 +1,81 @@
+"""Options of `mixdpo doctor` and `mixdpo simulate`."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
+
+__all__ = ["DoctorConfig", "SimulateConfig", "check_world"]
+
+_MOST_PAIRS = 10_000_000
+
+
+@explained
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check preference pairs before training: columns, rows, repeats, lengths, truncation."""
+
+    split: str = option("Split to take where the source has several.", "train")
+    dataset_config: str | None = option("Configuration name of a hub dataset.", None)
+    reader: str | None = option("Reader of a public dataset, NAME or NAME:option,option.", None)
+    annotator: str | None = option(
+        "Column with annotator ids; a column `annotator` is found by itself.", None
+    )
+    prompt: str | None = option("Column that holds the prompt, if not `prompt`.", None)
+    chosen: str | None = option("Column that holds the chosen response, if not `chosen`.", None)
+    rejected: str | None = option(
+        "Column that holds the rejected response, if not `rejected`.", None
+    )
+    model: str | None = option(
+        "Model whose tokenizer counts tokens; without it lengths are in characters.", None
+    )
+    max_length: int = option(
+        "Longest sequence in tokens, prompt and response, as in training.", 512
+    )
+    examples: int = option("Number of pairs to show.", 3)
+    seed: int = option("Seed of their choice.", 0)
+    json: str | None = option("File to write the numbers to.", None)
+    overwrite: bool = option("Replace that file where something else wrote it.", False)
+
+    def __post_init__(self) -> None:
+        check_range("max_length", self.max_length, 2)
+        check_range("examples", self.examples, 0)
+        check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig:
+    """Write a simulated preference dataset and the truth it was drawn from."""
+
+    output_dir: str = option("Folder for dataset and truth.", short="-o")
+    overwrite: bool = option("Replace an earlier simulated dataset.", False)
+    num_annotators: int = option("Annotators of the world.", 200)
+    pairs_per_annotator: int = option("Choices of each annotator.", 40)
+    family: Literal["lognormal", "gamma"] = option("Distribution of the strengths.", "lognormal")
+    mean: float = option("Mean strength per unit of reward.", 1.0)
+    cv: float = option("Coefficient of variation of the strengths.", 0.6)
+    seed: int = option("Seed of everything that is drawn.", 0)
+
+    def __post_init__(self) -> None:
+        check_world(self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed)
+
+
+def check_world(
+    num_annotators: int, pairs_per_annotator: int, mean: float, cv: float, seed: int
+) -> None:
+    """Refuse a world that cannot be simulated.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    reason = f"a world of {_MOST_PAIRS:,} pairs fills the memory"
+    check_range("num_annotators", num_annotators, 1, _MOST_PAIRS, reason)
+    most = _MOST_PAIRS // num_annotators
+    check_range("pairs_per_annotator", pairs_per_annotator, 1, most, reason)
+    check_positive("mean", mean)
+    if not (math.isfinite(cv) and cv >= 0):
+        raise ConfigError(f"cv: expected a finite value >= 0, got {cv}")
+    check_seed(seed)

@@ -1,0 +1,107 @@
+"""Options of `mixdpo diagnose`, `mixdpo check` and `mixdpo power`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
+
+__all__ = ["CHECK_FILE", "DIAGNOSIS_FILE", "CheckConfig", "DiagnoseConfig", "PowerConfig"]
+
+CHECK_FILE = "check.json"
+"""The file that makes a folder a check folder."""
+
+DIAGNOSIS_FILE = "diagnosis.json"
+"""The file that makes a folder a diagnosis folder."""
+
+
+@explained
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """Is this preference data heterogeneous, for whom, and how sure are we?"""
+
+    annotator: str | None = option(
+        "Column of annotator ids. Default: `annotator` where there is one.", None
+    )
+    group: list[str] = option("Columns of groups, such as topic or policy: a table each.", [])
+    second: str | None = option(
+        "File with margins of another policy for the same rows, for errors in the margins.", None
+    )
+    family: Literal["lognormal", "gamma"] = option(
+        "Distribution of the strength that the verdict rests on.", "lognormal"
+    )
+    beta: float | None = option(
+        "Median of the mean strength's prior. Default: the one strength that fits best.", None
+    )
+    num_samples: int = option("Posterior draws.", 1000)
+    seed: int = option("Seed of everything that is drawn.", 0)
+    output_dir: str | None = option(
+        "Folder for tables, posterior and report. Default: print only.", None, short="-o"
+    )
+    overwrite: bool = option("Replace an earlier diagnosis in that folder.", False)
+
+    def __post_init__(self) -> None:
+        check_positive("beta", self.beta)
+        # Independent draws: the 5% quantile is then known to 0.02 posterior standard deviations.
+        reason = "every annotator has a column of them, and more change no interval"
+        check_range("num_samples", self.num_samples, 100, 10_000, reason)
+        check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True)
+class CheckConfig:
+    """Does the fitted distribution of the strength predict these choices?"""
+
+    annotator: str | None = option(
+        "Column of annotator ids. Default: `annotator` where there is one.", None
+    )
+    group: list[str] = option("Columns of groups: a row each in the table.", [])
+    max_pairs: int = option("Pairs that are looked at; of more, a random subset is.", 20_000)
+    num_replications: int = option("Replicated datasets, each from one posterior draw.", 500)
+    seed: int = option("Seed of orientation, subset and replications.", 0)
+    output_dir: str | None = option(
+        "Folder for figures and `check.json`. Default: print only.", None, short="-o"
+    )
+    overwrite: bool = option("Replace an earlier check in that folder.", False)
+
+    def __post_init__(self) -> None:
+        check_range("max_pairs", self.max_pairs, 20)
+        # 20,000 pairs times 5,000 replications take 0.8 GB per array of float64.
+        reason = "all are held in memory, and p-values are then known to 0.01"
+        check_range("num_replications", self.num_replications, 50, 5_000, reason)
+        check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True)
+class PowerConfig:
+    """How likely is each verdict, for data of this size?"""
+
+    pairs: int = option("Number of pairs.", 10_000)
+    annotators: int = option(
+        "Number of annotators, each with equally many pairs; 0 for data without ids.", 200
+    )
+    sd: float = option(
+        "Standard deviation of mean strength times the margin between two responses.", 2.0
+    )
+    cv: float = option("True coefficient of variation of the strength.", 0.5)
+    simulations: int = option("Simulated datasets.", 50)
+    more: bool = option(
+        "Also try twice the annotators, twice the choices of each, and both.", False
+    )
+    seed: int = option("Seed of the simulations.", 0)
+
+    def __post_init__(self) -> None:
+        if self.annotators < 0 or self.annotators == 1:
+            raise ConfigError(f"annotators: expected 0 or at least 2, got {self.annotators}")
+        # A diagnosis of a million pairs takes minutes, and the verdict changes little beyond.
+        reason = "each simulation is diagnosed in full, which takes minutes for as many"
+        most = 250_000 if self.more else 1_000_000
+        check_range("pairs", self.pairs, max(20, self.annotators), most, reason)
+        check_positive("sd", self.sd)
+        if not 0 <= self.cv <= 3:
+            raise ConfigError(f"cv: expected 0 <= cv <= 3, got {self.cv}")
+        reason = "a probability is then known to 0.01"
+        check_range("simulations", self.simulations, 2, 10_000, reason)
+        check_seed(self.seed)

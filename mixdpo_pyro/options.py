@@ -1,0 +1,77 @@
+"""The options of the commands: dataclass fields with their help, and checks of their values."""
+
+import math
+from dataclasses import MISSING, field, fields
+from typing import Any, TypeVar
+
+from mixdpo_pyro.errors import ConfigError
+
+__all__ = ["check_positive", "check_range", "check_seed", "explained", "option"]
+
+_Config = TypeVar("_Config", bound=type)
+
+_LARGEST_SEED = 2**32 - 1
+"""What NumPy's and transformers' global generators take."""
+
+
+def option(text: str, default: Any = MISSING, short: str | None = None) -> Any:
+    """A dataclass field that the command line knows.
+
+    Args:
+        text: Its help.
+        default: Its default; without one the option is required.
+        short: A short form, such as `-o`.
+    """
+    metadata = {"help": text, **({"aliases": [short]} if short else {})}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def explained(config: _Config) -> _Config:
+    """Append the help of a dataclass's options to its docstring."""
+    lines = [f"    {each.name}: {each.metadata['help']}" for each in fields(config)]
+    config.__doc__ = "\n".join([f"{config.__doc__}\n", "Args:", *lines])
+    return config
+
+
+def check_range(
+    name: str, value: float | None, least: int, most: int | None = None, reason: str = ""
+) -> None:
+    """Refuse a number outside its bounds; None stands for a default.
+
+    Args:
+        name: The key that the user typed.
+        value: Its value.
+        least: The smallest one.
+        most: The largest one, or None.
+        reason: Why there is a largest one.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if value is None:
+        return
+    if value < least:
+        raise ConfigError(f"{name}: expected at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name}: expected at most {most:,} ({reason}), got {value}")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Refuse a number that is not finite and > 0; None stands for a default.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{name}: expected a finite value > 0, got {value}")
+
+
+def check_seed(value: int, name: str = "seed") -> None:
+    """Refuse a seed that NumPy's global generator does not take.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    check_range(name, value, 0, _LARGEST_SEED, "32 bits")
