@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
+from mixdpo_pyro.inference.choices import number_ids, read_ids
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.models import Family, strength_distribution
@@ -56,7 +57,7 @@ def mean_choice_probability(
 ) -> Float[np.ndarray, " pairs"]:
     """Posterior mean of `choice_probabilities`, without holding all draws at once."""
     margin = np.asarray(margins, dtype=np.float64)
-    ids = None if annotator is None else np.asarray(annotator)
+    ids = None if annotator is None else read_ids(annotator)
     parts = [
         choice_probabilities(result, margin[k], None if ids is None else ids[k]).mean(0)
         for k in _slices(len(margin), len(result.posterior["cv"]))
@@ -80,7 +81,7 @@ def replicate_choices(
     if annotator is None:
         probability = choice_probabilities(result, margin)
     else:
-        beta = _strength_of_each_pair(result, np.asarray(annotator).astype(str), rng)
+        beta = _strength_of_each_pair(result, read_ids(annotator), rng)
         probability = _flipped(expit(beta * margin), result.flip_probability)
     return rng.random(probability.shape) < probability
 
@@ -111,11 +112,11 @@ def _columns(
     if annotator is None or not result.annotators:
         return np.full(num_pairs, -1)
     column = {label: k for k, label in enumerate(result.annotators)}
-    return np.array([column.get(label, -1) for label in np.asarray(annotator).astype(str)])
+    return np.array([column.get(label, -1) for label in read_ids(annotator)])
 
 
 def _strength_of_each_pair(result: Fit, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    people, index = np.unique(ids, return_inverse=True)
+    people, index = number_ids(ids)
     column = _columns(result, people, len(people))
     shape = (len(result.posterior["cv"]), len(people))
     mean, cv = (np.broadcast_to(result.posterior[k][:, None], shape) for k in ("mean", "cv"))

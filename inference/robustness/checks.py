@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from mixdpo_pyro.inference.choices import Choices, people_of
+from mixdpo_pyro.inference.choices import Choices, people_of, with_margins
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.likelihood.marginal import likelihood
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
@@ -83,7 +83,7 @@ class DiagnosisFits:
         """
         choices, beta = self.choices, self.beta
         if margin is not None:
-            choices = Choices(margin, choices.annotator, choices.labels)
+            choices = with_margins(choices, margin)
             beta = anchor_strength(choices)
         joint = LogJoint(likelihood(choices, family), "prior", beta)
         maximum, null = maximise(joint)
@@ -103,7 +103,8 @@ class DiagnosisFits:
     def fit_with_strengths(self, family: Family) -> Fit:
         """The same draws, and strengths of annotators."""
         choices = self.choices
-        ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator]
+        labels = np.array(choices.labels, dtype=object)  # long ids take memory once
+        ids = None if choices.annotator is None else labels[choices.annotator]
         return fit(
             choices.margin, ids, family, beta=self.beta, seed=self.seed,
             num_samples=self.num_samples,
@@ -147,12 +148,9 @@ def check_who_chose(
     """Does it matter who chose, given the margin?"""
     name = "another link, label noise or errors in the margins, whatever their form"
     if not choices.has_panels:
-        return Check(
-            name,
-            "Without repeated choices per annotator, people cannot be told from the link: give "
-            "annotator ids.",
-            "not checked",
-        )
+        advice = "hold out several pairs of each" if choices.labels else "give annotator ids"
+        lead = "Without repeated choices per annotator, people cannot be told from the link"
+        return Check(name, f"{lead}: {advice}.", "not checked")
     test = permute_annotators(choices, stratum, num_permutations, seed)
     stands = test.p_value < _WHO_LEVEL
     sentence = (
@@ -277,11 +275,14 @@ def check_normalised(
 ) -> Check:
     """Log-ratios per token in place of sums."""
     name = "length normalisation"
-    if normalised is None:
+    if normalised is None or not np.isfinite(normalised).any():
         sentence = "This needs log-probabilities and numbers of tokens."
         return Check(name, sentence, "not checked")
     check = _refitted(main, name, problem.fit(family, normalised))
-    return replace(check, sentence=f"With log-ratios per token, {check.sentence}")
+    sentence = f"With log-ratios per token, {check.sentence}"
+    if empty := int(np.isnan(normalised).sum()):
+        sentence += f" ({empty:,} pairs with an empty response, which has none, are dropped here.)"
+    return replace(check, sentence=sentence)
 
 
 def check_margin_noise(

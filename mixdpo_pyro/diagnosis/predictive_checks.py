@@ -21,7 +21,7 @@ from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
 from mixdpo_pyro.errors import ConfigError, DataError
-from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
+from mixdpo_pyro.inference.choices import agreement, number_ids, orient_at_random, random_subset
 from mixdpo_pyro.inference.export import read_draws
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.predictive import sample_strengths
@@ -294,12 +294,11 @@ def _check(
     )
 
 
-def _people(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _people(data: MarginData, kept: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
     """Labels of the people, and the person of each pair; without ids everyone chooses once."""
     if data.annotator is None:
-        return np.arange(len(kept)).astype(str), np.arange(len(kept))
-    people, person = np.unique(data.annotator[kept].astype(str), return_inverse=True)
-    return people, person
+        return [str(k) for k in range(len(kept))], np.arange(len(kept))
+    return number_ids(data.annotator[kept])
 
 
 def _agreement_probability(
@@ -380,12 +379,12 @@ def _group_rows(
     agrees: np.ndarray,
     same: np.ndarray,
     anew: np.ndarray,
-    people: np.ndarray,
+    people: Sequence[str],
     person: np.ndarray,
 ) -> pd.DataFrame:
     """Observed and replicated agreement of groups, and of annotators with new strengths."""
     parts = [
-        _rows(column, *np.unique(labels[kept], return_inverse=True), agrees, same)
+        _rows(column, *number_ids(labels[kept]), agrees, same)
         for column, labels in data.groups.items()
     ]
     if data.annotator is not None:
@@ -394,7 +393,7 @@ def _group_rows(
 
 
 def _rows(
-    column: str, labels: np.ndarray, index: np.ndarray, agrees: np.ndarray, choices: np.ndarray
+    column: str, labels: Sequence[str], index: np.ndarray, agrees: np.ndarray, choices: np.ndarray
 ) -> pd.DataFrame:
     count = np.bincount(index)
     observed = np.bincount(index, agrees) / count

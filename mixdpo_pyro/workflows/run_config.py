@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from trl import ModelConfig, TrlParser
 
+from mixdpo_pyro.data.splitting import SplitBy
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.training.config import MixDPOConfig
 
@@ -26,7 +27,8 @@ class RunConfig:
         reader: Shape of the source: `hh-rlhf`, `prism`, `multipref` or `ultrafeedback`.
         dataset_train_split: Split that is trained on.
         dataset_test_split: Split the verdict is drawn from; default, a part of the train split.
-        test_fraction: Size of that part, as a fraction of the different pairs.
+        test_fraction: Size of that part, as a fraction of the pairs; it holds whole prompts.
+        test_split_by: What is held out as a whole: `prompt`, or `annotator`, all their pairs.
         max_pairs: Random subset of at most this many rows.
         overwrite: Replace an earlier run in `output_dir`.
         resume: Go on from the last checkpoint of an interrupted run in `output_dir`.
@@ -46,7 +48,11 @@ class RunConfig:
         metadata={"help": "Held-out split. Default: a random part of the train split."},
     )
     test_fraction: float = field(
-        default=0.1, metadata={"help": "Held-out part, as a fraction of the different pairs."}
+        default=0.1, metadata={"help": "Held-out part, as a fraction of the pairs."}
+    )
+    test_split_by: SplitBy = field(
+        default="prompt",
+        metadata={"help": "What is held out as a whole: prompt, or annotator (all their pairs)."},
     )
     max_pairs: int | None = field(
         default=None, metadata={"help": "Random subset of at most this many rows."}
@@ -62,6 +68,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction: expected 0 < value < 1, got {self.test_fraction}")
+        if self.test_split_by not in get_args(SplitBy):
+            words = " or ".join(get_args(SplitBy))
+            raise ConfigError(f"test_split_by: expected {words}, got {self.test_split_by}")
         if self.max_pairs is not None and self.max_pairs < 2:
             raise ConfigError(f"max_pairs: expected at least 2, got {self.max_pairs}")
 
