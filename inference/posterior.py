@@ -1,5 +1,6 @@
 """The posterior of the strength: draws, and everything needed to use them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -101,12 +102,12 @@ class Posterior:
             annotators=(), sample_stats={}, num_chains=1,
         )  # fmt: skip
 
-    def columns(self, labels: np.ndarray) -> Int[np.ndarray, " labels"]:
+    def columns(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
         """Column of each annotator in `strength`; -1 where the posterior does not know them."""
         if self.strength is None:
-            return np.full(len(labels), -1)
+            return np.array([-1 for _ in labels], dtype=int)
         column = {label: k for k, label in enumerate(self.annotators)}
-        return np.array([column.get(str(label), -1) for label in labels], dtype=int)
+        return np.array([column.get(label, -1) for label in labels], dtype=int)
 
     def interval(self, name: str = "cv") -> tuple[float, float]:
         """5% and 95% quantiles of the draws of `mean` or `cv`."""

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
+from mixdpo_pyro.inference.choices import number_ids, read_ids
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import Family, strength_distribution
@@ -45,7 +46,7 @@ def choice_probabilities(
     margin = np.asarray(margin, dtype=np.float64)
     value = np.empty((posterior.num_samples, len(margin)))
     column = (
-        np.full(len(margin), -1) if annotator is None else posterior.columns(_texts(annotator))
+        np.full(len(margin), -1) if annotator is None else posterior.columns(read_ids(annotator))
     )
     known = column >= 0
     if known.any():
@@ -61,7 +62,7 @@ def mean_choice_probability(
 ) -> Float[np.ndarray, " pairs"]:
     """Posterior mean of `choice_probabilities`, without holding all draws at once."""
     margin = np.asarray(margin, dtype=np.float64)
-    ids = None if annotator is None else _texts(annotator)
+    ids = None if annotator is None else read_ids(annotator)
     parts = [
         choice_probabilities(posterior, margin[k], annotator=None if ids is None else ids[k]).mean(
             0
@@ -90,7 +91,7 @@ def draw_choice_probabilities(
     """
     if annotator is None:
         return _marginal(posterior, margin)
-    labels, index = np.unique(_texts(annotator), return_inverse=True)
+    labels, index = number_ids(read_ids(annotator))
     column = np.full(len(labels), -1) if are_new else posterior.columns(labels)
     known = column >= 0
     if not known.any() and len(labels) == len(margin):  # everybody is new and chooses once
@@ -118,7 +119,7 @@ def replicate_choices(
     """
     rng = np.random.default_rng(seed)
     margin = np.asarray(margin, dtype=np.float64)
-    ids = None if annotator is None else np.asarray(annotator)
+    ids = None if annotator is None else read_ids(annotator)
     probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids)
     return rng.random(probability.shape) < probability
 
@@ -153,10 +154,6 @@ def _marginal(posterior: Posterior, margin: np.ndarray) -> Float[np.ndarray, "sa
     cv = np.maximum(posterior.cv, _TINY_CV)
     flip = posterior.flip_probability
     return np.exp(pair_log_prob(margin, posterior.mean, cv, posterior.family, flip))
-
-
-def _texts(annotator: Any) -> np.ndarray:
-    return np.asarray(annotator).astype(str)
 
 
 def _slices(length: int, cells_each: int) -> Iterator[slice]:

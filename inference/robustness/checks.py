@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from mixdpo_pyro.inference.choices import Choices, select_annotators
+from mixdpo_pyro.inference.choices import Choices, select_annotators, with_margins
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
@@ -86,7 +86,7 @@ class DiagnosisFits:
         """Fit these choices, or other margins of the same choices with a prior of their own."""
         choices, beta = self.choices, self.beta
         if margin is not None:
-            choices = replace(choices, margin=margin)
+            choices = with_margins(choices, margin)
             beta = anchor_strength(choices)
         return fit(
             choices, family=family, beta=beta, seed=self.seed, num_samples=self.num_samples,
@@ -128,12 +128,9 @@ def check_who_chose(
     """Does it matter who chose, given the margin?"""
     name = "another link, label noise or errors in the margins, whatever their form"
     if not choices.has_panels:
-        return RobustnessCheck(
-            name,
-            "Without repeated choices per annotator, annotators cannot be told from the link: "
-            "give annotator ids.",
-            RobustnessStatus.NOT_CHECKED,
-        )
+        advice = "hold out several pairs of each" if choices.labels else "give annotator ids"
+        lead = "Without repeated choices per annotator, annotators cannot be told from the link"
+        return RobustnessCheck(name, f"{lead}: {advice}.", RobustnessStatus.NOT_CHECKED)
     test = permute_annotators(choices, stratum, num_permutations, seed)
     stands = test.p_value < _WHO_LEVEL
     sentence = (
@@ -264,11 +261,14 @@ def check_normalised(
 ) -> RobustnessCheck:
     """Log-ratios per token in place of sums."""
     name = "length normalisation"
-    if normalised is None:
+    if normalised is None or not np.isfinite(normalised).any():
         sentence = "This needs log-probabilities and numbers of tokens."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     check = _refitted(main, name, problem.fit(family, normalised))
-    return replace(check, sentence=f"With log-ratios per token, {check.sentence}")
+    sentence = f"With log-ratios per token, {check.sentence}"
+    if empty := int(np.isnan(normalised).sum()):
+        sentence += f" ({empty:,} pairs with an empty response, which has none, are dropped here.)"
+    return replace(check, sentence=sentence)
 
 
 def check_margin_noise(

@@ -301,9 +301,9 @@ COMMANDS = {
 
 
 def _check_margins(path: str) -> None:
-    from mixdpo_pyro.margins.table import margins_format
+    from mixdpo_pyro.data.tables import check_table
 
-    margins_format(Path(path))
+    check_table(Path(path))
 
 
 def _result(output: Path) -> Iterable[str]:

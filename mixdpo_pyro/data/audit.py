@@ -16,18 +16,12 @@ from datasets import Dataset
 
 from mixdpo_pyro.data.config import DoctorConfig
 from mixdpo_pyro.data.loading import named_columns, read_source
-from mixdpo_pyro.data.splitting import keys_of_pairs
-from mixdpo_pyro.data.validation import (
-    ROW_COLUMN,
-    TEXT_COLUMNS,
-    Problem,
-    drop_useless,
-    find_problems,
-    text_of,
-)
+from mixdpo_pyro.data.messages import text_of
+from mixdpo_pyro.data.problems import Problem
+from mixdpo_pyro.data.splitting import keys_of_pairs, prompt_groups, split_prompts
+from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS, drop_useless, find_problems
 
 __all__ = [
-    "DEFAULT_ANNOTATOR_COLUMN",
     "AnnotatorCounts",
     "BadValues",
     "Examination",
@@ -45,8 +39,6 @@ _SHOWN_PROBLEMS = 5
 _SHOWN_ANNOTATORS = 5
 
 _SCORE_COLUMNS = ("score_chosen", "score_rejected")
-
-DEFAULT_ANNOTATOR_COLUMN = "annotator"
 
 
 @dataclass(frozen=True)
@@ -185,6 +177,9 @@ class Examination:
         is_conversational: Messages, not text.
         looks_like_hh: Whole dialogues in the form of HH-RLHF; their shared beginning may end
             inside a response.
+        num_prompts: Different prompts, which are held out as a whole.
+        repeated_prompts: Pairs of texts whose responses both begin with their prompt.
+        joined_parts: Texts whose messages came in parts, which are read as one text.
         without_prompt: Pairs with an empty prompt.
         ends_in_space: Of these, pairs where TRL takes the chosen response for the prompt, because
             it ends in a space.
@@ -206,6 +201,9 @@ class Examination:
     has_prompt_column: bool = True
     is_conversational: bool = False
     looks_like_hh: bool = False
+    num_prompts: int = 0
+    repeated_prompts: int = 0
+    joined_parts: int = 0
     without_prompt: int = 0
     ends_in_space: int = 0
     repeats: Repeats | None = None
@@ -223,8 +221,8 @@ class Examination:
             found.append(f"{count_noun(number_bad, 'value')} cannot be used")
         if self.num_usable == 0:
             found.append("no usable pair is left")
-        elif self.repeats is not None and self.repeats.different < 2:
-            found.append("all rows are about one pair, so none can be held out")
+        elif self.num_prompts == 1:
+            found.append("all rows share one prompt, so none can be held out")
         if self.ends_in_space:
             responses = count_noun(self.ends_in_space, "chosen response")
             found.append(f"TRL takes {responses} for the prompt")
@@ -261,11 +259,9 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
         config.dataset_config,
         config.reader,
         named_columns(config),
-        is_lenient=True,
+        config.annotator,
     )
-    column = config.annotator
-    if column is None and DEFAULT_ANNOTATOR_COLUMN in source.pairs.column_names:
-        column = DEFAULT_ANNOTATOR_COLUMN
+    column = source.annotator_column
     problems = []
     if len(source.pairs) or not source.problems:
         problems = list(find_problems(source.pairs, name, column))
@@ -288,6 +284,7 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
         "has_prompt_column": "prompt" in clean.column_names,
         "is_conversational": isinstance(clean[0]["chosen"], list),
         "looks_like_hh": _looks_like_hh(clean),
+        "joined_parts": source.joined,
         "annotators": _count_annotators(clean, column),
     }
     return Examination(**facts, **(_look_at(usable, column, config) if len(usable) else {}))
@@ -350,7 +347,7 @@ def _count_equal_scores(pairs: Dataset) -> int:
 def _count_annotators(pairs: Dataset, column: str | None) -> AnnotatorCounts | None:
     if column is None:
         return None
-    counts = Counter(str(annotator) for annotator in pairs[column])
+    counts = Counter(_id_texts(pairs, column))
     numbers = np.array(list(counts.values()))
     return AnnotatorCounts(
         column=column,
@@ -361,11 +358,17 @@ def _count_annotators(pairs: Dataset, column: str | None) -> AnnotatorCounts | N
     )
 
 
+def _id_texts(pairs: Dataset, column: str) -> list[str]:
+    from mixdpo_pyro.inference.choices import read_ids  # loads torch
+
+    return read_ids(pairs[column][:]).tolist()
+
+
 def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[str, Any]:
     """What only usable pairs can tell."""
-    texts = _split_prompts(pairs)
+    texts = split_prompts(pairs)
     keys = keys_of_pairs(texts["prompt"], texts["chosen"], texts["rejected"])
-    annotators = None if column is None else [str(a) for a in pairs[column]]
+    annotators = None if column is None else _id_texts(pairs, column)
     is_empty = [not prompt for prompt in texts["prompt"]]
     is_misread = [
         _is_misread(value) for value in ([] if "prompt" in pairs.column_names else pairs["chosen"])
@@ -378,6 +381,8 @@ def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[s
         unit, sizes = "tokens", [[len(ids) for ids in tokens[n]] for n in TEXT_COLUMNS[1:]]
         truncation = _measure_truncation(tokens, config.max_length)
     return {
+        "num_prompts": int(prompt_groups(pairs).max()) + 1,
+        "repeated_prompts": _count_repeated_prompts(texts),
         "without_prompt": sum(is_empty),
         "ends_in_space": sum(map(all, zip(is_empty, is_misread, strict=False))),
         "repeats": _count_repeats(keys, texts, annotators),
@@ -387,24 +392,11 @@ def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[s
     }
 
 
-def _split_prompts(pairs: Dataset) -> dict[str, list]:
-    """Prompts and responses; without a prompt column, TRL's shared beginning, but for its slip.
-
-    TRL looks one character back for a space; where not even the first character is shared, that
-    is the last character of the chosen response.
-    """
-    if "prompt" in pairs.column_names:
-        return {name: pairs[name][:] for name in TEXT_COLUMNS}
-    from trl import extract_prompt
-
-    texts: dict[str, list] = {name: [] for name in TEXT_COLUMNS}
-    for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True):
-        pair = {"prompt": chosen[:0], "chosen": chosen, "rejected": rejected}
-        if chosen[0] == rejected[0]:
-            pair = extract_prompt({"chosen": chosen, "rejected": rejected})
-        for name in TEXT_COLUMNS:
-            texts[name].append(pair[name])
-    return texts
+def _count_repeated_prompts(texts: dict[str, list]) -> int:
+    return sum(
+        isinstance(prompt, str) and prompt != "" and all(r.startswith(prompt) for r in responses)
+        for prompt, *responses in zip(*(texts[name] for name in TEXT_COLUMNS), strict=True)
+    )
 
 
 def _looks_like_hh(pairs: Dataset) -> bool:
@@ -424,7 +416,8 @@ def _character_lengths(texts: dict[str, list]) -> list[list[int]]:
 def _tokenize(pairs: Dataset, model: str) -> dict[str, list[list[int]]]:
     from mixdpo_pyro.data.tokenization import count_merged_prompts, load_tokenizer, tokenize_pairs
 
-    columns = [c for c in TEXT_COLUMNS if c in pairs.column_names]
+    wanted = (*TEXT_COLUMNS, "tools", "chat_template_kwargs")
+    columns = [c for c in wanted if c in pairs.column_names]
     tokenizer = load_tokenizer(model)
     tokenized = tokenize_pairs(pairs.select_columns(columns), tokenizer)
     found = {name: tokenized[f"{name}_ids"][:] for name in TEXT_COLUMNS}
@@ -508,7 +501,7 @@ def _choose_examples(
 def _as_text(value: str | list) -> str:
     if isinstance(value, str):
         return value
-    return "\n".join(f"{message['role']}: {message['content']}" for message in value)
+    return "\n".join(f"{message['role']}: {text_of([message])}" for message in value)
 
 
 def count_noun(number: int, noun: str) -> str:

@@ -17,9 +17,7 @@ from mixdpo_pyro.data.audit import (
     Truncation,
     count_noun,
 )
-from mixdpo_pyro.data.validation import (
-    TEXT_COLUMNS,
-)
+from mixdpo_pyro.data.validation import TEXT_COLUMNS
 from mixdpo_pyro.progress import printable
 
 __all__ = ["show_examination"]
@@ -137,6 +135,13 @@ def _notes(found: Examination) -> list[str]:
         )
     if found.without_prompt:
         notes.append(f"{found.without_prompt:,} pairs have an empty prompt")
+    if found.joined_parts:
+        notes.append(f"messages of {found.joined_parts:,} texts come in parts, read as one text")
+    if found.repeated_prompts * 2 > found.num_usable:
+        notes.append(
+            f"the responses of {found.repeated_prompts:,} pairs begin with their prompt, and TRL "
+            "puts it before them once more; drop the column 'prompt' if it stands twice"
+        )
     repeats = found.repeats
     if repeats is not None and repeats.duplicates:
         whose = "of one annotator " if found.annotators else "(or several people's choices) "

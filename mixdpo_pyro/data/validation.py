@@ -1,18 +1,33 @@
 """Checks of preference pairs: missing or wrong values, and pairs without a preference."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from datasets import Dataset
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets
 
+from mixdpo_pyro.data.messages import fault_of_pair, fault_of_text, text_of
+from mixdpo_pyro.data.problems import Problem, shorten
+from mixdpo_pyro.data.tables import arrow_column
 from mixdpo_pyro.errors import DataError
 
 __all__ = [
-    "ANNOTATOR_RULE", "ROW_COLUMN", "TEXT_COLUMNS", "TEXT_RULE", "PreferenceData", "Problem",
-    "Rule", "check_preferences", "drop_useless", "find_problems", "shorten", "text_of",
-]  # fmt: skip
+    "DEFAULT_ANNOTATOR_COLUMN",
+    "ROW_COLUMN",
+    "TEXT_COLUMNS",
+    "PreferenceData",
+    "TextRule",
+    "annotator_column_of",
+    "check_preferences",
+    "drop_useless",
+    "find_problems",
+    "id_rule",
+    "label_rule",
+    "replace_column",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -23,31 +38,10 @@ the pair in what the reader makes."""
 TEXT_COLUMNS = ("prompt", "chosen", "rejected")
 """The columns of a preference pair; `prompt` may be absent."""
 
+DEFAULT_ANNOTATOR_COLUMN = "annotator"
+"""Column that is taken for annotator ids where no other one is named."""
 
-@dataclass(frozen=True)
-class Problem:
-    """A value that cannot be used.
-
-    Attributes:
-        row: Row of the source, counted from 0.
-        field: Name of the column or field.
-        expected: What has to be there, in words.
-        got: What is there, shortened.
-    """
-
-    row: int
-    field: str
-    expected: str
-    got: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}, column '{self.field}': expected {self.expected}, got {self.got}"
-
-
-def shorten(value: object, length: int = 60) -> str:
-    """The value as Python writes it, cut to `length` characters."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 3] + "..."
+_LABEL_WORDS = "a label of at most 1,000 characters (text, a number or a truth value)"
 
 
 @dataclass(frozen=True)
@@ -59,18 +53,25 @@ class PreferenceData:
             columns of the source.
         source: Name of the file or hub dataset, for messages.
         dropped: Reason -> number of rows left out.
+        annotator_column: Column with annotator ids, as text, or None.
     """
 
     pairs: Dataset
     source: str
     dropped: dict[str, int]
+    annotator_column: str | None = None
 
 
-class Rule(NamedTuple):
-    """What a value has to be: in words, and as a test."""
+class TextRule(NamedTuple):
+    """What a value has to be to be read as text.
 
-    words: str
-    holds: Callable[[object], bool]
+    Attributes:
+        fault_of: What a value would have to be, in words; None where it is that.
+        text_of: Its text.
+    """
+
+    fault_of: Callable[[Any], str | None]
+    text_of: Callable[[Any], str]
 
 
 def check_preferences(
@@ -80,7 +81,7 @@ def check_preferences(
 
     A pair with two identical responses, or with an empty one, is counted in `dropped`. A missing
     value or one of a wrong type is an error, because it says that the columns are not what the
-    user thinks they are.
+    user thinks they are. Annotator ids become text.
 
     Raises:
         DataError: Naming the source, the column and the row.
@@ -93,7 +94,10 @@ def check_preferences(
         logger.warning("%s: left out %s", source, _count_words(dropped))
     if len(dataset) == 0:
         raise DataError(f"{source}: no usable pair is left ({_count_words(dropped)})")
-    return PreferenceData(dataset, source, dropped)
+    if annotator_column is not None:
+        ids = [id_rule().text_of(value) for value in dataset[annotator_column]]
+        dataset = replace_column(dataset, annotator_column, ids)
+    return PreferenceData(dataset, source, dropped, annotator_column)
 
 
 def find_problems(
@@ -109,15 +113,44 @@ def find_problems(
     for column in required:
         if column not in columns:
             raise DataError(f"{source}: column '{column}' is missing; it has {', '.join(columns)}")
+    if annotator_column in TEXT_COLUMNS:
+        raise DataError(f"{source}: column '{annotator_column}' holds texts, not annotator ids")
     if len(dataset) == 0:
         raise DataError(f"{source}: the dataset is empty")
     rows = dataset[ROW_COLUMN] if ROW_COLUMN in columns else range(len(dataset))
     text_columns = [c for c in TEXT_COLUMNS if c in columns]
     for column in text_columns:
-        yield from _find_values(dataset[column], rows, column, TEXT_RULE)
-    yield from _find_mixtures(dataset, rows, text_columns)
+        yield from _find_values(dataset[column], rows, column, fault_of_text)
+    yield from _find_misfits(dataset, rows, text_columns)
     if annotator_column:
-        yield from _find_values(dataset[annotator_column], rows, annotator_column, ANNOTATOR_RULE)
+        ids = dataset[annotator_column]
+        yield from _find_values(ids, rows, annotator_column, id_rule().fault_of)
+
+
+def id_rule() -> TextRule:
+    """The rule for annotator ids, see :func:`mixdpo_pyro.inference.choices.read_ids`."""
+    from mixdpo_pyro.inference.choices import fault_of_id, id_text  # loads torch
+
+    return TextRule(fault_of_id, id_text)
+
+
+def label_rule() -> TextRule:
+    """The rule for labels of groups: ids, and other numbers and truth values."""
+    fault_of_id, id_text = id_rule()
+
+    def is_other(value: object) -> bool:
+        return isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value))
+
+    return TextRule(
+        lambda value: None if is_other(value) else fault_of_id(value) and _LABEL_WORDS,
+        lambda value: id_text(value) if fault_of_id(value) is None else str(value),
+    )
+
+
+def annotator_column_of(names: Collection[str], asked: str | None) -> str | None:
+    """The column of annotator ids: the one asked for, or `annotator` where there is one."""
+    has_default = asked is None and DEFAULT_ANNOTATOR_COLUMN in names
+    return DEFAULT_ANNOTATOR_COLUMN if has_default else asked
 
 
 def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
@@ -131,53 +164,41 @@ def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     return dataset, dropped
 
 
+def replace_column(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
+    """The dataset with other values in a column, in its place."""
+    column = Dataset(pa.table({name: arrow_column(values)}))
+    others = dataset.remove_columns(name)
+    joined = concatenate_datasets([others, column], axis=1) if others.column_names else column
+    return joined.select_columns(dataset.column_names)
+
+
 def _find_values(
-    values: Iterable, rows: Iterable[int], column: str, rule: Rule
+    values: Iterable, rows: Iterable[int], column: str, fault_of: Callable[[object], str | None]
 ) -> Iterator[Problem]:
     for row, value in zip(rows, values, strict=True):
-        if not rule.holds(value):
-            yield Problem(row, column, rule.words, shorten(value))
+        if (expected := fault_of(value)) is not None:
+            yield Problem(row, column, expected, shorten(value))
 
 
-def _find_mixtures(dataset: Dataset, rows: Iterable[int], columns: list[str]) -> Iterator[Problem]:
-    """Rows where one column holds text and another one messages; TRL would take either for all."""
-    values = zip(rows, *(dataset[column] for column in columns), strict=True)
-    for row, *texts in values:
-        kinds = {type(text) for text in texts if isinstance(text, str | list)}
-        if len(kinds) > 1:
-            words = f"text or messages as in '{columns[-1]}'"
-            yield Problem(row, columns[0], words, shorten(texts[0]))
-
-
-def _is_text_or_messages(value: object) -> bool:
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and m.get("content") is not None
-        for m in value
-    )
-
-
-def _is_id(value: object) -> bool:
-    if isinstance(value, str):
-        return value != ""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-TEXT_RULE = Rule("text or a list of messages with 'role' and 'content'", _is_text_or_messages)
-
-ANNOTATOR_RULE = Rule("an annotator id (text or a whole number)", _is_id)
+def _find_misfits(dataset: Dataset, rows: Iterable[int], columns: list[str]) -> Iterator[Problem]:
+    """Rows whose texts do not fit together, or not to those of the first row."""
+    first = None
+    for row, *texts in zip(rows, *(dataset[column] for column in columns), strict=True):
+        if any(fault_of_text(text) for text in texts):
+            continue
+        values = dict(zip(columns, texts, strict=True))
+        column, expected = fault_of_pair(values) or ("chosen", None)
+        first = first or type(values["chosen"])
+        if expected is None and type(values["chosen"]) is not first:
+            expected = "text or messages as in the rows before"
+        if expected is not None:
+            yield Problem(row, column, expected, shorten(values[column]))
 
 
 def _why_useless(chosen: str | list, rejected: str | list) -> str | None:
     if not text_of(chosen).strip() or not text_of(rejected).strip():
         return "empty response"
     return "identical responses" if chosen == rejected else None
-
-
-def text_of(value: str | list) -> str:
-    """The text of a response, messages run together."""
-    return value if isinstance(value, str) else "".join(str(m["content"]) for m in value)
 
 
 def _count_words(dropped: dict[str, int]) -> str:

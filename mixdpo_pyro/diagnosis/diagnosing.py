@@ -10,7 +10,7 @@ from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE, DiagnoseConfig
 from mixdpo_pyro.diagnosis.tables import annotator_table, group_table
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
-from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.choices import agreement, typical_size
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.posterior import format_interval
 from mixdpo_pyro.io import written_whole
@@ -25,6 +25,9 @@ from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["data_notes", "diagnose", "make_record", "summary_lines", "write_diagnosis"]
+
+_EXTREME = 100
+"""Margins of this many times the median size are named; of a million normal ones none is."""
 
 
 def diagnose(
@@ -76,7 +79,7 @@ def _read_second(path: str, data: MarginData) -> np.ndarray:
             f"{len(data.margin):,}; both must hold the same pairs in the same order"
         )
     if second.annotator is not None and data.annotator is not None:
-        differs = second.annotator.astype(str) != data.annotator.astype(str)
+        differs = second.annotator != data.annotator
         if differs.any():
             raise DataError(
                 f"{path}: row {int(np.argmax(differs))} is by another annotator than in "
@@ -175,6 +178,15 @@ def data_notes(diagnosis: Diagnosis) -> list[str]:
             f"Every choice {sign} its margin: the data give the mean strength no "
             f"{'upper' if margin.min() >= 0 else 'lower'} bound, and its prior decides. Were the "
             "margins those of the training pairs?"
+        )
+    size = np.abs(margin)
+    extreme = size > _EXTREME * typical_size(margin)
+    if extreme.any():
+        row, count = int(size.argmax()), int(extreme.sum())
+        notes.append(
+            f"{count:,} {'margin is' if count == 1 else 'margins are'} more than {_EXTREME} times "
+            f"the median size; row {row} has the largest, {margin[row]:.3g}. Where such a margin "
+            "contradicts its choice it decides cv: make sure that it is no missing value."
         )
     if (margin == 0).any():
         notes.append(f"{int((margin == 0).sum()):,} margins are 0 and say nothing.")

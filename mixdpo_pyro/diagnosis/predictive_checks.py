@@ -21,7 +21,7 @@ from scipy.optimize import isotonic_regression
 
 from mixdpo_pyro.diagnosis.config import CHECK_FILE, CheckConfig
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.inference.choices import agreement, orient_at_random, random_subset
+from mixdpo_pyro.inference.choices import agreement, number_ids, orient_at_random, random_subset
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
 from mixdpo_pyro.io import written_whole
@@ -194,7 +194,7 @@ def _check(
     margin = data.margin[kept]
     size, agrees = np.abs(margin), agreement(margin)
     labels, index = _annotators(data, kept)
-    ids = labels[index] if data.annotator is not None else None
+    ids = None if data.annotator is None else data.annotator[kept]
     draws = posterior.take(np.arange(config.num_replications) % posterior.num_samples)
     known, new = (
         draw_choice_probabilities(draws, size, rng, annotator=ids, are_new=are_new)
@@ -225,11 +225,11 @@ def _check(
     )
 
 
-def _annotators(data: MarginData, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _annotators(data: MarginData, kept: np.ndarray) -> tuple[Sequence[str], np.ndarray]:
     """Labels of the annotators and the annotator of each pair; without ids, one per pair."""
     if data.annotator is None:
-        return np.arange(len(kept)).astype(str), np.arange(len(kept))
-    return np.unique(data.annotator[kept].astype(str), return_inverse=True)
+        return [str(k) for k in range(len(kept))], np.arange(len(kept))
+    return number_ids(data.annotator[kept])
 
 
 def _statistics(
@@ -280,12 +280,12 @@ def _group_rows(
     agrees: np.ndarray,
     same: np.ndarray,
     anew: np.ndarray,
-    annotators: np.ndarray,
+    annotators: Sequence[str],
     annotator: np.ndarray,
 ) -> pd.DataFrame:
     """Observed and replicated agreement of groups, and of annotators with new strengths."""
     parts = [
-        _rows(column, *np.unique(labels[kept], return_inverse=True), agrees, same)
+        _rows(column, *number_ids(labels[kept]), agrees, same)
         for column, labels in data.groups.items()
     ]
     if data.annotator is not None:
@@ -294,7 +294,7 @@ def _group_rows(
 
 
 def _rows(
-    column: str, labels: np.ndarray, index: np.ndarray, agrees: np.ndarray, choices: np.ndarray
+    column: str, labels: Sequence[str], index: np.ndarray, agrees: np.ndarray, choices: np.ndarray
 ) -> pd.DataFrame:
     count = np.bincount(index)
     observed = np.bincount(index, agrees) / count

@@ -1,16 +1,27 @@
 """Margins from a file: parquet, csv or jsonl, checked column by column and row by row."""
 
-import zlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from mixdpo_pyro.data.problems import shorten
+from mixdpo_pyro.data.tables import Table, read_table
+from mixdpo_pyro.data.validation import (
+    DEFAULT_ANNOTATOR_COLUMN,
+    TextRule,
+    annotator_column_of,
+    id_rule,
+    label_rule,
+)
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["MarginData", "margins_format", "read_margins"]
+__all__ = ["MarginData", "read_margins"]
 
 _LOGPS = (
     "policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
@@ -18,13 +29,6 @@ _LOGPS = (
 )  # fmt: skip
 
 _TOKENS = ("chosen_tokens", "rejected_tokens")
-
-_ANNOTATOR = "annotator"
-
-_READERS = {
-    ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,12 @@ class MarginData:
     Attributes:
         source: Name of the file, for messages.
         margin: Chosen minus rejected log-ratio in nats, float64.
-        annotator: Ids, or None.
+        annotator: Ids as text, or None.
         annotator_column: Their column, or None.
         groups: Column -> group of each pair, as text.
         length: Tokens of the chosen minus those of the rejected response, or None.
-        normalised: Margin of log-ratios per token, where log-probabilities and tokens are given.
+        normalised: Margin of log-ratios per token, where log-probabilities and tokens are given;
+            NaN in rows with an empty response, which has no log-ratio per token.
     """
 
     source: str
@@ -59,159 +64,154 @@ def read_margins(
     and the two of the rejected response; with both, they must agree to 1% or 0.05 nats.
 
     Args:
-        path: A `parquet`, `csv` or `jsonl` file, the last two also gzipped.
+        path: A `parquet`, `csv`, `json` or `jsonl` file, the last three also as gz, bz2 or xz.
         annotator: Column of annotator ids; default, `annotator` where there is one.
         groups: Columns of groups.
 
     Raises:
         DataError: Naming the file, and the column and row (counted from 0) that cannot be used.
     """
-    frame = _read(Path(path), annotator, groups)
-    source = str(path)
-    if len(frame) == 0:
-        raise DataError(f"{source}: there are no rows")
-    column = annotator or (_ANNOTATOR if _ANNOTATOR in frame else None)
-    for name in (*([column] if column else []), *groups):
-        _check_labels(frame, name, source)
-    margin = _margin(frame, source)
-    tokens = _numbers(frame, _TOKENS, source)
-    logps = _numbers(frame, _LOGPS, source)
-    ids = None if column is None else frame[column].to_numpy()
+    columns = _Columns.read(Path(path), annotator, groups)
+    margin, column = _margin(columns), columns.annotator
+    tokens = columns.numbers(_TOKENS)
     data = MarginData(
-        source=source,
+        source=columns.source,
         margin=margin,
-        annotator=ids,
+        annotator=None if column is None else columns.texts(column, id_rule()),
         annotator_column=column,
-        groups={name: frame[name].astype(str).to_numpy() for name in groups},
+        groups={name: columns.texts(name, label_rule()) for name in groups},
         length=None if tokens is None else tokens[0] - tokens[1],
-        normalised=_per_token(logps, tokens, source),
+        normalised=_per_token(columns, tokens),
     )
     _check_variety(data)
     return data
 
 
-def margins_format(path: Path) -> str:
-    """The format of a file of margins, by its ending.
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of a file, as they were read."""
 
-    Raises:
-        DataError: If it has another ending, or there is no such file.
-    """
-    kind = next((kind for end, kind in _READERS.items() if path.name.endswith(end)), None)
-    if kind is None:
-        known = ", ".join(end for end in _READERS)
-        raise DataError(f"{path}: expected a file that ends in one of {known}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    return kind
+    source: str
+    columns: dict[str, list[Any]]
+    rows: Sequence[int]
+    annotator: str | None
+
+    @classmethod
+    def read(cls, path: Path, annotator: str | None, groups: Sequence[str]) -> "_Columns":
+        """Read what is needed.
+
+        Raises:
+            DataError: If the file cannot be read, has no rows, or lacks a column.
+        """
+        asked = [name for name in (annotator, *groups) if name is not None]
+        default = DEFAULT_ANNOTATOR_COLUMN
+        table = read_table(path, ["margin", *_LOGPS, *_TOKENS, default, *asked])
+        _check_names(table, asked, path)
+        if len(table.rows) == 0:
+            raise DataError(f"{path}: there are no rows")
+        column = annotator_column_of(table.all_names, annotator)
+        return cls(str(path), table.to_columns(), table.rows, column)
+
+    def fail(self, index: int, column: str, expected: str, bad: int | None = None) -> DataError:
+        """The error about the value of a row, and how many rows have such values."""
+        value = self.columns[column][index]
+        has = "nothing" if value is None or value == "" else shorten(value)
+        others = f" ({bad:,} of {len(self.rows):,} rows are not)" if bad else ""
+        return DataError(
+            f"{self.source}: row {self.rows[index]} has {has} in column '{column}', "
+            f"expected {expected}{others}"
+        )
+
+    def numbers(self, names: Sequence[str]) -> tuple[np.ndarray, ...] | None:
+        """The columns as finite float64, or None where one of them is missing."""
+        if not set(names) <= self.columns.keys():
+            return None
+        return tuple(self._numbers(name) for name in names)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        values = np.array([_as_number(value) for value in self.columns[name]])
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise self.fail(int(bad[0]), name, "a finite number", bad.size)
+        return values
+
+    def texts(self, name: str, rule: TextRule) -> np.ndarray:
+        """The column as text, one object a row, by the rule for ids or that for labels."""
+        texts = np.empty(len(self.rows), dtype=object)
+        for index, value in enumerate(self.columns[name]):
+            if (expected := rule.fault_of(value)) is not None:
+                raise self.fail(index, name, expected)
+            texts[index] = rule.text_of(value)
+        return texts
 
 
-def _read(path: Path, annotator: str | None, groups: Sequence[str]) -> pd.DataFrame:
-    kind = margins_format(path)
-    wanted = ["margin", *_LOGPS, *_TOKENS, annotator or _ANNOTATOR, *groups]
+def _check_names(table: Table, asked: Sequence[str], path: Path) -> None:
+    if table.problems:
+        raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
+    names = table.all_names
+    for name in asked:
+        if name not in names:
+            raise DataError(f"{path}: column '{name}' is missing; it has {', '.join(names)}")
+    if "margin" not in names and not set(_LOGPS) <= set(names):
+        raise DataError(
+            f"{path}: column 'margin' is missing, and so are the log-probabilities it could "
+            f"be computed from; it has {', '.join(names)}"
+        )
+
+
+def _as_number(value: Any) -> float:
+    """A number, also one that is written as text; NaN for anything else, truth values too."""
+    if isinstance(value, str):
+        value = math.nan if "_" in value else value  # Python reads 1_000
+    elif isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return math.nan
     try:
-        columns = _columns(path, kind)
-        kept = [name for name in dict.fromkeys(wanted) if name in columns]
-        for name in (annotator, *groups):
-            if name is not None and name not in columns:
-                raise DataError(f"{path}: column '{name}' is missing; it has {', '.join(columns)}")
-        if "margin" not in columns and not set(_LOGPS) <= set(columns):
-            raise DataError(
-                f"{path}: column 'margin' is missing, and so are the log-probabilities it could "
-                f"be computed from; it has {', '.join(columns)}"
-            )
-        return _load(path, kind, kept)
-    except DataError:
-        raise
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        message = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be read as {kind} ({message})") from error
+        return float(value)
+    except ValueError:
+        return math.nan
+    except OverflowError:  # an integer of more than 308 digits
+        return math.inf
 
 
-def _columns(path: Path, kind: str) -> list[str]:
-    if kind == "parquet":
-        from pyarrow import parquet
+def _margin(columns: _Columns) -> np.ndarray:
+    from mixdpo_pyro.inference.choices import fault_of_margins
 
-        return list(parquet.read_schema(path).names)
-    if kind == "csv":
-        return list(pd.read_csv(path, nrows=0).columns)
-    with pd.read_json(path, lines=True, chunksize=1000, dtype=False) as chunks:
-        return list(next(iter(chunks), pd.DataFrame()).columns)
-
-
-def _load(path: Path, kind: str, columns: list[str]) -> pd.DataFrame:
-    if kind == "parquet":
-        return pd.read_parquet(path, columns=columns)
-    if kind == "csv":
-        return pd.read_csv(path, usecols=columns)
-    return pd.read_json(path, lines=True, dtype=False)[columns]
-
-
-def _margin(frame: pd.DataFrame, source: str) -> np.ndarray:
-    logps = _numbers(frame, _LOGPS, source)
+    logps = columns.numbers(_LOGPS)
     computed = None if logps is None else (logps[0] - logps[1]) - (logps[2] - logps[3])
-    if "margin" not in frame:
-        assert computed is not None
-        return computed
-    (margin,) = _numbers(frame, ("margin",), source) or ()
+    given = columns.numbers(("margin",))
+    margin = computed if given is None else given[0]
+    assert margin is not None
+    fault = fault_of_margins(margin)
+    if fault is not None:
+        row, value = columns.rows[fault[0]], margin[fault[0]]
+        raise DataError(f"{columns.source}: row {row} has margin {value:g}, expected {fault[1]}")
     if computed is not None:
         differs = np.abs(margin - computed) > 0.05 + 0.01 * np.abs(computed)
         if differs.any():
-            row = int(np.argmax(differs))
+            k = int(np.argmax(differs))
             raise DataError(
-                f"{source}: row {row} has margin {margin[row]:.4g}, but its log-probabilities "
-                f"give {computed[row]:.4g} ({int(differs.sum()):,} of {len(margin):,} rows differ)"
+                f"{columns.source}: row {columns.rows[k]} has margin {margin[k]:.4g}, but its "
+                f"log-probabilities give {computed[k]:.4g} ({int(differs.sum()):,} of "
+                f"{len(margin):,} rows differ)"
             )
     return margin
 
 
-def _numbers(
-    frame: pd.DataFrame, columns: Sequence[str], source: str
-) -> tuple[np.ndarray, ...] | None:
-    """The columns as finite float64, or None where one of them is missing."""
-    if not set(columns) <= set(frame.columns):
-        return None
-    values = []
-    for name in columns:
-        numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
-        bad = ~np.isfinite(numbers)
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise DataError(
-                f"{source}: row {row} has '{frame[name].iloc[row]}' in column '{name}', expected "
-                f"a finite number ({int(bad.sum()):,} of {len(frame):,} rows are not)"
-            )
-        values.append(numbers)
-    return tuple(values)
-
-
-def _check_labels(frame: pd.DataFrame, column: str, source: str) -> None:
-    missing = frame[column].isna().to_numpy()
-    if missing.any():
-        row = int(np.argmax(missing))
-        raise DataError(
-            f"{source}: row {row} has nothing in column '{column}' "
-            f"({int(missing.sum()):,} of {len(frame):,} rows)"
-        )
-
-
-def _per_token(
-    logps: tuple[np.ndarray, ...] | None, tokens: tuple[np.ndarray, ...] | None, source: str
-) -> np.ndarray | None:
+def _per_token(columns: _Columns, tokens: tuple[np.ndarray, ...] | None) -> np.ndarray | None:
     if tokens is None:
         return None
     for name, values in zip(_TOKENS, tokens, strict=True):
-        if values.min() <= 0:
-            row = int(np.argmin(values))
-            raise DataError(
-                f"{source}: row {row} has {values[row]:g} in column '{name}', expected 1 or more"
-            )
+        if values.min() < 0:
+            raise columns.fail(int(values.argmin()), name, "0 or more", int((values < 0).sum()))
+    logps = columns.numbers(_LOGPS)
     if logps is None:
         return None
-    return (logps[0] - logps[1]) / tokens[0] - (logps[2] - logps[3]) / tokens[1]
+    chosen, rejected = (np.where(count > 0, count, np.nan) for count in tokens)
+    return (logps[0] - logps[1]) / chosen - (logps[2] - logps[3]) / rejected
 
 
 def _check_variety(data: MarginData) -> None:
-    if data.annotator is not None and len(pd.unique(data.annotator)) == 1:
+    if data.annotator is not None and len(set(data.annotator)) == 1:
         raise DataError(
             f"{data.source}: column '{data.annotator_column}' names one annotator only "
             f"({data.annotator[0]}); one person's choices say nothing about differences between "

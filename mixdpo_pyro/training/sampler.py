@@ -6,12 +6,15 @@ import numpy as np
 from datasets import Dataset
 from torch.utils.data import Sampler
 
+from mixdpo_pyro.data.problems import shorten
+from mixdpo_pyro.data.validation import id_rule, label_rule
 from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.inference.choices import number_ids
 
 __all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_values"]
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
-"""Column with the number of the annotator, counted from 0 in the order of sorted ids."""
+"""Column with the number of the annotator, counted from 0 in the order of `number_ids`."""
 
 GROUP_INDEX = "mixdpo_group_index"
 """Column with the number of the evaluation group, likewise."""
@@ -32,7 +35,7 @@ def number_values(
         The dataset, and the values as text in the order of their numbers.
 
     Raises:
-        DataError: If the dataset is streamed, has no such column, or a value is missing.
+        DataError: If the dataset is streamed, has no such column, or a value is missing or no id.
     """
     if not isinstance(dataset, Dataset):
         raise DataError(f"{option}: needs a dataset, not a stream")
@@ -41,11 +44,16 @@ def number_values(
             f"{option}: column '{column}' is missing; the data have "
             f"{', '.join(dataset.column_names)}"
         )
+    rule = id_rule() if index_column == ANNOTATOR_INDEX else label_rule()
     values = dataset[column][:]
-    if None in values:
-        raise DataError(f"{option}: row {values.index(None)} has no value in column '{column}'")
-    labels, index = np.unique(np.asarray(values, dtype=str), return_inverse=True)
-    return dataset.add_column(index_column, index), labels.tolist()
+    for row, value in enumerate(values):
+        if (expected := rule.fault_of(value)) is not None:
+            got = "no value" if value is None else shorten(value)
+            raise DataError(
+                f"{option}: row {row} has {got} in column '{column}', expected {expected}"
+            )
+    labels, index = number_ids([rule.text_of(value) for value in values])
+    return dataset.add_column(index_column, index), list(labels)
 
 
 class AnnotatorBlockSampler(Sampler[int]):

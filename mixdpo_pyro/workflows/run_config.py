@@ -45,7 +45,10 @@ class RunConfig:
     dataset_test_split: str | None = option(
         "Held-out split. Default: a random part of the train split.", None
     )
-    test_fraction: float = option("Held-out part, as a fraction of the different pairs.", 0.1)
+    test_fraction: float = option("Held-out part, as a fraction of the pairs.", 0.1)
+    test_split_by: Literal["prompt", "annotator"] = option(
+        "What is held out as a whole: prompt, or annotator (all their pairs).", "prompt"
+    )
     max_pairs: int | None = option("Random subset of at most this many rows.", None)
     overwrite: bool = option("Replace an earlier run in output_dir.", False)
     resume: bool = option("Go on from the last checkpoint of an interrupted run.", False)
@@ -53,6 +56,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:
             raise ConfigError(f"test_fraction: expected 0 < value < 1, got {self.test_fraction}")
+        if self.test_split_by not in ("prompt", "annotator"):
+            raise ConfigError(
+                f"test_split_by: expected prompt or annotator, got {self.test_split_by}"
+            )
         check_range("max_pairs", self.max_pairs, 2)
 
 

@@ -16,8 +16,8 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import Truth
-from mixdpo_pyro.data.splitting import pair_keys, split_pairs
-from mixdpo_pyro.data.validation import ROW_COLUMN, PreferenceData, check_preferences
+from mixdpo_pyro.data.splitting import drop_shared_prompts, split_pairs
+from mixdpo_pyro.data.validation import ROW_COLUMN, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
@@ -41,9 +41,7 @@ from mixdpo_pyro.training.progress import train_with_progress
 from mixdpo_pyro.training.trainer import MixDPOTrainer
 from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan
 
-__all__ = ["DEFAULT_ANNOTATOR_COLUMN", "execute_run"]
-
-DEFAULT_ANNOTATOR_COLUMN = "annotator"
+__all__ = ["execute_run"]
 
 _REPORTED_PACKAGES = (
     "mixdpo-pyro", "torch", "pyro-ppl", "transformers", "trl", "peft", "datasets", "accelerate",
@@ -136,20 +134,21 @@ def execute_run(
 def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
     """Training and held-out pairs; without a named column, `annotator` is taken where it is."""
     train = _load_split(run, run.dataset_train_split, run.max_pairs, training)
-    if training.annotator_column is None and DEFAULT_ANNOTATOR_COLUMN in train.pairs.column_names:
-        training.annotator_column = DEFAULT_ANNOTATOR_COLUMN
-        check_preferences(train.pairs, train.source, DEFAULT_ANNOTATOR_COLUMN)
+    training.annotator_column = train.annotator_column
     if run.dataset_test_split is None:
-        train_pairs, test_pairs = split_pairs(train.pairs, run.test_fraction, training.seed)
-        return _SplitPairs(train_pairs, test_pairs, train.dropped)
+        parts = split_pairs(
+            train.pairs, run.test_fraction, training.seed, train.annotator_column,
+            run.test_split_by,
+        )  # fmt: skip
+        shared = Counter({"pairs with a held-out prompt": len(train.pairs) - sum(map(len, parts))})
+        return _SplitPairs(*parts, dict(Counter(train.dropped) + shared))
     test = _load_split(run, run.dataset_test_split, None, training)
-    held_out = set(pair_keys(test.pairs))
-    kept = [i for i, key in enumerate(pair_keys(train.pairs)) if key not in held_out]
+    kept = drop_shared_prompts(train.pairs, test.pairs)
     dropped = Counter(train.dropped) + Counter(test.dropped)
-    dropped += Counter({"training pairs that are held out too": len(train.pairs) - len(kept)})
-    if not kept:
-        raise DataError(f"{train.source}: every training pair is in the held-out split too")
-    return _SplitPairs(train.pairs.select(kept), test.pairs, dict(dropped))
+    dropped += Counter({"pairs with a held-out prompt": len(train.pairs) - len(kept)})
+    if not len(kept):
+        raise DataError(f"{train.source}: every prompt is in the held-out split too")
+    return _SplitPairs(kept, test.pairs, dict(dropped))
 
 
 def _load_split(

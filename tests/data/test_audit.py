@@ -36,7 +36,7 @@ def pair(chosen, rejected, annotator="x", prompt="p"):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "annotator": annotator}
 
 
-GOOD = [pair("a", "bb"), pair("ccc", "d", "y")]
+GOOD = [pair("a", "bb"), pair("ccc", "d", "y", prompt="q")]
 
 
 def test_every_bad_value_is_counted_and_the_first_are_listed(write):
@@ -237,7 +237,7 @@ def test_responses_that_share_nothing_are_noted_and_trl_slip_is_an_obstacle(writ
 
 def test_columns_are_mapped_by_name_and_extra_columns_survive(write):
     rows = [
-        {"question": "p", "better": f"a{i}", "worse": f"b{i}", "who": "x", "extra": 1}
+        {"question": f"p{i}", "better": f"a{i}", "worse": f"b{i}", "who": "x", "extra": 1}
         for i in range(3)
     ]
     config = DoctorConfig(prompt="question", chosen="better", rejected="worse", annotator="who")

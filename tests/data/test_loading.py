@@ -171,8 +171,8 @@ def test_equal_answers_to_other_prompts_are_other_pairs():
     assert (len(train), len(test)) == (7, 3)
 
 
-def test_split_of_one_pair_raises():
-    with pytest.raises(DataError, match="at least 2 different pairs"):
+def test_split_of_one_prompt_raises():
+    with pytest.raises(DataError, match="at least 2 different prompts"):
         split_pairs(Dataset.from_list([PAIRS[0]] * 3), 0.5)
 
 

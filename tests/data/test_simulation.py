@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_strengths_have_the_mean_and_cv_that_were_asked_for(family):
     )
     assert law.mean() == pytest.approx(mean)
     assert law.std() == pytest.approx(mean * cv)
-    assert stats.kstest(list(truth["strengths"].values()), law.cdf).pvalue > 2e-5
+    assert stats.kstest(list(truth.strengths.values()), law.cdf).pvalue > 2e-5
 
 
 def test_choices_follow_the_logit_of_strength_times_reward():
@@ -64,8 +65,8 @@ def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
     world.save(tmp_path)
     assert load_from_disk(tmp_path / "dataset").to_dict() == world.dataset.to_dict()
     truth = json.loads((tmp_path / "truth.json").read_text())
-    assert truth == world.truth
-    assert set(truth["strengths"].values()) == {1.0}
+    assert truth == asdict(world.truth)
+    assert set(truth.strengths.values()) == {1.0}
 
 
 @pytest.mark.parametrize(

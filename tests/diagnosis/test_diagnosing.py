@@ -143,7 +143,10 @@ def set_cell(table, row, column, value):
 
 
 BROKEN = {
-    "nan": (broken(lambda t: set_cell(t, 17, "margin", np.nan)), r"row 17 has 'nan' in column"),
+    "nan": (
+        broken(lambda t: set_cell(t, 17, "margin", np.nan)),
+        "row 17 has nothing in column 'margin'",
+    ),
     "text": (broken(lambda t: set_cell(t, 3, "margin", "high")), r"row 3 has 'high' in column"),
     "missing column": (broken(lambda t: t.drop(columns="margin")), "column 'margin' is missing"),
     "missing id": (
@@ -153,8 +156,8 @@ BROKEN = {
     "one annotator": (broken(lambda t: t.assign(annotator="ann")), r"one annotator only \(ann\)"),
     "zeros": (broken(lambda t: t.assign(margin=0.0)), "all 800 margins are 0"),
     "no tokens": (
-        broken(lambda t: set_cell(t, 9, "chosen_tokens", 0)),
-        "row 9 has 0 in column 'chosen_tokens'",
+        broken(lambda t: set_cell(t, 9, "chosen_tokens", -3)),
+        "row 9 has '-3' in column 'chosen_tokens', expected 0 or more",
     ),
     "empty": (broken(lambda t: t.head(0)), "there are no rows"),
 }

@@ -425,7 +425,7 @@ def test_command_writes_the_file_and_says_what_it_left_out(folder, tmp_path, cap
     arguments = ["margins", *names, "-o", str(output), "--max_length", "128", "--device", "cpu"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "left out 2 pairs: a prompt longer than max_length" in out
+    assert "dropped 2 pairs: a prompt longer than max_length" in out
     assert "truncated 1 of 22 pairs" in out
     assert len(pd.read_parquet(output)) == 22
     assert main(arguments) == 1

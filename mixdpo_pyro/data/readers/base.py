@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from mixdpo_pyro.data.validation import Problem, shorten
+from mixdpo_pyro.data.problems import Problem, shorten
+from mixdpo_pyro.data.validation import id_rule
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
@@ -55,11 +56,10 @@ class ReadPairs:
             name: Name of the field.
             expected: One of the kinds that are known: `text`, `an id`, `a list`, `a whole number`.
         """
-        value = record.get(name)
-        if _KINDS[expected](value):
-            return value
-        self.add_problem(row, name, expected, value)
-        return None
+        value = _KINDS[expected](record.get(name))
+        if value is None:
+            self.add_problem(row, name, expected, record.get(name))
+        return value
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,10 @@ def make_pair(
 
 def _dialogue_text(messages: list[Message]) -> str:
     """Messages in the form of HH-RLHF, up to the `Assistant:` that the response follows."""
-    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
-    turns = [f"\n\n{speakers[m['role']]}: {m['content']}" for m in messages]
+    speakers = {"user": "Human", "assistant": "Assistant"}
+    turns = [
+        f"\n\n{speakers.get(m['role'], m['role'].capitalize())}: {m['content']}" for m in messages
+    ]
     return "".join([*turns, "\n\nAssistant:"])
 
 
@@ -181,13 +183,31 @@ def read_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-_KINDS: dict[str, Callable[[object], bool]] = {
-    "text": lambda value: isinstance(value, str),
-    "an id": lambda value: (
-        value != "" and isinstance(value, str | int) and not isinstance(value, bool)
-    ),
-    "a list": lambda value: isinstance(value, list) and all(isinstance(v, dict) for v in value),
-    "a whole number": lambda value: isinstance(value, int) and not isinstance(value, bool),
+def _as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _as_id(value: Any) -> str | None:
+    rule = id_rule()
+    return rule.text_of(value) if rule.fault_of(value) is None else None
+
+
+def _as_records(value: Any) -> list[dict] | None:
+    is_list = isinstance(value, list) and all(isinstance(v, dict) for v in value)
+    return value if is_list else None
+
+
+def _as_whole_number(value: Any) -> int | None:
+    """Also one that is written as text, as in a csv file, or as a float, as in a json one."""
+    number = read_number(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "text": _as_text,
+    "an id": _as_id,
+    "a list": _as_records,
+    "a whole number": _as_whole_number,
 }
 
 FORM_OPTIONS = ("messages", "text")

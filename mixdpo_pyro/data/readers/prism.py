@@ -80,7 +80,7 @@ def _add_prism_conversation(
 def _prism_response(row: int, text: str, entry: dict) -> Response:
     return Response(
         row, text, read_number(entry.get("score")), entry.get("model_name"),
-        entry.get("if_chosen") is True,
+        entry.get("if_chosen") in (True, "True", "true"),
     )  # fmt: skip
 
 

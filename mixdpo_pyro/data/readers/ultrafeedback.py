@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from mixdpo_pyro.data.messages import fault_of_text, text_of
 from mixdpo_pyro.data.readers.base import (
     ReadPairs,
     Response,
@@ -48,10 +49,10 @@ def _ultrafeedback_score(completion: dict, options: frozenset[str]) -> float | N
     score = read_number(completion.get("fine-grained_score"))
     if score is not None:
         return score
-    aspects = completion.get("annotations") or {}
+    aspects = completion.get("annotations")
     ratings = [
         read_number(aspect.get("Rating"))
-        for aspect in aspects.values()
+        for aspect in (aspects.values() if isinstance(aspects, dict) else ())
         if isinstance(aspect, dict)
     ]
     numbers = [rating for rating in ratings if rating is not None]
@@ -73,15 +74,21 @@ def _read_binarized(read: ReadPairs, row: int, record: dict, options: frozenset[
     if shared == 0:
         read.add_problem(row, "chosen", "messages that begin like those of 'rejected'", chosen)
         return
-    ends = [messages[-1].get("content") for messages in (chosen, rejected)]
-    if len(chosen) != shared + 1 or len(rejected) != shared + 1 or None in ends:
+    if len(chosen) != shared + 1 or len(rejected) != shared + 1:
         read.add_problem(row, "chosen", "one response after the shared messages", chosen[shared:])
+        return
+    faults = {name: fault_of_text(record[name]) for name in names}
+    if any(faults.values()):
+        for name, fault in faults.items():
+            if fault is not None:
+                read.add_problem(row, name, fault, record[name])
         return
     scores = [read_number(record.get(f"score_{name}")) for name in names]
     if None not in scores and scores[0] == scores[1]:
         read.dropped["ties"] += 1
         return
-    prompt = [{"role": m["role"], "content": m["content"]} for m in chosen[:shared]]
+    prompt = [{"role": m["role"], "content": text_of([m])} for m in chosen[:shared]]
+    ends = [text_of(messages[-1:]) for messages in (chosen, rejected)]
     responses = [Response(row, e, s, None) for e, s in zip(ends, scores, strict=True)]
     facts = {name: record[name] for name in ("prompt_id", "source") if name in record}
     read.pairs.append({**make_pair(prompt, responses[0], responses[1], options), **facts})

@@ -1,0 +1,376 @@
+"""Tables as their files have them: read, never guessed.
+
+Every cell of a csv file is text, also `NA`, `001` and `1e3`; numbers are made where numbers are
+meant. Every line of a jsonl file is read, so that a column may begin late and hold values of
+several types. The index of a pandas table is a column like the others.
+"""
+
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from mixdpo_pyro.data.problems import WHOLE_LINE, WHOLE_ROW, Problem, shorten
+from mixdpo_pyro.errors import DataError
+
+__all__ = [
+    "SURROGATE",
+    "Table",
+    "arrow_column",
+    "arrow_table",
+    "check_table",
+    "is_table",
+    "json_text",
+    "read_table",
+]
+
+_OPENERS: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+_DAMAGE = (
+    OSError, ValueError, EOFError, RecursionError, csv.Error, pa.ArrowException, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
+"""What readers and archives raise for a file that is damaged, or no such file at all."""
+
+_CSV_CHUNK = 50_000
+"""Rows of text that become one Arrow array."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which JSON can write and UTF-8 cannot."""
+
+_UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it was read.
+
+    Attributes:
+        content: Columns, or the rows of a JSON file, whose columns may hold several types.
+        rows: Number of each row in the file, counted from 0.
+        problems: Lines and rows that could not be read, and are not in `content`.
+        all_names: All columns of the file; `content` may have fewer.
+    """
+
+    content: pa.Table | list[dict[str, Any]]
+    rows: Sequence[int]
+    problems: list[Problem] = field(default_factory=list)
+    all_names: Sequence[str] = ()
+
+    def to_arrow(self) -> pa.Table:
+        """The columns, each of one type."""
+        return self.content if isinstance(self.content, pa.Table) else arrow_table(self.content)
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """The columns, with the values as they were read."""
+        if isinstance(self.content, pa.Table):
+            return self.content.to_pydict()
+        names = dict.fromkeys(name for record in self.content for name in record)
+        return {name: [record.get(name) for record in self.content] for name in names}
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self.content.to_pylist() if isinstance(self.content, pa.Table) else self.content
+
+
+def is_table(path: Path) -> bool:
+    """Whether the name ends as that of a table does."""
+    return _reader_of(path) is not None
+
+
+def check_table(path: Path) -> Callable[[Path, set[str] | None], "Table"]:
+    """Refuse a file that is missing, empty, or of an unknown type; give its reader.
+
+    Raises:
+        DataError: Naming the file.
+    """
+    read = _reader_of(path)
+    if read is None:
+        endings = ", ".join(_READERS)
+        raise DataError(
+            f"{path}: unknown file type; expected a file that ends in one of {endings}"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    return read
+
+
+def read_table(path: Path, columns: Iterable[str] | None = None) -> Table:
+    """Read a `parquet`, `csv`, `json` or `jsonl` file, the last three also as gz, bz2 or xz.
+
+    Args:
+        path: The file.
+        columns: Columns that are wanted; others may be missing in the result.
+
+    Raises:
+        DataError: If the file is missing, empty, or no such file at all, or two of its columns
+            have one name. Lines and rows that cannot be read are problems of the table.
+    """
+    read = check_table(path)
+    try:
+        return read(path, None if columns is None else set(columns))
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        message = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as {_kind(path)} ({message})") from error
+
+
+def _kind(path: Path) -> str:
+    """Ending of the name without that of a compression, and without its dot."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in _OPENERS:
+        suffixes.pop()
+    return suffixes[-1][1:] if suffixes else ""
+
+
+def _reader_of(path: Path) -> Callable[[Path, set[str] | None], Table] | None:
+    return _READERS.get(f".{_kind(path)}")
+
+
+def _open(path: Path, **options: Any) -> Any:
+    return _OPENERS.get(path.suffix.lower(), open)(path, **options)
+
+
+def _refuse_twins(names: Iterable[str], path: Path) -> None:
+    twins = [name for name, count in Counter(names).items() if count > 1]
+    if twins:
+        raise DataError(f"{path}: two columns are called '{twins[0]}'; rename one")
+
+
+# parquet
+
+
+def _read_parquet(path: Path, wanted: set[str] | None) -> Table:
+    with parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        _refuse_twins(schema.names, path)
+        ranges = _range_indices(schema)
+        names = [name for name in schema.names if not _UNNAMED_INDEX.fullmatch(name)]
+        table = file.read(columns=[n for n in names if wanted is None or n in wanted])
+    table.validate(full=True)  # Arrow reads text that is not UTF-8
+    for name, column in ranges.items():
+        if name not in names and (wanted is None or name in wanted):
+            table = table.append_column(name, pa.array(column, pa.int64()))
+    for index, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type):
+            chunks = [chunk.dictionary_decode() for chunk in column.chunks]
+            plain = pa.chunked_array(chunks, column.type.value_type)
+            table = table.set_column(index, table.schema.names[index], plain)
+    metadata = schema.metadata or {}
+    table = table.replace_schema_metadata(
+        {key: value for key, value in metadata.items() if key == b"huggingface"}
+    )
+    return Table(table, range(len(table)), [], list(dict.fromkeys([*names, *ranges])))
+
+
+def _range_indices(schema: pa.Schema) -> dict[str, range]:
+    """Named indices that pandas writes as a range, not as a column."""
+    indices = (schema.pandas_metadata or {}).get("index_columns", [])
+    return {
+        index["name"]: range(index["start"], index["stop"], index["step"])
+        for index in indices
+        if isinstance(index, dict) and index.get("name") is not None
+    }
+
+
+# csv
+
+
+def _read_csv(path: Path, wanted: set[str] | None) -> Table:
+    with _open(path, mode="rt", encoding="utf-8-sig", newline="") as lines, _long_cells():
+        reader = csv.reader(lines, strict=True)
+        try:
+            return _read_cells(path, filter(None, reader), wanted)  # no blank lines
+        except csv.Error as error:
+            raise csv.Error(f"line {reader.line_num}: {error}") from error
+
+
+def _read_cells(path: Path, rows: Iterator[list[str]], wanted: set[str] | None) -> Table:
+    names = next(rows, [])
+    _refuse_twins(names, path)
+    kept = [k for k, name in enumerate(names) if wanted is None or name in wanted]
+    schema = pa.schema([(names[k], pa.string()) for k in kept])
+    numbers: list[int] = []
+    problems, parts = [], []
+    numbered = enumerate(rows)
+    while chunk := list(islice(numbered, _CSV_CHUNK)):
+        good = [(row, cells) for row, cells in chunk if len(cells) == len(names)]
+        problems += [
+            Problem(row, WHOLE_ROW, f"{len(names)} cells", f"{len(cells)} cells")
+            for row, cells in chunk
+            if len(cells) != len(names)
+        ]
+        numbers += [row for row, _ in good]
+        arrays = [pa.array([cells[k] for _, cells in good], pa.string()) for k in kept]
+        parts.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return Table(pa.Table.from_batches(parts, schema), numbers, problems, names)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let a cell be as long as it likes; the limit of `csv` is one for the whole process."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+# json
+
+
+def _read_json(path: Path, wanted: set[str] | None) -> Table:
+    """One array of objects, or lines of objects."""
+    with _open(path, mode="rb") as file:
+        text = file.read().decode("utf-8-sig")
+    if not text.lstrip().startswith("["):
+        return _read_json_lines(path, wanted)
+    return _table_of_json(_DECODER.decode(text.strip()), WHOLE_ROW, wanted)
+
+
+def _read_json_lines(path: Path, wanted: set[str] | None) -> Table:
+    return _table_of_json(_json_lines(path), WHOLE_LINE, wanted)
+
+
+def _json_lines(path: Path) -> Iterator[Any]:
+    """The value of every line, `_BLANK` for an empty one, the error where it cannot be read."""
+    try:
+        with _open(path, mode="rb") as lines:
+            for number, line in enumerate(lines):
+                try:
+                    text = line.decode("utf-8" if number else "utf-8-sig").strip()
+                    yield _DECODER.decode(text) if text else _BLANK
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+                    yield error
+    except _DAMAGE as error:  # a damaged archive ends here
+        yield error
+
+
+def _table_of_json(values: Iterable[Any], whole: str, wanted: set[str] | None) -> Table:
+    records: list[dict[str, Any]] = []
+    rows: list[int] = []
+    problems: list[Problem] = []
+    names: dict[str, None] = {}
+    for row, value in enumerate(values):
+        if value is _BLANK:
+            continue
+        if found := list(_faults_of_record(row, value, whole)):
+            problems += found
+            continue
+        names |= dict.fromkeys(value)
+        rows.append(row)
+        records.append(value if wanted is None else {k: value[k] for k in wanted & value.keys()})
+    return Table(records, rows, problems, list(names))
+
+
+def _faults_of_record(row: int, value: Any, whole: str) -> Iterator[Problem]:
+    if not isinstance(value, dict):
+        got = str(value) if isinstance(value, Exception) else shorten(value)
+        yield Problem(row, whole, "a JSON object", got)
+        return
+    for name, item in value.items():
+        if SURROGATE.search(name):
+            yield Problem(row, whole, "names without lone surrogates", shorten(name))
+        text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        if SURROGATE.search(text):
+            yield Problem(row, name, "text without lone surrogates", shorten(item))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twin = next(
+            name for name, count in Counter(name for name, _ in pairs).items() if count > 1
+        )
+        raise ValueError(f"the key '{twin}' stands twice")
+    return value
+
+
+def _constant(name: str) -> float | None:
+    """NaN, which JSON does not know and pandas writes as null, is nothing."""
+    return None if name == "NaN" else float(name)
+
+
+_BLANK = object()
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_constant)
+
+
+# columns of one type
+
+
+def arrow_table(records: Sequence[dict[str, Any]]) -> pa.Table:
+    """Columns of rows; one that lacks in a row is null there."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return pa.table({name: arrow_column([r.get(name) for r in records]) for name in names})
+
+
+def arrow_column(values: list[Any]) -> pa.Array | pa.ChunkedArray:
+    """Values as one Arrow column that gives them back unchanged.
+
+    Values of several types, as ids may be, become text, and integers beyond 64 bits do: numbers in
+    decimal form, anything else as JSON. Messages with different fields are kept as JSON.
+    """
+    kinds = {type(value) for value in values} - {type(None)}
+    if not kinds:
+        return pa.nulls(len(values))
+    if len(kinds) == 1 and kinds <= _TYPES.keys():
+        try:
+            return pa.array(values, _TYPES[next(iter(kinds))])
+        except OverflowError:
+            pass
+    if kinds == {int, float} and all(abs(v) <= 2**53 for v in values if isinstance(v, int)):
+        return pa.array(values, pa.float64())
+    if kinds in ({dict}, {list}):
+        return _nested_column(values)
+    return pa.array([json_text(value) for value in values], pa.string())
+
+
+def _nested_column(values: list[Any]) -> pa.Array:
+    try:
+        array = pa.array(values)
+        if all(map(_is_same, array.to_pylist(), values)):
+            return array
+    except (pa.ArrowException, OverflowError):  # several types within
+        pass
+    texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Also in types and missing fields: Arrow makes 1 a 1.0, and fills fields with None."""
+    return json.dumps(value) == json.dumps(other)
+
+
+def json_text(value: Any) -> str | None:
+    """Text and None as they are, whole numbers in decimal form, any other value as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return json.dumps(int(value) if is_whole else value)
+
+
+_TYPES = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+
+_READERS: dict[str, Callable[[Path, set[str] | None], Table]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json_lines,
+}
