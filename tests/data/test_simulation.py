@@ -66,7 +66,7 @@ def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
     assert load_from_disk(tmp_path / "dataset").to_dict() == world.dataset.to_dict()
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert truth == asdict(world.truth)
-    assert set(truth.strengths.values()) == {1.0}
+    assert set(truth["strengths"].values()) == {1.0}
 
 
 @pytest.mark.parametrize(
