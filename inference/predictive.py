@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import number_ids, read_ids
+from mixdpo_pyro.inference.choices import margin_array, number_ids, read_ids
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.models import Family, strength_distribution
@@ -38,7 +38,7 @@ def choice_probabilities(
         margins: Margins of the first over the second response, shape `(pairs,)`.
         annotator: Annotator ids, or None for people the fit has not seen.
     """
-    margin = np.asarray(margins, dtype=np.float64)
+    margin = margin_array(margins)
     mean, cv = result.posterior["mean"], result.posterior["cv"]
     value = np.empty((len(mean), len(margin)))
     column = _columns(result, annotator, len(margin))
@@ -56,7 +56,7 @@ def mean_choice_probability(
     result: Fit, margins: Any, annotator: Sequence[Any] | np.ndarray | None = None
 ) -> Float[np.ndarray, " pairs"]:
     """Posterior mean of `choice_probabilities`, without holding all draws at once."""
-    margin = np.asarray(margins, dtype=np.float64)
+    margin = margin_array(margins)
     ids = None if annotator is None else read_ids(annotator)
     parts = [
         choice_probabilities(result, margin[k], None if ids is None else ids[k]).mean(0)
@@ -77,7 +77,7 @@ def replicate_choices(
     share; pairs without annotator ids are each another person's.
     """
     rng = np.random.default_rng(seed)
-    margin = np.asarray(margins, dtype=np.float64)
+    margin = margin_array(margins)
     if annotator is None:
         probability = choice_probabilities(result, margin)
     else:
