@@ -18,6 +18,7 @@ __all__ = [
     "fault_of_id",
     "fault_of_margins",
     "id_text",
+    "margin_array",
     "number_ids",
     "orient_at_random",
     "random_subset",
@@ -145,7 +146,7 @@ def read_choices(margin: Any, annotator: Any = None) -> Choices:
     """
     if isinstance(margin, Choices):
         return margin
-    margin = _read_margins(margin)
+    margin = margin_array(margin)
     _check_margin(margin)
     if annotator is None:
         return Choices(margin)
@@ -304,8 +305,8 @@ def typical_size(margin: Float[np.ndarray, " pairs"]) -> float:
     return float(np.median(size) or size.mean())
 
 
-def _read_margins(margins: Any) -> Float[np.ndarray, " pairs"]:
-    """Margins as float64; a copy, since pandas hands out read-only views."""
+def margin_array(margins: Any) -> Float[np.ndarray, " pairs"]:
+    """Margins of any library as float64; a copy, since pandas hands out read-only views."""
     if hasattr(margins, "detach") or isinstance(margins, np.ma.MaskedArray):
         margins = margins.tolist()  # numpy has no bfloat16, and forgets the mask
     try:
@@ -326,7 +327,8 @@ def _as_float(index: int, value: Any) -> float:
         return math.nan
     is_other = isinstance(value, bool | str | bytes | np.bool_ | np.datetime64 | np.timedelta64)
     if is_other or not hasattr(value, "__float__"):
-        raise TypeError(f"Expected numbers, got {type(value).__name__} at index {index}")
+        got = type(value).__name__
+        raise TypeError(f"Expected margins that are numbers, got {got} at index {index}")
     try:
         return float(value)
     except OverflowError:  # an integer of more than 308 digits

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import number_ids, read_ids
+from mixdpo_pyro.inference.choices import margin_array, number_ids, read_ids
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import Family, strength_distribution
@@ -43,7 +43,7 @@ def choice_probabilities(
         margin: Margins of the first over the second response, shape `(pairs,)`.
         annotator: Annotator ids, or None for new annotators.
     """
-    margin = np.asarray(margin, dtype=np.float64)
+    margin = margin_array(margin)
     value = np.empty((posterior.num_samples, len(margin)))
     column = (
         np.full(len(margin), -1) if annotator is None else posterior.columns(read_ids(annotator))
@@ -61,7 +61,7 @@ def mean_choice_probability(
     posterior: Posterior, margin: Any, *, annotator: Sequence[Any] | np.ndarray | None = None
 ) -> Float[np.ndarray, " pairs"]:
     """Posterior mean of `choice_probabilities`, without holding all draws at once."""
-    margin = np.asarray(margin, dtype=np.float64)
+    margin = margin_array(margin)
     ids = None if annotator is None else read_ids(annotator)
     parts = [
         choice_probabilities(posterior, margin[k], annotator=None if ids is None else ids[k]).mean(
@@ -118,7 +118,7 @@ def replicate_choices(
     their choices share; pairs without annotator ids are each another annotator's.
     """
     rng = np.random.default_rng(seed)
-    margin = np.asarray(margin, dtype=np.float64)
+    margin = margin_array(margin)
     ids = None if annotator is None else read_ids(annotator)
     probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids)
     return rng.random(probability.shape) < probability

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,7 +16,7 @@ from mixdpo_pyro.errors import ConfigError, DataError
 
 __all__ = [
     "SplitBy",
-    "drop_shared_prompts",
+    "drop_held_out",
     "keys_of_pairs",
     "pair_keys",
     "prompt_groups",
@@ -81,10 +81,13 @@ def split_pairs(
     return _select(pairs, is_train), _select(pairs, is_test)
 
 
-def drop_shared_prompts(train: Dataset, test: Dataset) -> Dataset:
-    """The training pairs whose prompt is not in the test pairs, see :func:`prompt_groups`."""
-    held_out = {key for keys in _prompt_keys(test) for key in keys}
-    return _select(train, np.array([held_out.isdisjoint(keys) for keys in _prompt_keys(train)]))
+def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
+    """The training pairs that share no response, to one prompt, with the test pairs.
+
+    For a split that the user made: it may hold out annotators, and share prompts on purpose.
+    """
+    held_out = {key for keys in _answer_keys(test) for key in keys}
+    return _select(train, np.array([held_out.isdisjoint(keys) for keys in _answer_keys(train)]))
 
 
 def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:
@@ -109,8 +112,7 @@ def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:
 
 def pair_keys(pairs: Dataset) -> list[str]:
     """One key a row; equal for rows with the same prompt and the same two answers."""
-    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [""] * len(pairs)
-    return keys_of_pairs(prompts, pairs["chosen"], pairs["rejected"])
+    return keys_of_pairs(_given_prompts(pairs), pairs["chosen"], pairs["rejected"])
 
 
 def keys_of_pairs(prompts: Iterable, chosen: Iterable, rejected: Iterable) -> list[str]:
@@ -150,6 +152,18 @@ def _prompt_keys(pairs: Dataset) -> Iterator[list[str]]:
     ):
         keys = [_hash("prompt", prompt)] if prompt else [pair]
         yield keys if is_explicit else [*keys, *(_hash("text", x) for x in (chosen, rejected))]
+
+
+def _answer_keys(pairs: Dataset) -> Iterator[list[str]]:
+    """Keys of each row's two answers to its prompt."""
+    for prompt, *answers in zip(
+        _given_prompts(pairs), pairs["chosen"], pairs["rejected"], strict=True
+    ):
+        yield [_hash(prompt, answer) for answer in answers]
+
+
+def _given_prompts(pairs: Dataset) -> Sequence[Any]:
+    return pairs["prompt"][:] if "prompt" in pairs.column_names else [""] * len(pairs)
 
 
 def _hash(*values: Any) -> str:

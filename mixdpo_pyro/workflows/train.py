@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import Truth
-from mixdpo_pyro.data.splitting import drop_shared_prompts, split_pairs
+from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
 from mixdpo_pyro.data.validation import ROW_COLUMN, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
@@ -140,14 +140,16 @@ def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
             train.pairs, run.test_fraction, training.seed, train.annotator_column,
             run.test_split_by,
         )  # fmt: skip
-        shared = Counter({"pairs with a held-out prompt": len(train.pairs) - sum(map(len, parts))})
+        shared = Counter(
+            {"training pairs with a held-out prompt": len(train.pairs) - sum(map(len, parts))}
+        )
         return _SplitPairs(*parts, dict(Counter(train.dropped) + shared))
     test = _load_split(run, run.dataset_test_split, None, training)
-    kept = drop_shared_prompts(train.pairs, test.pairs)
+    kept = drop_held_out(train.pairs, test.pairs)
     dropped = Counter(train.dropped) + Counter(test.dropped)
-    dropped += Counter({"pairs with a held-out prompt": len(train.pairs) - len(kept)})
+    dropped += Counter({"training pairs that are held out too": len(train.pairs) - len(kept)})
     if not len(kept):
-        raise DataError(f"{train.source}: every prompt is in the held-out split too")
+        raise DataError(f"{train.source}: every training pair is in the held-out split too")
     return _SplitPairs(kept, test.pairs, dict(dropped))
 
 
