@@ -216,11 +216,13 @@ def _check(arguments: list[str]) -> None:
     values = parse_fields(CheckConfig, "mixdpo check", arguments, positional=positional)
     paths = values.pop("margins"), values.pop("posterior")
     config = CheckConfig(**values)
-    found = check(*paths, config)
-    if config.output is not None:
+    if config.output is None:
+        found = check(*paths, config)
+    else:
         with staged_folder(
             config.output, config.overwrite, marker=CHECK_FILE, inputs=paths
         ) as folder:
+            found = check(*paths, config)
             write_check(found, folder, config, paths)
     print(*summary_lines(found, config.seed), sep="\n")
     if config.output is not None:

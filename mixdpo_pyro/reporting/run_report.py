@@ -84,8 +84,17 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
 
 
 def summary_lines(folder: str | Path) -> list[str]:
-    """The outcome of a run in a few lines of text."""
+    """The outcome of a run in a few lines of text.
+
+    Raises:
+        OutputError: If the folder is not a run folder, or one of its files is damaged.
+    """
     run = FinishedRun.load(folder)
+    with contents_named(folder):
+        return _summary_lines(run)
+
+
+def _summary_lines(run: FinishedRun) -> list[str]:
     health = check_run(run)
     verdict = run.facts["verdict"]
     distrust = "not to be trusted: " if health.status == "FAIL" else ""

@@ -10,8 +10,6 @@ Shape = type | None | tuple | dict | list
 
 _NUMBER = (int, float)
 
-_VALUE = (int, float, str, bool, None)
-
 _TEXT = (str, None)
 
 FACTS: Shape = {
@@ -29,7 +27,7 @@ FACTS: Shape = {
 }  # fmt: skip
 """`run.json`."""
 
-HISTORY: Shape = [{None: _VALUE}]
+HISTORY: Shape = [{None: (*_NUMBER, None)}]
 """`log_history.json`; the key None stands for all."""
 
 TRAINING_POSTERIOR: Shape = {

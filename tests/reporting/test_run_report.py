@@ -1,13 +1,16 @@
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from markupsafe import escape
 
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import assess_heterogeneity, fit, save_arviz, to_arviz
+from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.run_report import learned_rows, summary_lines, write_report
@@ -16,8 +19,15 @@ TRUTH = {"family": "gamma", "mean": 2.0, "cv": 0.5, "strengths": {"a": 1.0, "b":
 
 
 @pytest.fixture
-def run_folder(tmp_path):
+def run_folder(tmp_path, written_run):
+    """A copy of the run, to be changed."""
+    return shutil.copytree(written_run, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def written_run(tmp_path_factory):
     """A run folder written by hand: margins are 4 times the reward, strengths 0.5 per nat."""
+    tmp_path = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     reward = rng.normal(0, 1, 300)
     annotator = np.repeat(["a", "b", "c"], 100)
@@ -225,4 +235,57 @@ def test_missing_and_cut_files_are_named(run_folder, name):
     with pytest.raises(
         OutputError, match=f"{name}: missing; is '.*' the folder of a finished run"
     ):
+        FinishedRun.load(run_folder)
+
+
+WRONG_SHAPES = [
+    ("run.json", (), r"expected keys and values, got \[\]", []),
+    ("run.json", ("verdict",), "key 'verdict': expected keys and values, got 'no'", "no"),
+    ("run.json", ("verdict", "reason"), "key 'verdict.reason': expected text, got 3", 3),
+    ("run.json", ("seed",), "key 'seed': expected a whole number, got 0.5", 0.5),
+    ("run.json", ("beta",), "key 'beta': expected a whole number or a number, got True", True),
+    ("run.json", ("truth", "cv"), "key 'truth.cv': expected .* number, got None", None),
+    ("run.json", ("truth", "strengths", "b"), "key 'truth.strengths.b': .* got 'x'", "x"),
+    ("run.json", ("data", "dropped"), "key 'data.dropped': expected keys and values, got 1", 1),
+    ("run.json", ("data", "annotator_column"), "key .*column': expected text or null, got {}", {}),
+    ("run.json", ("checks",), r"key 'checks\[0\]': expected keys and values, got 1", [1]),
+    ("log_history.json", (), "expected a list, got {}", {}),
+    ("log_history.json", (4,), r"key '\[4\]': expected keys and values, got None", None),
+    ("log_history.json", (4, "loss"), r"key '\[4\].loss': expected .*, got \[1\]", [1]),
+    ("training_posterior.json", ("draws",), "key 'draws': expected keys and values", [1]),
+    ("training_posterior.json", ("draws", "cv", 2), r"key 'draws.cv\[2\]': .* got 'x'", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "message", "value"), WRONG_SHAPES)
+def test_json_of_the_wrong_shape_is_one_line_with_file_and_key(
+    run_folder, name, key, message, value
+):
+    content = json.loads((run_folder / name).read_text())
+    place = content
+    for part in key[:-1]:
+        place = place[part]
+    if key:
+        place[key[-1]] = value
+    (run_folder / name).write_text(json.dumps(content if key else value))
+    for command in (write_report, summary_lines, lambda folder: load_summaries([folder])):
+        with pytest.raises(OutputError, match=f"{name}: cannot be read \\({message}"):
+            command(run_folder)
+
+
+def test_values_that_do_not_fit_together_name_the_folder(run_folder):
+    change(run_folder, "run.json", lambda facts: facts.update(diagnosed_family="cauchy"))
+    with pytest.raises(OutputError, match=f"{run_folder}: its files cannot be used .*'cauchy'"):
+        summary_lines(run_folder)
+
+
+def test_tables_and_draws_without_their_columns_name_the_file(run_folder):
+    pd.DataFrame({"margin": ["a"]}).to_parquet(run_folder / "margins.parquet")
+    with pytest.raises(
+        OutputError, match=r"margins\.parquet: .*column 'margin': expected numbers"
+    ):
+        FinishedRun.load(run_folder)
+    tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"mean": (("chain", "draw"), [[1.0]])})})
+    tree.to_netcdf(run_folder / "posterior.nc", engine="h5netcdf")
+    with pytest.raises(OutputError, match=r"posterior\.nc: .*variable 'cv' .* is missing"):
         FinishedRun.load(run_folder)
