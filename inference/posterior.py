@@ -148,7 +148,7 @@ class Posterior:
         """Read the posterior of a file that `save` or `save_arviz` wrote.
 
         Raises:
-            OSError, ValueError, RuntimeError or KeyError: If it is no such file.
+            OSError, ValueError, RuntimeError or KeyError: If it is no such file, or lacks a part.
         """
         import xarray as xr
 
@@ -157,6 +157,8 @@ class Posterior:
             attributes = {str(name): _plain(value) for name, value in tree.attrs.items()}
             stats = tree["sample_stats"].to_dataset().load() if "sample_stats" in tree else {}
         draws = {str(k): _flat(v) for k, v in group.data_vars.items()}
+        if missing := {"mean", "cv"} - draws.keys():
+            raise ValueError(f"variable {min(missing)!r} of group 'posterior' is missing")
         labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else ()
         attributes.pop("inference_library"), attributes.pop("inference_library_version")
         known = {name: attributes.pop(name) for name in _FIELDS}

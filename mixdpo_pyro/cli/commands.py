@@ -1,6 +1,7 @@
 """The commands. Each looks at its arguments and files, then imports what it needs, then runs."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +19,13 @@ from mixdpo_pyro.diagnosis.config import (
     PowerConfig,
 )
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.io import check_output, check_replaceable, staged_folder, write_json
+from mixdpo_pyro.io import (
+    added_to_result,
+    check_output,
+    check_replaceable,
+    staged_folder,
+    write_json,
+)
 from mixdpo_pyro.workflows.run_config import DemoConfig
 
 if TYPE_CHECKING:
@@ -242,7 +249,8 @@ def _report(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_run(named.run)
     from mixdpo_pyro.reporting.run_report import write_report
 
-    return [f"wrote {write_report(named.run)}"]
+    with added_to_result(named.run):
+        return [f"wrote {write_report(named.run)}"]
 
 
 COMMANDS = {
@@ -313,4 +321,5 @@ def _result(output: Path) -> Iterable[str]:
 
 
 def _command_line(command: str, words: Words) -> str:
-    return shlex.join(["mixdpo", command, *words])
+    line = shlex.join(["mixdpo", command, *words])
+    return re.sub(r"(--hub[_-]token[ =])\S+", r"\1***", line)

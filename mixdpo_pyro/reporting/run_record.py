@@ -133,12 +133,13 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
+        posterior = _read(folder / POSTERIOR_FILE, Posterior.load)
         return cls(
             folder=folder,
             record=read_record(RunRecord, folder / RUN_FILE),
             history=read_json(folder / HISTORY_FILE, list[dict[str, Any]]),
             margins=_read(folder / MARGINS_FILE, _read_margins),
-            posterior=_read(folder / POSTERIOR_FILE, Posterior.load),
+            posterior=posterior,
             training=_read(folder / TRAINING_POSTERIOR_FILE, Posterior.load),
         )
 

@@ -77,7 +77,11 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
 
 
 def summary_lines(folder: str | Path) -> list[str]:
-    """The outcome of a run in a few lines of text."""
+    """The outcome of a run in a few lines of text.
+
+    Raises:
+        OutputError: If the folder is not a run folder, or one of its files is damaged.
+    """
     run = FinishedRun.load(folder)
     health = check_run(run)
     verdict = run.record.verdict

@@ -1,3 +1,4 @@
+import resource
 import warnings
 
 import numpy as np
@@ -122,6 +123,21 @@ def test_failed_save_leaves_the_old_file(panel, tmp_path):
     broken.attrs["cannot be stored"] = {"a": object()}
     with pytest.raises((TypeError, ValueError)):
         save_arviz(broken, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(panel, tmp_path):
+    """HDF5, writing to a disk that is full, ends the process in a segmentation fault."""
+    path = save_arviz(to_arviz(panel), tmp_path / "posterior.nc")
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*posterior\.nc"):
+            save_arviz(to_arviz(panel), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
 

@@ -1,8 +1,10 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from scenarios import TRAINING_MARKS, build_policy_folder, small_world
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
+from mixdpo_pyro.io import locked_output
 from mixdpo_pyro.margins import compute
 from mixdpo_pyro.margins.compute import MARGIN_COLUMNS, write_margins
 from mixdpo_pyro.margins.config import MarginsConfig
@@ -309,6 +312,97 @@ def test_foreign_files_in_the_partial_folder_are_never_removed(folder, tmp_path)
     with pytest.raises(OutputError, match=r"holds 'thesis\.tex', which is no part"):
         run(folder, tmp_path / "m.parquet")
     assert (partial / "thesis.tex").exists()
+
+
+def test_folder_of_parts_that_another_program_wrote_is_never_removed(folder, tmp_path):
+    """Spark calls its files `part-00000-...`."""
+    partial = tmp_path / "m.parquet.partial"
+    partial.mkdir()
+    for name in ("part-00000-f3a1.snappy.parquet", "part-00000.parquet"):
+        (partial / name).write_text("years of work")
+        with pytest.raises(OutputError, match=r"no part|mixdpo did not write it"):
+            run(folder, tmp_path / "m.parquet", overwrite=True)
+        assert (partial / name).read_text() == "years of work"
+        (partial / name).unlink()
+    partial.rmdir()
+    partial.write_text("a file")
+    with pytest.raises(OutputError, match=r"m\.parquet\.partial: is in the way"):
+        run(folder, tmp_path / "m.parquet", overwrite=True)
+    assert partial.read_text() == "a file"
+
+
+def test_output_that_is_an_input_or_part_of_one_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    data, weights = (tmp_path / "copy" / n for n in ("pairs.jsonl", "policy/model.safetensors"))
+    before = data.read_bytes(), weights.read_bytes()
+    for output, message in ((data, "is an input"), (weights, "is part of the input")):
+        with pytest.raises(OutputError, match=message):
+            run(tmp_path / "copy", output, overwrite=True)
+    assert before == (data.read_bytes(), weights.read_bytes())
+
+
+def test_output_that_is_no_file_is_refused(folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for output in ("/dev/null", tmp_path / "pipe"):
+        with pytest.raises(OutputError, match="expected a regular file"):
+            run(folder, output, overwrite=True)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_two_commands_on_one_file_do_not_mix(folder, tmp_path):
+    with (
+        locked_output(tmp_path / "m.parquet"),
+        pytest.raises(OutputError, match=f"is being written by process {os.getpid()}"),
+    ):
+        run(folder, tmp_path / "m.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_appears_while_the_margins_are_computed_is_kept(folder, tmp_path, monkeypatch):
+    assemble, output = compute._assemble, tmp_path / "m.parquet"
+
+    def appear(*arguments):
+        output.write_text("of another program")
+        return assemble(*arguments)
+
+    monkeypatch.setattr(compute, "_assemble", appear)
+    with pytest.raises(OutputError, match="exists; add --overwrite"):
+        run(folder, output)
+    assert output.read_text() == "of another program"
+    assert list((tmp_path / "m.parquet.partial").glob("part-*"))  # --resume --overwrite goes on
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", 100, r"model: .*model\.safetensors: is damaged \(.*, 100 bytes\)"),
+        (
+            "model.safetensors",
+            -1,
+            r"model: .*model\.safetensors: is damaged \(.* not fully covered",
+        ),
+        ("config.json", 20, r"model: .*config\.json: is damaged \(.*line 2 column"),
+        ("tokenizer.json", 200, r"model: .*tokenizer\.json: is damaged"),
+        (
+            "adapter_config.json",
+            b"[]",
+            r"model: .*adapter_config\.json: is damaged \(expected keys",
+        ),
+        ("adapter_config.json", b"{}", r"model: .*json: key 'peft_type': expected text, got None"),
+        (
+            "adapter_config.json",
+            b'{"peft_type": "LORA", "base_model_name_or_path": ["x"]}',
+            r"model: .*json: key 'base_model_name_or_path': expected text, got \['x'\]",
+        ),
+    ],
+)
+def test_damaged_model_is_one_line_with_file_and_place(folder, tmp_path, name, content, message):
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "policy" / name
+    path.write_bytes(content if isinstance(content, bytes) else path.read_bytes()[:content])
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "copy", tmp_path / "m.parquet")
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
 
 
 def test_existing_file_is_replaced_only_when_asked(folder, tmp_path):

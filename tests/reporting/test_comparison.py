@@ -145,6 +145,7 @@ def test_command_prints_and_writes(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     assert main(["compare", str(run), "--output", str(tmp_path / "c.html")]) == 0
     assert "c.html" in capsys.readouterr().out
+    assert main(["compare", str(run), "--output", str(tmp_path / "c.html")]) == 0  # its own page
     assert (tmp_path / "c.html").is_file()
     assert main(["compare", str(tmp_path / "nothing")]) == 1
     assert main(["compare"]) == 2

@@ -1,15 +1,18 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from markupsafe import escape
 
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import Posterior, assess_heterogeneity, fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessStatus
+from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
@@ -19,8 +22,15 @@ TRUTH = Truth("gamma", 2.0, 0.5, 0, {"a": 1.0, "b": 2.0, "c": 3.0})
 
 
 @pytest.fixture
-def run_folder(tmp_path):
+def run_folder(tmp_path, written_run):
+    """A copy of the run, to be changed."""
+    return shutil.copytree(written_run, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def written_run(tmp_path_factory):
     """A run folder written by hand: margins are 4 times the reward, strengths 0.5 per nat."""
+    tmp_path = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     reward = rng.normal(0, 1, 300)
     annotator = np.repeat(["a", "b", "c"], 100)
@@ -225,4 +235,49 @@ def test_missing_and_cut_files_are_named(run_folder, name):
     with pytest.raises(
         OutputError, match=f"{name}: missing; is '.*' the folder of a finished run"
     ):
+        FinishedRun.load(run_folder)
+
+
+WRONG_SHAPES = [
+    ("run.json", (), "Input should be a valid dictionary", []),
+    ("run.json", ("format",), "expected format 1, got 2", 2),
+    ("run.json", ("verdict",), "key 'verdict': Input should be a dictionary", "no"),
+    ("run.json", ("verdict", "reason"), "key 'verdict.reason': Input should be a valid string", 3),
+    ("run.json", ("verdict", "value"), "key 'verdict.value': Input should be 'hetero", "maybe"),
+    ("run.json", ("seed",), "key 'seed': Input should be a valid integer", 0.5),
+    ("run.json", ("truth", "cv"), "key 'truth.cv': Input should be a valid number", None),
+    ("run.json", ("truth", "strengths", "b"), "key 'truth.strengths.b': Input should be", "x"),
+    ("run.json", ("data", "dropped"), "key 'data.dropped': Input should be a valid dict", 1),
+    ("run.json", ("data", "annotator_column"), "key 'data.annotator_column': Input should", {}),
+    ("run.json", ("checks",), "key 'checks.0': Input should be a dictionary", [1]),
+    ("log_history.json", (), "Input should be a valid list", {}),
+    ("log_history.json", (4,), "key '4': Input should be a valid dictionary", None),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "message", "value"), WRONG_SHAPES)
+def test_json_of_the_wrong_shape_is_one_line_with_file_and_key(
+    run_folder, name, key, message, value
+):
+    content = json.loads((run_folder / name).read_text())
+    place = content
+    for part in key[:-1]:
+        place = place[part]
+    if key:
+        place[key[-1]] = value
+    (run_folder / name).write_text(json.dumps(content if key else value))
+    for command in (write_report, summary_lines, lambda folder: load_summaries([folder])):
+        with pytest.raises(OutputError, match=f"{name}: {message}"):
+            command(run_folder)
+
+
+def test_tables_and_draws_without_their_columns_name_the_file(run_folder):
+    pd.DataFrame({"margin": ["a"]}).to_parquet(run_folder / "margins.parquet")
+    with pytest.raises(
+        OutputError, match=r"margins\.parquet: .*column 'margin': expected numbers"
+    ):
+        FinishedRun.load(run_folder)
+    tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"mean": (("chain", "draw"), [[1.0]])})})
+    tree.to_netcdf(run_folder / "posterior.nc", engine="h5netcdf")
+    with pytest.raises(OutputError, match=r"posterior\.nc: .*variable 'cv' .* is missing"):
         FinishedRun.load(run_folder)

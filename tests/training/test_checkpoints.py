@@ -11,22 +11,44 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from scenarios import NO_PIN, RENAMED, small_world
+from safetensors.torch import load_file, save_file
+from scenarios import TRAINING_MARKS, small_world, take
 from transformers import TrainerCallback
 
+from mixdpo_pyro.io import write_json
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig
 from mixdpo_pyro.training.trainer import MixDPOTrainer
 
+pytestmark = TRAINING_MARKS
 
-def write_checkpoint(folder, step, state="{}", processes=1):
+
+def write_checkpoint(folder, step, state="{}", processes=1, weights="model"):
+    """A checkpoint as the Trainer leaves it; weights are a model's, an adapter's, or in shards."""
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir()
+    tensors = {"weight": torch.ones(100)}
+    if weights == "shards":
+        shards = {"weight": "model-00001-of-00002.safetensors"}
+        shards["bias"] = "model-00002-of-00002.safetensors"
+        write_json({"weight_map": shards}, checkpoint / "model.safetensors.index.json")
+        for name in shards.values():
+            save_file(tensors, checkpoint / name)
+    else:
+        name = {"model": "model", "adapter": "adapter_model"}[weights]
+        save_file(tensors, checkpoint / f"{name}.safetensors")
+    if weights == "adapter":
+        adapter = {"peft_type": "LORA", "base_model_name_or_path": "m"}
+        write_json(adapter, checkpoint / "adapter_config.json")
+    Strength(StrengthConfig()).save(checkpoint)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save(tensors, checkpoint / name)
     if state is not None:
         (checkpoint / "trainer_state.json").write_text(state)
     for rank in range(processes):
-        (checkpoint / f"rng_state_{rank}.pth").touch()
+        torch.save(tensors, checkpoint / f"rng_state_{rank}.pth")
+    return checkpoint
 
 
 def test_newest_whole_checkpoint_is_taken(tmp_path, caplog):
@@ -36,6 +58,46 @@ def test_newest_whole_checkpoint_is_taken(tmp_path, caplog):
     write_checkpoint(tmp_path, 30, state=None)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-30: was not written to its end" in caplog.text
+
+
+FILES = {
+    "model": ["model.safetensors"],
+    "adapter": ["adapter_model.safetensors", "adapter_config.json"],
+    "shards": ["model.safetensors.index.json", "model-00002-of-00002.safetensors"],
+}
+SHARED = [
+    "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state_0.pth", "strength.json",
+    "strength.safetensors",
+]  # fmt: skip
+
+
+DAMAGES = [
+    (weights, name, keep)
+    for weights, own in FILES.items()
+    for name in [*own, *SHARED]
+    for keep in (None, 0, 0.5)
+    if (name, keep) != ("adapter_config.json", None)  # the Trainer has it from its model
+]
+
+
+@pytest.mark.parametrize(("weights", "name", "keep"), DAMAGES)
+def test_damage_of_any_file_falls_back_to_the_checkpoint_before(
+    tmp_path, caplog, weights, name, keep
+):
+    """`keep` is the part of the file that is left; None: the file is gone."""
+    write_checkpoint(tmp_path, 5, weights=weights)
+    newest = write_checkpoint(tmp_path, 10, state='{"global_step": 10}', weights=weights)
+    assert last_whole_checkpoint(tmp_path) == str(newest)
+    assert caplog.text == ""
+    path = newest / name
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert "checkpoint is passed over" in caplog.text
+    if keep is not None:
+        assert f"{path}: is damaged (" in caplog.text
 
 
 def test_every_process_needs_its_random_state(tmp_path):
@@ -55,8 +117,6 @@ class CountSteps(TrainerCallback):
         self.count += 1
 
 
-@RENAMED
-@NO_PIN
 def test_killed_training_goes_on_bitwise(tmp_path, policy_folder):
     """The short sibling of the test below: the killed process trains, this one goes on."""
     settings = {
@@ -95,6 +155,25 @@ def kill_once_there(path, words, environment=None, **options):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_checkpoints_of_the_trainer_are_whole(tmp_path, policy_folder, peft):
+    from peft import LoraConfig
+
+    args = MixDPOConfig(
+        str(tmp_path), max_steps=2, save_steps=1, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    trainer = MixDPOTrainer(
+        policy_folder, args=args, train_dataset=take(small_world(), 8),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if peft else None,
+    )  # fmt: skip
+    trainer.train()
+    newest = tmp_path / "checkpoint-2"
+    assert last_whole_checkpoint(tmp_path) == str(newest)
+    (weights,) = newest.glob("*model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 @pytest.mark.slow

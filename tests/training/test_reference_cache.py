@@ -1,6 +1,8 @@
 """Reference log-probabilities are computed once and found again."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -60,6 +62,41 @@ def test_damaged_file_is_computed_again(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:40])
     assert cache.load(FINGERPRINT, 2) is None
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2), ()])
+def test_file_with_another_shape_is_computed_again(tmp_path, caplog, shape):
+    cache = ReferenceCache(tmp_path)
+    cache.save(FINGERPRINT, {**LOGPS, "ref_chosen_logps": np.zeros(shape, np.float32)})
+    assert cache.load(FINGERPRINT, 2) is None
+    assert "holds another number of pairs" in caplog.text
+
+
+def test_concurrent_saves_do_not_meet(tmp_path, caplog):
+    """600 saves by 12 threads; with one temporary name for all, some lose theirs to another."""
+    start = threading.Barrier(12)
+
+    def save(number):
+        start.wait()
+        for _ in range(50):
+            ReferenceCache(tmp_path).save(FINGERPRINT, LOGPS)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(save, range(12)))
+    assert caplog.text == ""
+    assert len(list(tmp_path.iterdir())) == 1
+    assert np.array_equal(
+        ReferenceCache(tmp_path).load(FINGERPRINT, 2)["ref_chosen_logps"],
+        LOGPS["ref_chosen_logps"],
+    )
+
+
+def test_cache_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    ReferenceCache(tmp_path / "cache").save(FINGERPRINT, LOGPS)
+    assert "cannot be written" in caplog.text
+    assert "the next run computes it again" in caplog.text
+    assert ReferenceCache(tmp_path / "cache").load(FINGERPRINT, 2) is None
 
 
 @pytest.mark.parametrize("changed", ["model", "tokens", "lengths", "precision"])

@@ -3,6 +3,7 @@ import pyro
 import pytest
 import torch
 import xarray as xr
+from safetensors.torch import save_file
 
 from mixdpo_pyro.inference import (
     Choices,
@@ -93,6 +94,21 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_by_bit(panel, tmp_path):
     for name, value in whole.parameters.items():
         assert torch.equal(value, resumed.parameters[name])
     assert [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_cut_or_foreign_state_is_named(panel, tmp_path):
+    path = tmp_path / "state.safetensors"
+    run_svi(_objective(), panel, max_steps=2, window=10).save(path)
+    content = path.read_bytes()
+    for keep in (0, 100, len(content) - 1):
+        path.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match=r"state\.safetensors: is no whole state of SVI"):
+            SVIState.load(path)
+    save_file({"parameters/a": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"state\.safetensors: is no whole state of SVI"):
+        SVIState.load(path)
+    with pytest.raises(OSError, match="none"):
+        SVIState.load(tmp_path / "none")
 
 
 def test_runs_depend_on_the_seed_alone(panel):
