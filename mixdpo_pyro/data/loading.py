@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
-from mixdpo_pyro.data.messages import fault_of_text, join_parts
-from mixdpo_pyro.data.problems import Problem, shorten
+from mixdpo_pyro.data.messages import join_parts
+from mixdpo_pyro.data.problems import Problem
 from mixdpo_pyro.data.readers.base import Reader, ReadPairs
 from mixdpo_pyro.data.readers.registry import find_reader
 from mixdpo_pyro.data.tables import Table, is_table, json_text, read_table
@@ -20,9 +19,9 @@ from mixdpo_pyro.data.validation import (
     ROW_COLUMN,
     TEXT_COLUMNS,
     PreferenceData,
+    RowRules,
     annotator_column_of,
     check_preferences,
-    id_rule,
     replace_column,
 )
 from mixdpo_pyro.errors import ConfigError, DataError
@@ -203,21 +202,16 @@ def _without_faults(table: Table, columns: dict[str, str], annotator_column: str
     if not isinstance(table.content, list):
         return table
     names = dict.fromkeys(name for record in table.content for name in record)
-    sources = [columns.get(role, role) for role in TEXT_COLUMNS]
-    rules: dict[str, Callable[[Any], str | None]] = dict.fromkeys(sources, fault_of_text)
+    texts = {role: columns.get(role, role) for role in TEXT_COLUMNS}
     ids = annotator_column_of(names, annotator_column)
-    if ids is not None and ids in names:
-        rules[ids] = id_rule().fault_of
-    rules = {name: rule for name, rule in rules.items() if name in names}
+    rules = RowRules(
+        {role: name for role, name in texts.items() if name in names},
+        ids if ids in names else None,
+    )
     problems, kept, rows = list(table.problems), [], []
     for row, record in zip(table.rows, table.content, strict=True):
-        faults = {name: rule(record.get(name)) for name, rule in rules.items()}
-        if any(faults.values()):
-            problems += [
-                Problem(row, name, words, shorten(record.get(name)))
-                for name, words in faults.items()
-                if words
-            ]
+        if found := rules.problems_of(row, record):
+            problems += found
         else:
             kept.append(record)
             rows.append(row)

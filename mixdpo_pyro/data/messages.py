@@ -82,10 +82,7 @@ def _fault_of_prompt(prompt: list, chosen: list, rejected: list) -> tuple[str, s
         return "prompt", "at least one message"
     said = [_said(messages[: len(prompt)]) for messages in (prompt, chosen, rejected)]
     if said[0] == said[1] == said[2]:
-        words = (
-            "messages that the responses do not repeat (drop the column, or take them out there)"
-        )
-        return "prompt", words
+        return "prompt", "messages that the responses do not repeat (drop the column 'prompt')"
     return None
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ __all__ = [
     "ROW_COLUMN",
     "TEXT_COLUMNS",
     "PreferenceData",
+    "RowRules",
     "TextRule",
     "annotator_column_of",
     "check_preferences",
@@ -103,7 +104,7 @@ def check_preferences(
 def find_problems(
     dataset: Dataset, source: str = "dataset", annotator_column: str | None = None
 ) -> Iterator[Problem]:
-    """Every value that is missing or of a wrong type, column by column.
+    """Every value that is missing or of a wrong type, row by row.
 
     Raises:
         DataError: If a column is missing or there are no rows.
@@ -117,14 +118,52 @@ def find_problems(
         raise DataError(f"{source}: column '{annotator_column}' holds texts, not annotator ids")
     if len(dataset) == 0:
         raise DataError(f"{source}: the dataset is empty")
+    rules = RowRules({name: name for name in TEXT_COLUMNS if name in columns}, annotator_column)
     rows = dataset[ROW_COLUMN] if ROW_COLUMN in columns else range(len(dataset))
-    text_columns = [c for c in TEXT_COLUMNS if c in columns]
-    for column in text_columns:
-        yield from _find_values(dataset[column], rows, column, fault_of_text)
-    yield from _find_misfits(dataset, rows, text_columns)
-    if annotator_column:
-        ids = dataset[annotator_column]
-        yield from _find_values(ids, rows, annotator_column, id_rule().fault_of)
+    values = (dataset[column] for column in rules.columns)
+    for row, *record in zip(rows, *values, strict=True):
+        yield from rules.problems_of(row, dict(zip(rules.columns, record, strict=True)))
+
+
+@dataclass
+class RowRules:
+    """What the values of a row have to be, by themselves, together, and beside the first row.
+
+    Attributes:
+        texts: Role -> column, for those of prompt, chosen and rejected that there are.
+        annotator: Column of annotator ids, or None.
+    """
+
+    texts: dict[str, str]
+    annotator: str | None
+    _kind: type | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the rules are about."""
+        return [*self.texts.values(), *([self.annotator] if self.annotator else [])]
+
+    def problems_of(self, row: int, record: dict[str, Any]) -> list[Problem]:
+        """The values of a row that cannot be used."""
+        faults = {column: fault_of_text(record.get(column)) for column in self.texts.values()}
+        if not any(faults.values()) and {"chosen", "rejected"} <= self.texts.keys():
+            values = {role: record.get(column) for role, column in self.texts.items()}
+            role, fault = fault_of_pair(values) or ("chosen", self._fault_of_kind(values))
+            faults[self.texts[role]] = fault
+        if self.annotator is not None:
+            faults[self.annotator] = id_rule().fault_of(record.get(self.annotator))
+        return [
+            Problem(row, column, expected, shorten(record.get(column)))
+            for column, expected in faults.items()
+            if expected is not None
+        ]
+
+    def _fault_of_kind(self, values: dict[str, Any]) -> str | None:
+        """TRL takes all rows for what the first one is: text or messages."""
+        kind = type(values["chosen"])
+        self._kind = self._kind or kind
+        is_other = kind is not self._kind
+        return "text or messages as in the rows before" if is_other else None
 
 
 def id_rule() -> TextRule:
@@ -170,29 +209,6 @@ def replace_column(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
     others = dataset.remove_columns(name)
     joined = concatenate_datasets([others, column], axis=1) if others.column_names else column
     return joined.select_columns(dataset.column_names)
-
-
-def _find_values(
-    values: Iterable, rows: Iterable[int], column: str, fault_of: Callable[[object], str | None]
-) -> Iterator[Problem]:
-    for row, value in zip(rows, values, strict=True):
-        if (expected := fault_of(value)) is not None:
-            yield Problem(row, column, expected, shorten(value))
-
-
-def _find_misfits(dataset: Dataset, rows: Iterable[int], columns: list[str]) -> Iterator[Problem]:
-    """Rows whose texts do not fit together, or not to those of the first row."""
-    first = None
-    for row, *texts in zip(rows, *(dataset[column] for column in columns), strict=True):
-        if any(fault_of_text(text) for text in texts):
-            continue
-        values = dict(zip(columns, texts, strict=True))
-        column, expected = fault_of_pair(values) or ("chosen", None)
-        first = first or type(values["chosen"])
-        if expected is None and type(values["chosen"]) is not first:
-            expected = "text or messages as in the rows before"
-        if expected is not None:
-            yield Problem(row, column, expected, shorten(values[column]))
 
 
 def _why_useless(chosen: str | list, rejected: str | list) -> str | None:

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import random
 
 import pandas as pd
 import pyarrow as pa
@@ -99,12 +100,12 @@ def test_compressed_files_are_read_and_damaged_ones_named(tmp_path, name):
 
 @pytest.mark.parametrize("kind", PACKERS)
 def test_a_compressed_file_of_lines_is_read_up_to_where_it_is_cut(tmp_path, kind):
-    lines = [json.dumps({"a": hash(k) ** 5}) for k in range(40_000)]
-    packed = PACKERS[kind]("\n".join(lines).encode())
-    assert len(columns(write(tmp_path, f"t.jsonl.{kind}", packed))["a"]) == 40_000
+    texts = [random.Random(k).randbytes(500).hex() for k in range(2_000)]
+    packed = PACKERS[kind]("\n".join(json.dumps({"a": text}) for text in texts).encode())
+    assert columns(write(tmp_path, f"t.jsonl.{kind}", packed)) == {"a": texts}
     table = read_table(write(tmp_path, f"t.jsonl.{kind}", packed[:-20]))
-    assert table.to_columns()["a"] == [hash(k) ** 5 for k in range(len(table.rows))]
-    assert 0 < len(table.rows) < 40_000
+    assert 0 < len(table.rows) < len(texts)
+    assert table.to_columns()["a"] == texts[: len(table.rows)]
     assert "end-of-stream" in str(table.problems[-1])
 
 
