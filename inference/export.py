@@ -86,8 +86,15 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
 
 
 def to_inference_data(tree: "xr.DataTree") -> Any:
-    """The same groups as an `InferenceData` of arviz 0.23; arviz 1.x works on the tree itself."""
-    import arviz
+    """The same groups as an `InferenceData` of arviz 0.23; arviz 1.x works on the tree itself.
+
+    Raises:
+        ModuleNotFoundError: If arviz is not installed.
+    """
+    try:
+        import arviz
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("arviz is missing: pip install 'mixdpo-pyro[plots]'") from error
 
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
     return arviz.InferenceData(attrs=tree.attrs, **groups)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -82,7 +82,7 @@ class Posterior:
         found = {"mean": self.mean, "cv": self.cv}
         return found if self.strength is None else {**found, "strength": self.strength}
 
-    def take(self, rows: Int[np.ndarray, " rows"]) -> Self:
+    def take(self, rows: Int[np.ndarray, " rows"]) -> "Posterior":
         """The posterior with these draws only, as independent draws."""
         strength = None if self.strength is None else self.strength[rows]
         stats = {name: value[rows] for name, value in self.sample_stats.items()}
@@ -91,11 +91,11 @@ class Posterior:
             num_chains=1,
         )  # fmt: skip
 
-    def first(self, num_samples: int) -> Self:
+    def first(self, num_samples: int) -> "Posterior":
         """The posterior with the first draws only."""
         return self.take(np.arange(min(num_samples, self.num_samples)))
 
-    def at(self, mean: float, cv: float, num_samples: int = 1) -> Self:
+    def at(self, mean: float, cv: float, num_samples: int = 1) -> "Posterior":
         """A point in place of the draws, repeated; annotators' strengths are dropped."""
         return replace(
             self, mean=np.full(num_samples, mean), cv=np.full(num_samples, cv), strength=None,
@@ -144,7 +144,7 @@ class Posterior:
         return save_arviz(tree, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Posterior":
         """Read the posterior of a file that `save` or `save_arviz` wrote.
 
         Raises:

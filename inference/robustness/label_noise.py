@@ -8,7 +8,6 @@ permutation test looks at it alone.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float
@@ -90,13 +89,13 @@ class _NoiseLattice:
     log_area: Float[np.ndarray, "flips cvs"]
 
     @classmethod
-    def whole(cls, result: Fit) -> Self:
+    def whole(cls, result: Fit) -> "_NoiseLattice":
         return cls.evaluate(
             result, np.linspace(0, np.sqrt(_MAX_FLIP), 7), np.linspace(0, np.log1p(30), 10)
         )
 
     @classmethod
-    def evaluate(cls, result: Fit, root_flip: np.ndarray, log_cv: np.ndarray) -> Self:
+    def evaluate(cls, result: Fit, root_flip: np.ndarray, log_cv: np.ndarray) -> "_NoiseLattice":
         start = np.full(len(log_cv), np.log(result.null.mean))
         profile, log_area = np.empty((2, len(root_flip), len(log_cv)))
         for k, flip in enumerate(root_flip**2):
