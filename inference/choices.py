@@ -214,7 +214,8 @@ def fault_of_id(value: object) -> str | None:
         number = float(value)
         return None if abs(number) < 2**53 and number.is_integer() else _ID_RULE
     if isinstance(value, Decimal):
-        return None if value.is_finite() and value % 1 == 0 else _ID_RULE
+        is_whole = value.is_finite() and value == value.to_integral_value()
+        return None if is_whole else _ID_RULE
     return _ID_RULE
 
 

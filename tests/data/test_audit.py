@@ -297,3 +297,40 @@ def test_command_prints_writes_json_and_fails_on_bad_rows(write, capsys, tmp_pat
 def test_model_without_a_tokenizer_says_so(write):
     with pytest.raises(ConfigError, match="model: no tokenizer in 'no-one/no-model'"):
         examine(write(GOOD), DoctorConfig(model="no-one/no-model"))
+
+
+def test_a_lone_surrogate_is_one_bad_row(write):
+    rows = [pair(f"a{k}", f"b{k}", prompt=f"p{k}") for k in range(40)]
+    rows[7]["chosen"] = "half \ud83d"
+    rows[9]["annotator"] = "\ud83d"
+    rows[11]["source"] = ["\ud83d"]
+    found = examine(write(rows))
+    assert {values.field: values.first for values in found.bad_values} == {
+        "chosen": ["row 7: 'half \\ud83d'"],
+        "annotator": ["row 9: '\\ud83d'"],
+        "source": ["row 11: ['\\ud83d']"],
+    }
+    assert (found.num_rows, found.num_usable) == (40, 37)
+    assert "row 7: 'half \\ud83d'" in printed(found)
+
+
+def test_rows_of_a_csv_file_that_cannot_be_read_are_listed(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\np,a,b\np,a\nq,a,b\nq,a,b,c\n")
+    found = examine(str(tmp_path / "d.csv"))
+    (bad,) = found.bad_values
+    assert (bad.field, bad.expected, bad.count) == ("(the whole row)", "3 cells", 2)
+    assert bad.first == ["row 1: 2 cells", "row 3: 4 cells"]
+    assert (found.num_rows, found.num_usable) == (4, 2)
+
+
+def test_one_prompt_cannot_be_split(write):
+    """Training would hold out all rows or none."""
+    found = examine(write([pair("a", "b"), pair("c", "d")]))
+    assert found.obstacles == ["all rows share one prompt, so none can be held out"]
+    assert examine(write(GOOD)).num_prompts == 2
+
+
+@pytest.mark.parametrize("ids", [[1, 10, 1], ["1", "10", "1"], [1.0, 10.0, 1.0]])
+def test_annotators_have_one_name_whatever_their_type(write, ids):
+    rows = [pair(f"a{k}", "b", id_, prompt=f"p{k}") for k, id_ in enumerate(ids)]
+    assert examine(write(rows)).annotators.most == {"1": 2, "10": 1}

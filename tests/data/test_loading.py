@@ -209,3 +209,84 @@ def test_text_and_messages_in_one_pair_are_an_error():
     pairs = Dataset.from_list([{"prompt": "p", "chosen": message, "rejected": other}])
     with pytest.raises(DataError, match="row 0, column 'prompt': expected text or messages as in"):
         check_preferences(pairs)
+
+
+TEXTS = ["NA", "None", "null", "12", "1e3", "true", "2020-01-01", " a", ""]
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl", "d.jsonl.xz", "d.parquet"])
+def test_texts_and_ids_are_read_as_they_are_written(tmp_path, name):
+    rows = [
+        {"prompt": f"{k}{text}", "chosen": f"yes {k}", "rejected": text or "no", "annotator": id_}
+        for k, (text, id_) in enumerate(
+            zip(TEXTS, ["1", "01", "001", "1.0", "1e0", "NA", "null", "true", "True"], strict=True)
+        )
+    ]
+    frame = pd.DataFrame(rows)
+    write_as = {"csv": frame.to_csv, "jsonl": frame.to_json, "parquet": frame.to_parquet}
+    kind = name.split(".")[1]
+    options = {"orient": "records", "lines": True} if kind == "jsonl" else {"index": False}
+    write_as[kind](tmp_path / name, **options)
+    data = load_preferences(str(tmp_path / name))
+    assert data.pairs.remove_columns("source_row").to_list() == rows
+    assert data.annotator_column == "annotator"
+
+
+def test_ids_of_numbers_become_text_in_every_source(tmp_path):
+    rows = [{**pair, "annotator": k} for k, pair in zip((10, 9), PAIRS, strict=True)]
+    for name in ("d.jsonl", "d.parquet", "d.csv", "saved_folder"):
+        pairs = load_preferences(write(tmp_path, name, rows)).pairs
+        assert pairs["annotator"][:] == ["10", "9"]
+
+
+def test_ids_in_the_index_of_a_parquet_file_are_a_column(tmp_path):
+    frame = pd.DataFrame(PAIRS).set_index("annotator")
+    frame.to_parquet(tmp_path / "d.parquet")
+    data = load_preferences(str(tmp_path / "d.parquet"))
+    assert data.pairs["annotator"][:] == ["x", "y"]
+    assert set(data.pairs.to_pandas().columns) == {*PAIRS[0], "source_row"}  # not lost again
+
+
+def test_a_column_that_begins_late_is_there(tmp_path):
+    plain = {name: PAIRS[0][name] for name in ("prompt", "chosen", "rejected")}
+    path = write(tmp_path, "d.jsonl", [plain] * 1_500 + [PAIRS[1]])
+    with pytest.raises(DataError, match=r"row 0, column 'annotator': expected .*, got None \(and"):
+        load_preferences(path)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", float("nan"), True, ["x"], {"id": "x"}, 0.5, "x" * 1_001]
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "saved_folder"])
+def test_an_id_that_is_none_is_named_whether_it_is_asked_for_or_not(tmp_path, name, value):
+    ids = [value, value] if name == "saved_folder" else ["a", value]
+    rows = [{**pair, "annotator": id_} for pair, id_ in zip(PAIRS, ids, strict=True)]
+    path = write(tmp_path, name, rows)
+    row = 0 if name == "saved_folder" else 1
+    for column in (None, "annotator"):
+        with pytest.raises(
+            DataError, match=f"row {row}, column 'annotator': expected an annotator"
+        ):
+            load_preferences(path, annotator_column=column)
+
+
+def test_a_column_of_texts_is_no_column_of_ids(tmp_path):
+    with pytest.raises(DataError, match="column 'prompt' holds texts, not annotator ids"):
+        load_preferences(write(tmp_path, "d.jsonl", PAIRS), annotator_column="prompt")
+
+
+def test_mapped_columns_are_checked_before_they_have_one_type(tmp_path):
+    """Numbers beside texts would become texts with the type of the column."""
+    rows = [{"better": "a", "worse": "b"}, {"better": 5, "worse": "b"}]
+    columns = {"chosen": "better", "rejected": "worse"}
+    with pytest.raises(DataError, match="row 1, column 'better': expected text .*, got 5"):
+        load_preferences(write(tmp_path, "d.jsonl", rows), columns=columns)
+
+
+def test_a_csv_row_of_another_width_and_a_twin_column_are_refused(tmp_path):
+    (tmp_path / "d.csv").write_text("prompt,chosen,rejected\np,a,b\np,a\n")
+    with pytest.raises(DataError, match=r"d\.csv: row 1 cannot be read \(2 cells; expected 3"):
+        load_preferences(str(tmp_path / "d.csv"))
+    (tmp_path / "d.csv").write_text("chosen,rejected,chosen\na,b,c\n")
+    with pytest.raises(DataError, match=r"d\.csv: two columns are called 'chosen'"):
+        load_preferences(str(tmp_path / "d.csv"))

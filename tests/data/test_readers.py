@@ -339,3 +339,39 @@ def test_hub_configuration_of_a_reader_is_asked_for_where_none_is_named(monkeypa
 def test_named_annotator_column_of_the_source_is_there_too(read):
     pairs, _ = read(PRISM, "prism", annotator_column="user_id")
     assert [p["user_id"] for p in pairs] == [p["annotator"] for p in pairs]
+
+
+def test_numbers_of_several_types_are_numbers_and_ids_are_text(read):
+    rows = [dict(row) for row in PRISM]
+    expected, _ = read(rows, "prism")
+    for k, row in enumerate(rows):
+        row["turn"] = [row["turn"], str(row["turn"]), float(row["turn"])][k % 3]
+        row["score"] = row["score"] if k % 2 else str(row["score"])
+        row["if_chosen"] = str(row["if_chosen"])
+    found, _ = read(rows, "prism")
+    assert found == expected
+    rows = [{**row, "user_id": 7 if k % 2 else "7"} for k, row in enumerate(rows)]
+    assert {p["annotator"] for p in read(rows, "prism")[0]} == {"7"}
+
+
+@pytest.mark.parametrize("value", [True, 1.5, "1.5", "one", None, [1]])
+def test_a_field_that_is_no_number_is_named(read, value):
+    rows = [dict(row) for row in PRISM]
+    rows[1]["turn"] = value
+    with pytest.raises(DataError, match=r"row 1, column 'turn': expected a whole number, got"):
+        read(rows, "prism")
+
+
+@pytest.mark.parametrize("value", [[], "none", 3, {"a": [1]}, None])
+def test_ratings_of_another_shape_are_no_scores(read, value):
+    completion = {"response": "a", "annotations": value}
+    row = {"instruction": "Why?", "completions": [completion, {**completion, "response": "b"}]}
+    with pytest.raises(DataError, match="found no pair"):
+        read([row], "ultrafeedback")
+
+
+def test_a_message_without_a_role_is_named(read):
+    question, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "a"}
+    broken = [question, {"content": "b"}]
+    with pytest.raises(DataError, match="row 0, column 'rejected': expected text or a list"):
+        read([{"chosen": [question, answer], "rejected": broken}], "ultrafeedback")

@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose, summary_lines
+from mixdpo_pyro.diagnosis.tables import annotator_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.margins.table import read_margins
 
@@ -217,3 +218,49 @@ def test_a_second_file_of_other_people_is_refused(tmp_path):
     config = DiagnoseConfig(second=str(tmp_path / "reversed.csv"))
     with pytest.raises(DataError, match="row 0 is by another annotator"):
         diagnose(tmp_path / "m.csv", config)
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(-1e9, "heterogeneous"), (1e4, "heterogeneous")])
+def test_one_margin_does_not_decide_and_is_named(tmp_path, value, verdict):
+    table = choices()
+    table.loc[7, "margin"] = value
+    table.to_parquet(tmp_path / "m.parquet")
+    diagnosis, data = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+    assert diagnosis.verdict.value == verdict
+    notes = "\n".join(summary_lines(diagnosis, data))
+    assert (
+        f"1 margin is more than 100 times the median size; row 7 has the largest, {value:.3g}"
+        in notes
+    )
+
+
+def test_an_empty_response_is_left_out_of_the_check_of_tokens_alone(tmp_path):
+    table = choices()
+    rng = np.random.default_rng(0)
+    for name in ("reference_chosen_logps", "policy_rejected_logps", "reference_rejected_logps"):
+        table[name] = rng.normal(-50, 5, len(table))
+    table["policy_chosen_logps"] = (
+        table["margin"] + table["reference_chosen_logps"] + table["policy_rejected_logps"]
+        - table["reference_rejected_logps"]
+    )  # fmt: skip
+    table.loc[[3, 9], "chosen_tokens"] = 0
+    table.to_parquet(tmp_path / "m.parquet")
+    diagnosis, _ = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+    assert diagnosis.choices.num_pairs == len(table)
+    (check,) = [c for c in diagnosis.checks if c.name == "length normalisation"]
+    assert check.status != "not checked"
+    assert "2 pairs with an empty response, which has none, are dropped here" in check.sentence
+
+
+def test_numbers_and_texts_give_equal_tables(tmp_path):
+    tables = []
+    for kind in (int, str, float):
+        table = choices(num_people=12)
+        person = table["annotator"].factorize()[0] + 1
+        table["annotator"] = [kind(p) for p in person]
+        table.to_parquet(tmp_path / "m.parquet")
+        diagnosis, _ = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+        tables.append(annotator_table(diagnosis))
+    assert set(tables[0]["annotator"]) == {str(k) for k in range(1, 13)}
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    pd.testing.assert_frame_equal(tables[0], tables[2])

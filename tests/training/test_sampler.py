@@ -3,7 +3,12 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.training.sampler import AnnotatorBlockSampler, number_values
+from mixdpo_pyro.training.sampler import (
+    ANNOTATOR_INDEX,
+    GROUP_INDEX,
+    AnnotatorBlockSampler,
+    number_values,
+)
 
 ANNOTATOR = np.random.default_rng(0).integers(0, 7, 100)
 
@@ -53,3 +58,27 @@ def test_ids_are_numbered_in_sorted_order():
 
 def number(data, column):
     return number_values(data, column, "index", "option")
+
+
+@pytest.mark.parametrize("value", ["", True, 0.5, ["a"], float("nan")])
+def test_annotators_follow_the_rule_for_ids_and_groups_may_be_more(value):
+    values = [value, value]
+    data = Dataset.from_dict({"who": values})
+    with pytest.raises(
+        DataError, match="option: row 0 has .* in column 'who', expected an annotat"
+    ):
+        number_values(data, "who", ANNOTATOR_INDEX, "option")
+    if value in (True, 0.5):
+        _, labels = number_values(data, "who", GROUP_INDEX, "option")
+        assert labels == [str(value)]
+    else:
+        with pytest.raises(DataError, match="expected a label"):
+            number_values(data, "who", GROUP_INDEX, "option")
+
+
+def test_numbers_and_texts_are_the_same_annotators():
+    for ids in ([10, 9, 10], ["10", "9", "10"], [10.0, 9.0, 10.0]):
+        data = Dataset.from_dict({"who": ids})
+        numbered, labels = number_values(data, "who", ANNOTATOR_INDEX, "option")
+        assert labels == ["9", "10"]
+        assert numbered[ANNOTATOR_INDEX][:] == [1, 0, 1]

@@ -205,3 +205,43 @@ def test_contraction_of_known_draws():
 def test_contraction_is_nearly_whole_where_data_are_plenty(simulate):
     margin, annotator, _ = simulate(200, 50, 0.5)
     assert fit(margin, annotator=annotator, family="gamma").posterior.contraction()["cv"] > 0.95
+
+
+@pytest.mark.parametrize("people", [5, 40, None])
+def test_margins_that_say_nothing_pass_at_their_level(people, failure_rate):
+    """Rejections at 5% are binomial over the datasets, at most; margins have no variance.
+
+    With people, their choices lean their own way, whatever the margins say.
+    """
+    datasets, rejected = 400, 0
+    for seed in range(datasets):
+        rng = np.random.default_rng((seed, 3))
+        size = np.abs(rng.standard_cauchy(200))
+        person = None if people is None else np.repeat(np.arange(people), 200 // people)
+        lean = 0.5 if person is None else expit(rng.logistic(size=people))[person]
+        margin = np.where(rng.random(200) < lean, size, -size)
+        rejected += margin_evidence(read_choices(margin, person)) < 0.05
+    assert rejected <= stats.binom.isf(failure_rate, datasets, 0.05)
+
+
+@pytest.mark.parametrize("value", [1e3, 1e4, 1e10, -1e3, -1e9, -1e10])
+def test_one_margin_does_not_decide_whether_margins_say_anything(value):
+    """Of 500 ranks it holds one: z moves by at most 2 / sqrt(500 / 3), whatever its size."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 2, 500)
+    for margin in (oriented(rng, x, 0.5), oriented(rng, x, expit(x))):
+        with_it = np.append(margin, value)
+        before, after = (
+            stats.norm.isf(margin_evidence(read_choices(m))) for m in (margin, with_it)
+        )
+        assert abs(after - before) < 2 / np.sqrt(500 / 3)
+        assert np.sign(after - before) == np.sign(value)
+
+
+def test_evidence_of_margins_is_wilcoxons_test():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0.3, 2, 2_000)
+    expected = stats.wilcoxon(margin, alternative="greater", method="asymptotic").pvalue
+    assert margin_evidence(read_choices(margin)) == pytest.approx(expected, rel=0.01)
+    balanced = read_choices([1.0, -1.0, 2.0, -2.0], ["a", "a", "b", "b"])
+    assert margin_evidence(balanced) == 0.5
