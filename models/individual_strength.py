@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixdpo_pyro.models.families import Family, check_family
 from mixdpo_pyro.models.gamma.series import gamma_conditional_moments
-from mixdpo_pyro.models.mixed_logit import check_parameters, flat_panel
+from mixdpo_pyro.models.mixed_logit import bounded_margin, check_parameters, flat_panel
 from mixdpo_pyro.models.quadrature import Nodes, Panel, posterior_nodes
 
 __all__ = ["ConditionalStrength", "conditional_strength"]
@@ -70,14 +70,16 @@ def conditional_strength(
         tensor([0.1000])
     """
     check_family(family)
-    if not bool(margin.isfinite().all()):
-        raise ValueError("Expected finite margins, got infinity or nan")
+    wrong = (~margin.isfinite()).nonzero()
+    if len(wrong):
+        index = tuple(wrong[0].tolist())
+        raise ValueError(f"Expected finite margins, got {margin[index]} at index {list(index)}")
     for probability in probabilities:
         if not 0 < probability < 1:
             raise ValueError(f"Expected 0 < probability < 1, got {probability}")
     dtype = torch.promote_types(margin.dtype, torch.float32)
     mean, cv = check_parameters(margin, mean, cv, family)
-    margin = margin.double()
+    margin = bounded_margin(margin.double(), mean)
     if annotator is None:
         shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
         margin, mean, cv = (value.expand(shape).reshape(-1) for value in (margin, mean, cv))

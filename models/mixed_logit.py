@@ -23,7 +23,7 @@ from mixdpo_pyro.models.quadrature import (
     quadrature_log_prob,
 )
 
-__all__ = ["check_parameters", "flat_panel", "mixed_logit_log_prob"]
+__all__ = ["bounded_margin", "check_parameters", "flat_panel", "mixed_logit_log_prob"]
 
 
 def mixed_logit_log_prob(
@@ -159,8 +159,7 @@ def _pair_quadrature(
 ) -> Tensor:
     """Positive strengths: the smaller side Q by quadrature, the other as log1p(-Q)."""
     shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
-    # Beyond 1e100 products with the strength could overflow; the derivative there is zero.
-    margin = margin.clamp(-1e100, 1e100)
+    margin = bounded_margin(margin, mean)
     margin, mean, cv = (value.expand(shape).reshape(-1) for value in (margin, mean, cv))
     num_nodes = rule.num_nodes or default_num_nodes(family, cv, pair=True)
     if family == "normal":
@@ -189,16 +188,40 @@ def _panel(
     flip_probability: float,
 ) -> Tensor:
     ids, group = annotator.unique(return_inverse=True)
+    # No positive strength chooses against an infinite margin: zero stands in for it.
+    impossible = (margin == -math.inf) & (family != "normal" and flip_probability == 0.0)
+    certainty = torch.zeros_like(margin).masked_fill(impossible, -math.inf)
+    margin = bounded_margin(margin.masked_fill(impossible, 0.0), mean)
+    value = _finite_panel(margin, mean, cv, family, estimator, group, len(ids), flip_probability)
+    return value + segment_sum(certainty, group, len(ids))
+
+
+def _finite_panel(
+    margin: Tensor,
+    mean: Tensor,
+    cv: Tensor,
+    family: Family,
+    estimator: Estimator,
+    group: Tensor,
+    num_groups: int,
+    flip_probability: float,
+) -> Tensor:
     if family == "fixed":
         choices = choice_log_prob(mean * margin, flip_probability)
-        return segment_sum(choices, group, len(ids))
+        return segment_sum(choices, group, num_groups)
     if isinstance(estimator, Draws):
-        beta = draw_strengths(mean, cv, family, estimator, ids.shape)
-        return draws_log_prob(beta, margin, group, len(ids), flip_probability)
+        beta = draw_strengths(mean, cv, family, estimator, torch.Size([num_groups]))
+        return draws_log_prob(beta, margin, group, num_groups, flip_probability)
     assert isinstance(estimator, Quadrature)
-    panel, shape = flat_panel(margin, mean, cv, group, len(ids), flip_probability)
+    panel, shape = flat_panel(margin, mean, cv, group, num_groups, flip_probability)
     num_nodes = estimator.num_nodes or default_num_nodes(family, panel.cv)
     return quadrature_log_prob(panel, family, num_nodes).view(shape)
+
+
+def bounded_margin(margin: Float[Tensor, "..."], mean: Float[Tensor, "..."]) -> Tensor:
+    """Margins kept where no utility of a mean strength exceeds 1e300; derivative zero beyond."""
+    bound = 1e300 / mean.detach().clamp(min=1.0).max()
+    return margin.clamp(-bound, bound)
 
 
 def flat_panel(

@@ -222,7 +222,10 @@ class LatentStrengthModel(PreferenceModel):
 
     def _choose(self, utility: Tensor, observed: Tensor | None) -> Tensor:
         if self.flip_probability == 0.0:
-            return pyro.sample("choice", dist.Bernoulli(logits=utility), obs=observed)
+            # An infinite logit would score inf - inf.
+            largest = torch.finfo(utility.dtype).max
+            logits = utility.clamp(-largest, largest)
+            return pyro.sample("choice", dist.Bernoulli(logits=logits), obs=observed)
         kept = utility.sigmoid()
         noisy = self.flip_probability + (1 - 2 * self.flip_probability) * kept
         return pyro.sample("choice", dist.Bernoulli(noisy), obs=observed)

@@ -57,6 +57,11 @@ _NARROW_BRACKET = 16.0
 _SHARPEST_KINK = 1e-6
 
 
+# In log strength. A heavy tail spans hundreds of nats where utilities are beyond 1e15, and the
+# default number of nodes would step over either end of it.
+_WIDEST_GAMMA_STEP = 0.45
+
+
 class Panel(NamedTuple):
     """Choices sorted by group, one strength per group; without `group` every pair is its own."""
 
@@ -73,12 +78,12 @@ class Panel(NamedTuple):
         choices = choice_log_prob(beta[:, self.group] * self.margin, self.flip_probability)
         return torch.zeros_like(beta).index_add(1, self.group, choices)
 
-    def largest_margin(self) -> Float[Tensor, " groups"]:
-        """Largest margin of each group in absolute value."""
+    def largest_utility(self) -> Float[Tensor, " groups"]:
+        """Largest margin of each group in absolute value, times the mean strength."""
         if self.group is None:
-            return self.margin.abs()
+            return self.margin.abs() * self.mean
         zeros = torch.zeros_like(self.mean)
-        return zeros.scatter_reduce(0, self.group, self.margin.abs(), "amax")
+        return zeros.scatter_reduce(0, self.group, self.margin.abs(), "amax") * self.mean
 
     def pieces(self, num_nodes: int) -> Iterator["Panel"]:
         """Consecutive runs of whole groups, each of about `_CHUNK` pairs times nodes."""
@@ -182,6 +187,9 @@ def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
             num_nodes *= 2  # cheaper than the search for a narrower window
         else:
             low, high = _window(panel, coordinate, low, high)
+        if family == "gamma":
+            width = ((high - low) * panel.cv.clamp(max=1.0)).max().item()
+            num_nodes = max(num_nodes, int(width / _WIDEST_GAMMA_STEP))
         t = _grid(low, high, num_nodes)
         log_step = ((high - low) / (num_nodes - 1)).log()
     beta, log_density = coordinate.nodes(panel)(t)
@@ -309,14 +317,18 @@ def _lognormal_nodes(panel: Panel) -> _NodesAt:
 
 
 def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
-    """The prior costs z^2 / 2 and the likelihood gains at most what it lacks at z = 0.
+    """The prior costs z^2 / 2 and the likelihood gains at most what it lacks at some z.
 
-    A factor beta moves the peak by sigma.
+    A factor beta moves the prior's peak by sigma.
     """
     location, scale = lognormal_parameters(panel.mean, panel.cv)
-    at_median = panel.log_likelihood(location.clamp(max=600.0).exp().unsqueeze(0)).squeeze(0)
-    reach = (2 * (_WINDOW_NATS - at_median)).sqrt()
-    return -reach, reach + scale
+    z = torch.stack([torch.zeros_like(scale), scale / 2 + _log_mild_strength(panel) / scale])
+    lacking = _WINDOW_NATS - panel.log_likelihood((location + scale * z).clamp(max=600.0).exp())
+    low, high = (
+        (2 * lacking + (z - peak).square()).amin(0).sqrt()
+        for peak in (torch.zeros_like(scale), scale)
+    )
+    return -low, high + scale
 
 
 def _normal_nodes(panel: Panel) -> _NodesAt:
@@ -358,7 +370,15 @@ def _normal_reach(panel: Panel) -> Tensor:
 
 def _normal_sharpness(panel: Panel) -> Tensor:
     """Kinks per standard deviation of the strength."""
-    return (panel.largest_margin() * panel.mean * panel.cv).clamp(0.1, 1 / _SHARPEST_KINK)
+    return (panel.largest_utility() * panel.cv).clamp(0.1, 1 / _SHARPEST_KINK)
+
+
+def _log_mild_strength(panel: Panel) -> Tensor:
+    """Log of the largest strength, in units of the mean and at most one, with no utility above 1.
+
+    Whatever the margins, a choice is not improbable there.
+    """
+    return -panel.largest_utility().clamp(min=1.0).log()
 
 
 def _gamma_nodes(panel: Panel) -> _NodesAt:
@@ -376,8 +396,9 @@ def _gamma_nodes(panel: Panel) -> _NodesAt:
     @torch.no_grad()
     def logs(t: Tensor) -> tuple[Tensor, Tensor]:
         u = t * scale
-        log_slope = torch.log1p(kappa * torch.exp(-u)) + scale.log()
-        return u - kappa * torch.expm1(-u), log_slope
+        tail = kappa * torch.exp(-u / 2)  # kappa exp(-u) in two halves: exp(-u) may overflow
+        log_slope = torch.log1p(tail * torch.exp(-u / 2)) + scale.log()
+        return u + 2 * tail * torch.sinh(u / 2), log_slope
 
     def at(t: Tensor) -> tuple[Tensor, Tensor]:
         s, log_slope = logs(t)
@@ -387,18 +408,23 @@ def _gamma_nodes(panel: Panel) -> _NodesAt:
 
 
 def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
-    """From e^s - 1 - s <= gain / a: s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r))."""
-    at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
-    # 30 nats more, for the coordinate's slope and a factor beta where the law is heavy-tailed.
-    excess = (_WINDOW_NATS + 30.0 - at_mean) * panel.cv.square()
-    reach = excess + (2 * excess).sqrt()
-    low = torch.minimum(reach, torch.log1p(reach / _gamma_onset(panel)))
+    """The prior costs a (e^s - 1 - s), the likelihood gains at most what it lacks at some s.
+
+    From e^s - 1 - s <= r follows that s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r)).
+    """
+    s = torch.stack([torch.zeros_like(panel.cv), _log_mild_strength(panel)])
+    # Less s for a factor beta, and 30 nats more for it and for the coordinate's slope where the
+    # distribution is heavy-tailed.
+    lacking = _WINDOW_NATS + 30.0 - s - panel.log_likelihood(panel.mean * s.exp())
+    excess = ((s.expm1() - s).clamp(min=0.0) + panel.cv.square() * lacking).amin(0)
+    reach, onset = excess + (2 * excess).sqrt(), _gamma_onset(panel)
+    low = torch.minimum(reach, (onset + reach).log() - onset.log())
     scale = panel.cv.clamp(max=1.0)
     return -low / scale, torch.log1p(reach) / scale
 
 
 def _gamma_onset(panel: Panel) -> Tensor:
-    return 1 / (1 + panel.largest_margin() * panel.mean)
+    return 1 / (1 + panel.largest_utility())
 
 
 def _log_gamma_normaliser(a: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mixdpo_pyro.models.gamma.interpolation import first_order_interpolated
 from mixdpo_pyro.models.gamma.lerch import SeriesTerms, log1p_excess, series_terms
 
 __all__ = ["gamma_conditional_moments", "gamma_log_prob"]
@@ -24,16 +23,8 @@ __all__ = ["gamma_conditional_moments", "gamma_log_prob"]
 _CHUNK = 2048
 
 
-# Products summed at once.
-_SUM_CHUNK = 1 << 17
-
-
 # Below this y (1 + c) the derivative by c is taken from moments, see `_q_by_log_c_small`.
 _SMALL_UTILITY = 0.2
-
-
-# From this many float32 pairs with one mean and cv on, interpolation in the margin pays.
-_MANY_PAIRS = 8192
 
 
 def gamma_log_prob(
@@ -117,7 +108,7 @@ class _GammaLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, margin: Tensor, mean: Tensor, cv: Tensor) -> Tensor:
-        value, by_utility, by_log_c = _evaluate(margin, mean, cv)
+        value, by_utility, by_log_c = _by_chunks(_first_order, (margin, mean, cv))
         ctx.save_for_backward(margin, mean, cv, by_utility, by_log_c)
         return value
 
@@ -137,7 +128,7 @@ class _GammaSlopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(margin, mean, cv)
-        _, by_utility, by_log_c = _evaluate(margin, mean, cv)
+        _, by_utility, by_log_c = _by_chunks(_first_order, (margin, mean, cv))
         return by_utility, by_log_c
 
     @staticmethod
@@ -161,36 +152,14 @@ def _chain(
     if ctx.needs_input_grad[1]:
         by_mean = _inner(by_utility, margin, mean.shape).to(mean.dtype)
     if ctx.needs_input_grad[0]:
-        in_place = not torch.is_grad_enabled() and mean.numel() == 1
-        by_margin = by_utility.mul_(mean) if in_place else by_utility * mean
-        by_margin = by_margin.sum_to_size(margin.shape).to(margin.dtype)
+        by_margin = (by_utility * mean).sum_to_size(margin.shape).to(margin.dtype)
     return by_margin, by_mean, by_cv
 
 
 def _inner(slope: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-    """Products, summed to a shape; for one number in parts, to need no further long vector.
-
-    An infinite weight counts as the largest number: the slope at an infinite margin is zero.
-    """
+    """Products, summed to a shape; an infinite weight, whose slope is zero, adds nothing."""
     largest = torch.finfo(weight.dtype).max
-    if math.prod(shape) == 1 and slope.shape == weight.shape and slope.numel() > _SUM_CHUNK:
-        parts = zip(slope.split(_SUM_CHUNK), weight.split(_SUM_CHUNK), strict=True)
-        total = sum((part * by.clamp(-largest, largest)).sum() for part, by in parts)
-        return total.view(shape)
     return (slope * weight.clamp(-largest, largest)).sum_to_size(shape)
-
-
-def _evaluate(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, ...]:
-    """Log P and its derivatives by utility and by log c, of the broadcast shape."""
-    shared = mean.numel() == 1 and cv.numel() == 1
-    many = margin.dtype == torch.float32 and margin.numel() >= _MANY_PAIRS
-    if shared and many:
-        largest = max(abs(bound.item()) for bound in margin.aminmax())
-        if math.isfinite(largest):
-            shape = torch.broadcast_shapes(margin.shape, mean.shape, cv.shape)
-            results = first_order_interpolated(margin.reshape(-1), mean, cv, largest)
-            return tuple(value.view(shape) for value in results)
-    return _by_chunks(_first_order, (margin, mean, cv))
 
 
 def _by_chunks(
@@ -219,7 +188,8 @@ def _by_chunks(
 
 def _scaled(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
     """The series' variables y and c, kept where no product of them overflows."""
-    return (margin.abs() * mean).clamp(max=1e150), cv.clamp(1e-50, 1e50).square()
+    c = cv.clamp(1e-50, 1e50).square()
+    return torch.minimum(margin.abs() * mean, 1e306 / c.clamp(min=1.0)), c
 
 
 def _side(margin: Tensor, q: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:

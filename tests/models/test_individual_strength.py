@@ -126,9 +126,28 @@ def test_fixed_strength_is_known():
     assert posterior.quantiles.shape == (3, 3)
 
 
+@pytest.mark.parametrize("family", RANDOM)
+@pytest.mark.parametrize("panel", [False, True], ids=["pairs", "panel"])
+def test_enormous_margins_leave_what_is_possible(family, panel):
+    """A positive strength that agrees learns nothing, one that disagrees is next to zero."""
+    margin = torch.tensor([1e300, -1e300], dtype=float64)
+    annotator = torch.arange(2) if panel else None
+    posterior = conditional_strength(margin, 0.2, 0.7, family, annotator)
+    assert all(value.isfinite().all() for value in posterior)
+    if family == "normal":  # the halves of the distribution above and below zero
+        above, below = (stats.truncnorm(*e, 0.2, 0.14) for e in ((-1 / 0.7, 99), (-99, -1 / 0.7)))
+        expected = [above.mean(), below.mean()]
+    else:
+        expected = [0.2, 0.0]
+    assert posterior.mean.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-250)
+
+
 @pytest.mark.parametrize(
     ("margin", "probability", "match"),
-    [(math.inf, 0.5, "finite margins"), (1.0, 1.0, "0 < probability < 1, got 1.0")],
+    [
+        (math.inf, 0.5, r"finite margins, got inf at index \[0\]"),
+        (1.0, 1.0, "0 < probability < 1, got 1.0"),
+    ],
 )
 def test_wrong_arguments_are_refused(margin, probability, match):
     with pytest.raises(ValueError, match=match):

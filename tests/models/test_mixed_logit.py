@@ -1,5 +1,7 @@
 import math
 
+import likelihood_oracle as oracle
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -121,6 +123,67 @@ def test_infinite_margins_give_the_sign_of_a_normal_strength():
     torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("flip", [0.0, 0.1])
+def test_infinite_margins_have_the_same_limits_in_a_panel(family, flip):
+    """Alone, and beside another choice of the annotator; normal strengths tell their sign."""
+    margin = torch.tensor([math.inf, -math.inf, -math.inf, 2.0], dtype=float64, requires_grad=True)
+    inputs = margin, *(torch.tensor(v, dtype=float64, requires_grad=True) for v in (0.1, 0.5))
+    pairs = mixed_logit_log_prob(*inputs, family, flip_probability=flip)
+    value = mixed_logit_log_prob(
+        *inputs, family, annotator=torch.tensor([0, 1, 2, 2]), flip_probability=flip
+    )
+    torch.testing.assert_close(value[:2], pairs[:2], rtol=2e-6, atol=1e-8)
+    if family != "normal":
+        torch.testing.assert_close(value[2], pairs[2] + pairs[3], rtol=1e-8, atol=1e-8)
+    slopes = torch.autograd.grad(value.sum(), inputs, allow_unused=True)
+    assert not any(slope.isnan().any() for slope in slopes if slope is not None)
+    assert slopes[0][:3].abs().max() == 0
+
+
+ENORMOUS = [1e15, -1e15, 1e20, -1e20, 1e100, -1e100, 1e300, -1e300]
+
+
+@pytest.mark.parametrize("cv", [1e-8, 1e-3, 0.5, 3.0, 30.0, 1e3])
+@pytest.mark.parametrize("flip", [0.0, 0.1])
+def test_enormous_margins_have_the_value_of_the_closed_form(cv, flip):
+    """Series and quadrature of a Gamma pair, and of an annotator with one choice."""
+    margin = torch.tensor(ENORMOUS, dtype=float64)
+    kept, flipped = (
+        [mpmath.exp(oracle.gamma_log_prob(sign * m, 0.1, cv)) for m in ENORMOUS]
+        for sign in (1, -1)
+    )
+    exact = [mpmath.log((1 - flip) * k + flip * f) for k, f in zip(kept, flipped, strict=True)]
+    exact = torch.tensor([float(v) for v in exact], dtype=float64)
+    for options in ({}, {"estimator": "quadrature"}, {"annotator": torch.arange(len(margin))}):
+        value = mixed_logit_log_prob(margin, 0.1, cv, "gamma", flip_probability=flip, **options)
+        torch.testing.assert_close(value, exact, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("cv", [1e-3, 0.5, 3.0])
+@pytest.mark.parametrize("margins", [[-1e300], [1e300, -1e300], [-1e30, 2.0], [1e20, 5.0, -1.0]])
+def test_enormous_margins_of_a_lognormal_panel_equal_mpmath(margins, cv):
+    margin = torch.tensor(margins, dtype=float64, requires_grad=True)
+    inputs = margin, *(torch.tensor(v, dtype=float64, requires_grad=True) for v in (0.1, cv))
+    value = mixed_logit_log_prob(*inputs, annotator=torch.zeros(len(margins), dtype=torch.long))
+    exact = float(oracle.panel_log_prob(margins, 0.1, cv, "lognormal"))
+    assert value.item() == pytest.approx(exact, rel=1e-8, abs=1e-8)
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(value, inputs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contradicting_enormous_margins_give_finite_values_and_slopes(family):
+    """Twice differentiated too: nothing overflows on the way."""
+    margin = torch.tensor([1e300, -1e300, 1.0], dtype=float64, requires_grad=True)
+    inputs = margin, *(torch.tensor(v, dtype=float64, requires_grad=True) for v in (0.1, 0.5))
+    for annotator in (None, torch.zeros(3, dtype=torch.long)):
+        value = mixed_logit_log_prob(*inputs, family, annotator=annotator).sum()
+        slopes = torch.autograd.grad(value, inputs[1:], create_graph=True, allow_unused=True)
+        assert value.isfinite() and all(s.isfinite() for s in slopes if s is not None)
+        (second,) = torch.autograd.grad(slopes[0], inputs[1])
+        assert second.isfinite()
+
+
 def test_label_noise_bounds_the_loss():
     value = mixed_logit_log_prob(
         torch.tensor([-1e6]), 0.1, 0.5, flip_probability=0.1, family="gamma"
@@ -157,4 +220,6 @@ def test_label_noise_bounds_the_loss():
 )
 def test_wrong_arguments_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
-        mixed_logit_log_prob(torch.ones(3), family="gamma", **{"mean": 0.1, "cv": 0.5, **options})
+        mixed_logit_log_prob(
+            torch.ones(3), **{"mean": 0.1, "cv": 0.5, "family": "gamma", **options}
+        )

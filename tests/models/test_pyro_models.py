@@ -178,6 +178,18 @@ def test_choices_of_one_annotator_are_simulated_with_one_strength():
     assert abs(agree - expected) < 5 * math.sqrt(expected * (1 - expected) / 20_000)
 
 
+def test_enormous_utilities_are_scored():
+    """Strength times margin overflows: agreeing is certain, disagreeing has a finite score."""
+    margin = torch.tensor([3e38, -3e38])
+    values = {
+        "mean": torch.tensor(1.0),
+        "cv": torch.tensor(1.0),
+        "strength": torch.full((2,), 9.0),
+    }
+    choice = scored(LatentStrengthModel("gamma"), margin, values=values).nodes["choice"]
+    assert choice["log_prob"].tolist() == [0.0, torch.finfo(torch.float32).min]
+
+
 def test_other_estimators_are_used():
     margin = torch.randn(6)
     model = PreferenceModel("gamma", mean_anchor="fixed", estimator=Draws(4, seed=1))

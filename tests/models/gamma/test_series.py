@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixdpo_pyro.models.gamma.interpolation import first_order_interpolated
 from mixdpo_pyro.models.gamma.series import gamma_log_prob
 
 float64 = torch.float64
@@ -143,13 +142,12 @@ def test_values_and_gradients_are_finite_for_finite_margins(dtype, mean, cv):
         assert all(v.grad.isfinite() for v in inputs)
 
 
-@pytest.mark.parametrize("number", [2, 10_000], ids=["series", "interpolation"])
-def test_infinite_margins_give_the_limits_and_no_gradient(number):
-    margin = torch.tensor([math.inf, -math.inf]).repeat(number // 2).requires_grad_()
+def test_infinite_margins_give_the_limits_and_no_gradient():
+    margin = torch.tensor([math.inf, -math.inf], requires_grad=True)
     mean, cv = torch.tensor(0.1, requires_grad=True), torch.tensor(0.5, requires_grad=True)
     value = gamma_log_prob(margin, mean, cv)
-    assert value[:2].tolist() == [0.0, -math.inf]
-    value[::2].sum().backward()
+    assert value.tolist() == [0.0, -math.inf]
+    value.sum().backward()
     assert margin.grad.abs().max() == 0 and mean.grad == 0 and cv.grad == 0
 
 
@@ -158,31 +156,14 @@ def test_nan_margin_gives_nan():
 
 
 @pytest.mark.parametrize("cv", [1e-8, 0.01, 0.3, 1.0, 30.0])
-@pytest.mark.parametrize("largest", [79.0, 1e8], ids=["near", "far"])  # utilities below 8 or not
-@pytest.mark.parametrize("number", [2000, 40_000], ids=["series", "interpolation"])
-def test_float32_values_are_within_two_millionths(number, largest, cv):
-    magnitude = torch.logspace(-8, 8, number // 2).clamp(max=largest)
+@pytest.mark.parametrize("largest", [79.0, 1e8], ids=["near", "far"])
+def test_float32_values_are_within_two_millionths(largest, cv):
+    magnitude = torch.logspace(-8, 8, 5000).clamp(max=largest)
     margin = torch.cat([magnitude, -magnitude])
     mean, cv = torch.tensor(0.1), torch.tensor(cv)
     exact = gamma_log_prob(margin.double(), mean.double(), cv.double())
     error = (gamma_log_prob(margin, mean, cv).double() - exact).abs() / exact.abs()
     assert error[exact.abs() > 1e-37].max() <= 2e-6
-
-
-@pytest.mark.parametrize("largest", [5.0, 79.9, 400.0])  # utilities below and above 8 nats
-@pytest.mark.parametrize("cv", [1e-4, 0.03, 0.2, 0.6, 2.0, 100.0])
-def test_interpolated_derivatives_equal_those_of_the_series(cv, largest):
-    """Errors of the derivatives by log mean and by cv, the latter in units of its largest size."""
-    margin = torch.linspace(-largest, largest, 9000)
-    mean, cv = torch.tensor(0.1), torch.tensor(cv)
-    value, by_utility, by_log_c = first_order_interpolated(margin, mean, cv, largest)
-    inputs = [v.double().requires_grad_() for v in (margin, mean, cv.expand(len(margin)))]
-    exact = gamma_log_prob(*inputs)
-    by_margin, by_cv = torch.autograd.grad(exact.sum(), (inputs[0], inputs[2]))
-    torch.testing.assert_close(value.double(), exact.detach(), rtol=2e-6, atol=1e-37)
-    torch.testing.assert_close(by_utility * mean, by_margin.float(), rtol=3e-6, atol=1e-30)
-    size = by_cv.abs().max().item()
-    torch.testing.assert_close(2 * by_log_c / cv, by_cv.float(), rtol=1e-5, atol=1e-6 * size)
 
 
 def test_broadcasting_follows_torch():
