@@ -255,7 +255,8 @@ def _log_likelihood_at(
     value = torch.empty(len(beta), choices.num_annotators, dtype=torch.float64)
     rows = max(1, CHUNK // choices.num_pairs)
     for sign in (1, -1):
-        for chunk in (sign * beta > 0).nonzero()[:, 0].split(rows):
+        same_sign = (sign * beta > 0).nonzero()[:, 0]
+        for chunk in same_sign.split(rows) if len(same_sign) else ():
             value[chunk] = mixed_logit_log_prob(
                 sign * margin,
                 sign * beta[chunk, None],
