@@ -57,13 +57,13 @@ def test_hyphens_are_taken_for_underscores(command, flag):
         assert str(value).rstrip("0").rstrip(".") in ("1", "True")
 
 
-@pytest.mark.parametrize("command", WRITES_FOLDER)
+@pytest.mark.parametrize("command", sorted(WRITES_FOLDER))
 def test_folders_are_named_by_output_dir(command):
     flags = PARSERS[command].options()["output_dir"].option_strings
     assert set(flags) == {"--output_dir", "--output-dir", "-o"}
 
 
-@pytest.mark.parametrize("command", WRITES_FILE)
+@pytest.mark.parametrize("command", sorted(WRITES_FILE))
 def test_files_are_named_by_output(command):
     assert set(PARSERS[command].options()["output"].option_strings) == {"--output", "-o"}
 
