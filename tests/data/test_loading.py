@@ -279,7 +279,7 @@ def test_mapped_columns_are_checked_before_they_have_one_type(tmp_path):
     """Numbers beside texts would become texts with the type of the column."""
     rows = [{"better": "a", "worse": "b"}, {"better": 5, "worse": "b"}]
     columns = {"chosen": "better", "rejected": "worse"}
-    with pytest.raises(DataError, match="row 1, column 'better': expected text .*, got 5"):
+    with pytest.raises(DataError, match=r"row 1, column 'better': expected text .*, got 5"):
         load_preferences(write(tmp_path, "d.jsonl", rows), columns=columns)
 
 

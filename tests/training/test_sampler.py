@@ -65,7 +65,7 @@ def test_annotators_follow_the_rule_for_ids_and_groups_may_be_more(value):
     values = [value, value]
     data = Dataset.from_dict({"who": values})
     with pytest.raises(
-        DataError, match="option: row 0 has .* in column 'who', expected an annotat"
+        DataError, match=r"option: row 0 has .* in column 'who', expected an annotat"
     ):
         number_values(data, "who", ANNOTATOR_INDEX, "option")
     if value in (True, 0.5):
