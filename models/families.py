@@ -34,7 +34,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 def gamma_parameters(
     mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    r"""Concentration and rate of the Gamma law with this mean and cv.
+    r"""Concentration and rate of a Gamma strength with this mean and cv.
 
     .. math:: a = cv^{-2}, \qquad r = a / m
 
@@ -56,7 +56,7 @@ def gamma_parameters(
 def lognormal_parameters(
     mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    r"""Location and scale of the log strength for the LogNormal law with this mean and cv.
+    r"""Location and scale of the log of a LogNormal strength with this mean and cv.
 
     .. math:: \sigma^2 = \log(1 + cv^2), \qquad \mu = \log m - \sigma^2 / 2
 
@@ -81,7 +81,7 @@ def lognormal_parameters(
 def normal_parameters(
     mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"]
 ) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
-    r"""Location and scale of the Normal law with this mean and cv: :math:`(m, m \cdot cv)`.
+    r"""Location and scale of a Normal strength with this mean and cv: :math:`(m, m \cdot cv)`.
 
     Args:
         mean: Mean strength :math:`m > 0`, any shape. Single strengths may be negative.
@@ -100,7 +100,7 @@ def normal_parameters(
 def strength_distribution(
     mean: Float[Tensor, "*#batch"], cv: Float[Tensor, "*#batch"], family: Family = "lognormal"
 ) -> TorchDistributionMixin:
-    """The law of the strength, as a Pyro distribution.
+    """The strength, as a Pyro distribution.
 
     Args:
         mean: Mean strength, positive, any shape.
@@ -121,15 +121,15 @@ def strength_distribution(
     mean, cv = torch.broadcast_tensors(mean, cv)
     if family == "fixed":
         return dist.Delta(mean)
-    laws: dict[
+    known: dict[
         str, tuple[Callable[..., TorchDistributionMixin], Callable[..., tuple[Tensor, Tensor]]]
     ] = {
         "gamma": (dist.Gamma, gamma_parameters),
         "lognormal": (dist.LogNormal, lognormal_parameters),
         "normal": (dist.Normal, normal_parameters),
     }
-    law, parameters = laws[family]
-    return law(*parameters(mean, cv))
+    distribution, parameters = known[family]
+    return distribution(*parameters(mean, cv))
 
 
 def mean_prior(beta: float | Tensor = 0.1, scale: float = 0.5) -> dist.LogNormal:

@@ -30,7 +30,7 @@ def draw_strengths(
     draws: Draws,
     shape: torch.Size,
 ) -> Float[Tensor, "draws ..."]:
-    """Draws of the strength, differentiable in mean and cv (implicitly for the Gamma law).
+    """Draws of the strength, differentiable in mean and cv (implicitly for the Gamma family).
 
     Args:
         mean: Mean strength, positive.

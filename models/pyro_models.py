@@ -116,11 +116,11 @@ class PreferenceModel(PyroModule):
         beta = torch.tensor(self.beta, dtype=margin.dtype, device=margin.device)
         if self.family == "fixed":
             return beta, torch.zeros_like(beta)
-        laws = _priors(self.mean_anchor, self.beta, margin.dtype, margin.device)
+        priors = _priors(self.mean_anchor, self.beta, margin.dtype, margin.device)
         if self.mean_anchor == "free":
             # Masked: flat, but a guide that initialises can still draw from it.
-            laws = {name: law.mask(False) for name, law in laws.items()}
-        sampled = {name: pyro.sample(name, law) for name, law in laws.items()}
+            priors = {name: prior.mask(False) for name, prior in priors.items()}
+        sampled = {name: pyro.sample(name, prior) for name, prior in priors.items()}
         return sampled.get("mean", beta), sampled["cv"]
 
     def log_prior(self, latents: dict[str, Tensor]) -> Tensor:
@@ -134,8 +134,8 @@ class PreferenceModel(PyroModule):
         """
         if self.mean_anchor == "free" or not latents:
             return torch.zeros(())
-        laws = _priors(self.mean_anchor, self.beta, latents["cv"].dtype, latents["cv"].device)
-        total = sum(laws[name].log_prob(value) for name, value in latents.items())
+        priors = _priors(self.mean_anchor, self.beta, latents["cv"].dtype, latents["cv"].device)
+        total = sum(priors[name].log_prob(value) for name, value in latents.items())
         return total.squeeze(-1) if total.dim() else total
 
     def log_prob(
@@ -169,12 +169,12 @@ def _priors(
 ) -> dict[str, TorchDistributionMixin]:
     """Priors of the sites that are sampled; kept, since they are asked for at every step."""
     median = torch.tensor(beta, dtype=dtype, device=device)
-    laws = {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
-    return {"cv": laws["cv"]} if mean_anchor == "fixed" else laws
+    priors = {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
+    return {"cv": priors["cv"]} if mean_anchor == "fixed" else priors
 
 
 class LatentStrengthModel(PreferenceModel):
-    """The same joint law with the strength of every pair, or annotator, as a latent site.
+    """The same joint distribution with the strength of every pair, or annotator, as a latent site.
 
     Sites: `mean`, `cv`, then `strength` inside the plate `pairs` (or `annotators`), then `choice`
     per pair. Integrating `strength` gives `PreferenceModel`; an unobserved `choice` is simulated.

@@ -140,9 +140,9 @@ def choice_log_prob(
 def default_num_nodes(family: str, cv: Tensor, pair: bool = False) -> int:
     """Number of nodes for errors below 1e-8 nats.
 
-    Wider laws need more: the steps are at a log scale sqrt(log(1 + cv^2)) of 1.5 (cv 2.9) and of 3
-    (cv 90). A single disagreeing choice under a LogNormal strength, whose integrand is
-    log-concave, needs fewest; Normal strengths, for the kink at zero, most.
+    Wider distributions need more: the steps are at a log scale sqrt(log(1 + cv^2)) of 1.5 (cv
+    2.9) and of 3 (cv 90). A single disagreeing choice under a LogNormal strength, whose
+    integrand is log-concave, needs fewest; Normal strengths, for the kink at zero, most.
 
     Args:
         family: Family of the strength.
@@ -150,7 +150,7 @@ def default_num_nodes(family: str, cv: Tensor, pair: bool = False) -> int:
         pair: Whether every group is one choice against its margin.
 
     Returns:
-        32, 64 or 96 nodes for a LogNormal pair, 128 for the Normal law, otherwise 64, 96 or 128.
+        32, 64 or 96 nodes for a LogNormal pair, 128 for Normal strengths, otherwise 64, 96 or 128.
     """
     if family == "normal":
         return 128
@@ -335,7 +335,7 @@ def _normal_nodes(panel: Panel) -> _NodesAt:
     """Coordinate t with beta = m cv sinh(t) / kappa: nodes crowd around the kink at beta = 0.
 
     The standardised strength z is held fixed when differentiating. Where the window stays clear
-    of beta = 0 the coordinate is z itself, which keeps all digits of a narrow law.
+    of beta = 0 the coordinate is z itself, which keeps all digits of a narrow distribution.
     """
     with torch.no_grad():
         kappa, clear = _normal_sharpness(panel), _normal_reach(panel) * panel.cv < 1
@@ -384,9 +384,9 @@ def _log_mild_strength(panel: Panel) -> Tensor:
 def _gamma_nodes(panel: Panel) -> _NodesAt:
     """Coordinate t with log(beta / m) = s = u + kappa (1 - exp(-u)), u = t min(1, cv).
 
-    The lower tail exp(a s) of a heavy-tailed law becomes doubly exponential (Takahasi and Mori,
-    Double exponential formulas for numerical integration, 1974), but only where every utility is
-    small: kappa is small enough for the choices to be smooth in u.
+    The lower tail exp(a s) of a heavy-tailed distribution becomes doubly exponential (Takahasi and
+    Mori, Double exponential formulas for numerical integration, 1974), but only where every
+    utility is small: kappa is small enough for the choices to be smooth in u.
     """
     with torch.no_grad():
         scale, kappa = panel.cv.clamp(max=1.0), _gamma_onset(panel)

@@ -465,7 +465,7 @@ def _count_repeats(
 
 
 def _wilson_interval(share: float, number: float) -> tuple[float, float]:
-    quantile = 1.959963984540054  # of the standard normal law at 97.5%
+    quantile = 1.959963984540054  # of the standard normal distribution at 97.5%
     weight = quantile**2 / number
     middle = (share + weight / 2) / (1 + weight)
     half = quantile * math.sqrt(share * (1 - share) / number + weight / (4 * number))

@@ -2,7 +2,7 @@
 
 A response has four slots (greeting, answer, detail, closing). Each slot is filled from sixteen
 options of known worth, and the reward of a response is the sum of its worths. An annotator ``g``
-has a strength drawn from the law the caller asks for, and prefers response ``a`` to ``b`` with
+has a strength drawn from the family the caller asks for, and prefers response ``a`` to ``b`` with
 probability ``sigmoid(strength_g * (reward_a - reward_b))``: the mixed logit that MixDPO assumes
 (Imai et al. 2026, arXiv 2601.06180). Everything is drawn from one seed.
 """
