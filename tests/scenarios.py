@@ -37,5 +37,21 @@ def build_policy_folder(folder, dataset, **sizes):
     tokenizer.save_pretrained(folder)
 
 
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "max_length": 128,
+    "beta": 0.3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+"""Options of a short, quiet training."""
+
+
 def take(dataset: Dataset, count: int) -> Dataset:
     return dataset.select(range(count))

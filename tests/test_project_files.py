@@ -22,7 +22,14 @@ def requirements(*extras):
     lines = [*PROJECT["dependencies"]]
     for extra in extras:
         lines += PROJECT["optional-dependencies"][extra]
-    return [Requirement(line) for line in lines]
+    found = [Requirement(line) for line in lines]
+    inner = {extra for r in found if r.name == PROJECT["name"] for extra in r.extras}
+    outer = [r for r in found if r.name != PROJECT["name"]]
+    return [*outer, *(r for extra in inner for r in optional(extra))]
+
+
+def optional(extra):
+    return map(Requirement, PROJECT["optional-dependencies"][extra])
 
 
 def workflow_commands():

@@ -109,14 +109,19 @@ def _complain(message: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    if len(message) > _LONGEST_MESSAGE:
-        message = f"{message[:_LONGEST_MESSAGE]} ..."
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return _shortened(f"{error.filename}: {error.strerror}")
+    message = _shortened(" ".join(str(error).split()))
     if isinstance(error, MixDPOError):
         return message
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    half = _LONGEST_MESSAGE // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def _keep_private() -> None:

@@ -23,11 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl import DPOTrainer
+from trl.trainer.utils import create_model_from_path
 
 from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
+from mixdpo_pyro.margins.weights import load_quietly, refuse_missing, refuse_not_finite
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
@@ -89,6 +92,8 @@ class MixDPOTrainer(DPOTrainer):
         if not isinstance(args, MixDPOConfig):
             raise ConfigError(f"args: expected a MixDPOConfig, got {type(args).__name__}")
         _refuse_merged_adapter(model)
+        if isinstance(model, str):
+            _refuse_missing_weights(model, args)
         self.dropped: dict[str, dict[str, int]] = {}
         self.group_table: dict[str, dict[str, float]] = {}
         self._evaluated: list[list[Tensor]] = []
@@ -96,6 +101,9 @@ class MixDPOTrainer(DPOTrainer):
         self._has_warned_of_drift = False
         super().__init__(model, ref_model, args, **kwargs)
         _refuse_merged_adapter(self.model)
+        for name, part in {"model": self.model, "ref_model": self.ref_model}.items():
+            if part is not None:
+                refuse_not_finite(part, name)
         if self.aux_loss_enabled:
             raise ConfigError(
                 "model: the load-balancing loss of a mixture of experts is not supported; "
@@ -401,6 +409,17 @@ class MixDPOTrainer(DPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.strength.load(checkpoint)
+
+
+def _refuse_missing_weights(name: str, args: MixDPOConfig) -> None:
+    """Look at the names in the model's files before TRL loads it, and a random rest with it."""
+    if is_deepspeed_zero3_enabled():
+        return  # does not load to a device
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    kwargs |= {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with load_quietly():
+        _, info = create_model_from_path(name, **kwargs)
+    refuse_missing(info, f"model: '{name}'")
 
 
 def _refuse_merged_adapter(model: Any) -> None:

@@ -48,11 +48,11 @@ def test_keys_of_all_three_parts_are_read_from_one_flat_file(config_file, values
 
 
 def test_command_line_wins_over_the_file(config_file):
-    plan = parse([f"--config={config_file}", "--beta", "0.5", "--mean=fixed"])
+    plan = parse([f"--config={config_file}", "--beta", "0.5", "--mean_anchor=fixed"])
     assert plan.training.beta == 0.5
-    assert plan.training.mean == "fixed"
+    assert plan.training.mean_anchor == "fixed"
     assert plan.given["beta"] == 0.5
-    assert plan.given["mean"] == "fixed"
+    assert plan.given["mean_anchor"] == "fixed"
 
 
 def test_the_written_configuration_gives_the_same_plan(config_file, tmp_path):
@@ -75,7 +75,7 @@ def test_the_written_configuration_gives_the_same_plan(config_file, tmp_path):
     [
         (["--famly", "gamma"], "command line: unknown option '--famly'; did you mean 'family'"),
         (["--family", "cauchy"], "argument --family: invalid choice: 'cauchy'"),
-        (["--mean", "median"], "argument --mean: invalid choice: 'median'"),
+        (["--mean_anchor", "median"], "argument --mean_anchor.*: invalid choice: 'median'"),
         (["--max_steps", "many"], "argument --max_steps.*: invalid int value: 'many'"),
         (["--max-steps", "0"], "max_steps: expected at least 1, got 0"),
         (["--learning_rate", "-1"], "learning_rate: expected a finite value > 0, got -1.0"),

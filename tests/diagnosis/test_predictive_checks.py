@@ -141,7 +141,7 @@ def test_a_bad_posterior_is_named(capsys, world, tmp_path):
     for path, message in (
         (half, "cannot be read as NetCDF"),
         (text, "cannot be read as NetCDF"),
-        (other, "holds no posterior of the strength"),
+        (other, "variable 'cv' of group 'posterior' is missing"),
         (tmp_path / "none.nc", "no such file"),
     ):
         with pytest.raises(DataError, match=message):

@@ -125,7 +125,7 @@ def test_figure_draws_the_90_percent_interval(tmp_path):
 
 def test_folders_that_are_no_runs_and_damaged_runs_are_named(tmp_path):
     with pytest.raises(
-        OutputError, match=r"empty/run\.json: missing; is .* the folder of a finished run"
+        OutputError, match=r"empty/.*: missing; is .* the folder of a finished run"
     ):
         load_summaries([tmp_path / "empty"])
     run = make_run(tmp_path / "run")

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scenarios import TRAINING_MARKS, small_world, take
+from scenarios import TRAINING, TRAINING_MARKS, small_world, take
 from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
@@ -16,23 +16,9 @@ from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 pytestmark = TRAINING_MARKS
 
-SETTINGS = {
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "max_length": 128,
-    "beta": 0.3,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-    "bf16": False,
-    "gradient_checkpointing": False,
-}
-
 
 def train(trainer_class, config_class, folder, policy, dataset=None, **settings):
-    settings = {**SETTINGS, "max_steps": 6, **settings}
+    settings = {**TRAINING, "max_steps": 6, **settings}
     trainer = trainer_class(
         policy,
         args=config_class(str(folder), **settings),
@@ -201,7 +187,7 @@ def test_training_with_annotators_resumes_where_it_stopped(tmp_path, policy_fold
         policy_folder,
         args=MixDPOConfig(
             str(tmp_path / "resumed"),
-            **{**SETTINGS, **settings, "annotator_column": "annotator", "mean_anchor": "free"},
+            **{**TRAINING, **settings, "annotator_column": "annotator", "mean_anchor": "free"},
         ),
         train_dataset=small_world(),
     )
@@ -215,7 +201,7 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path, policy_folder)
     whole = mixdpo(tmp_path / "whole", policy_folder, **settings)
     resumed = MixDPOTrainer(
         policy_folder,
-        args=MixDPOConfig(str(tmp_path / "resumed"), **{**SETTINGS, **settings}),
+        args=MixDPOConfig(str(tmp_path / "resumed"), **{**TRAINING, **settings}),
         train_dataset=small_world(),
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
@@ -246,7 +232,7 @@ def test_lora_trains_adapters_and_strength(tmp_path, policy_folder):
 
     trainer = MixDPOTrainer(
         policy_folder,
-        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 4, "learning_rate": 0.05}),
+        args=MixDPOConfig(str(tmp_path), **{**TRAINING, "max_steps": 4, "learning_rate": 0.05}),
         train_dataset=small_world(),
         peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
@@ -259,7 +245,7 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
     dataset = take(small_world(), 8)
     trainer = MixDPOTrainer(
         policy_folder,
-        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 2}),
+        args=MixDPOConfig(str(tmp_path), **{**TRAINING, "max_steps": 2}),
         train_dataset=dataset,
     )
     with torch.no_grad():
@@ -311,7 +297,7 @@ def test_foreign_optimizer_is_refused(tmp_path, policy_folder):
     model = AutoModelForCausalLM.from_pretrained(policy_folder)
     trainer = MixDPOTrainer(
         policy_folder,
-        args=MixDPOConfig(str(tmp_path), **{**SETTINGS, "max_steps": 1}),
+        args=MixDPOConfig(str(tmp_path), **{**TRAINING, "max_steps": 1}),
         train_dataset=small_world(),
         optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
     )
@@ -381,7 +367,7 @@ def test_gpt_neox_resumes_with_its_head(tmp_path):
     whole = mixdpo(tmp_path / "run", str(tmp_path / "policy"), **settings)
     resumed = MixDPOTrainer(
         str(tmp_path / "policy"),
-        args=MixDPOConfig(str(tmp_path / "run"), **{**SETTINGS, **settings}),
+        args=MixDPOConfig(str(tmp_path / "run"), **{**TRAINING, **settings}),
         train_dataset=world,
     )
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
