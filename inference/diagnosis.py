@@ -131,7 +131,7 @@ def diagnose_choices(
         >>> from mixdpo_pyro.inference import Design, simulate_choices
         >>> rng = np.random.default_rng(0)
         >>> margin, annotator, _ = simulate_choices(0.1, 0.8, "gamma", Design(60, 20), rng)
-        >>> diagnose_choices(margin, annotator, families=("lognormal",)).verdict.value
+        >>> diagnose_choices(margin, annotator=annotator, families=("lognormal",)).verdict.value
         'heterogeneous'
     """
     choices = read_choices(margin, annotator)

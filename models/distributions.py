@@ -32,9 +32,9 @@ class MixedLogit(TorchDistribution):
     Example:
         >>> choice = MixedLogit(torch.tensor([0.0, 10.0]), torch.tensor(0.1), torch.tensor(0.5))
         >>> choice.mean
-        tensor([0.5000, 0.7201])
+        tensor([0.5000, 0.7202])
         >>> choice.log_prob(torch.ones(2))
-        tensor([-0.6931, -0.3284])
+        tensor([-0.6931, -0.3283])
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {

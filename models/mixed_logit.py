@@ -76,9 +76,9 @@ def mixed_logit_log_prob(
 
     Example:
         >>> margin = torch.tensor([10.0, -10.0, 30.0])
-        >>> mixed_logit_log_prob(margin, 0.1, 0.5)
+        >>> mixed_logit_log_prob(margin, 0.1, 0.5, "gamma")
         tensor([-0.3284, -1.2733, -0.0914])
-        >>> mixed_logit_log_prob(margin, 0.1, 0.5, annotator=torch.tensor([7, 7, 3]))
+        >>> mixed_logit_log_prob(margin, 0.1, 0.5, "gamma", annotator=torch.tensor([7, 7, 3]))
         tensor([-0.0914, -1.6409])
     """
     check_family(family)
