@@ -22,7 +22,10 @@ myst_heading_anchors = 2
 nb_execution_mode = "off"
 # A reference to a public name of this package must be found; other libraries are not looked up.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!mixdpo_pyro\.).*|.*\._.*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!mixdpo_pyro\.).*|.*\._.*"),
+    ("py:class", r"mixdpo_pyro\.reporting\.records\.Value"),  # a type variable
+]
 
 # One page per folder, generated at every build; a new module needs no line here. A name is
 # documented where it is defined, not where a package hands it on.

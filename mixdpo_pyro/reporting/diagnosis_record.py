@@ -86,7 +86,7 @@ class DiagnosisData:
 
 @dataclass(frozen=True)
 class DiagnosisRecord:
-    """Content of `diagnosis.json`; see :class:`~mixdpo_pyro.inference.Diagnosis`.
+    """Content of `diagnosis.json`; see :class:`~mixdpo_pyro.inference.diagnosis.Diagnosis`.
 
     Attributes:
         verdict: The answer, every check considered.

@@ -70,7 +70,7 @@ def execute_run(
 
     Args:
         plan: What is asked for.
-        folder: An existing folder, see :func:`~mixdpo_pyro.io.staged_folder`.
+        folder: An existing folder, see :func:`~mixdpo_pyro.io.staging.staged_folder`.
         command: Command line to show in the report.
         truth: Truth of a simulated world to compare with.
     """
