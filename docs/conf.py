@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "api/modules.rst"]
+exclude_patterns = ["_build", "jupyter_execute", "api/modules.rst"]
 html_theme = "furo"
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 2
