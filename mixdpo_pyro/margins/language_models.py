@@ -136,7 +136,7 @@ def _load_model(name: str, dtype: str, device: torch.device, role: str) -> tuple
     try:
         if find_adapter_config_file(name) is None:
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, dtype=kind, output_loading_info=True
+                name, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True
             )
             refuse_missing(info, what)
         else:
@@ -156,7 +156,7 @@ def _refuse_missing_base(model: PeftModel, role: str) -> None:
     base = model.peft_config[model.active_adapter].base_model_name_or_path
     with load_quietly():
         _, info = AutoModelForCausalLM.from_pretrained(
-            base, device_map="meta", output_loading_info=True
+            base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
     refuse_missing(info, f"{role}: '{base}'")
 

@@ -491,7 +491,8 @@ def test_log_probabilities_that_are_not_finite_name_their_rows(folder, tmp_path)
 
     shutil.copytree(folder / "policy", tmp_path / "broken")
     model = AutoModelForCausalLM.from_pretrained(folder / "policy")
-    model.get_input_embeddings().weight.data[:] = float("nan")
+    model.get_input_embeddings().weight.data *= 1e3
+    model.model.norm.weight.data[:] = 3e38  # finite, but the logits overflow
     model.save_pretrained(tmp_path / "broken")
     names = (str(tmp_path / "broken"), str(folder / "reference"), str(folder / "pairs.jsonl"))
     with pytest.raises(NonFiniteLossError, match=r"rows \[.*\b5\b.*\] are not finite"):
