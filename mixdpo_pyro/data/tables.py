@@ -51,6 +51,9 @@ _CSV_CHUNK = 50_000
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a character, which JSON can write and UTF-8 cannot."""
 
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape of half a character: of a pair of them, or a lone one."""
+
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -74,12 +77,11 @@ class Table:
         """The columns, each of one type."""
         return self.content if isinstance(self.content, pa.Table) else arrow_table(self.content)
 
-    def to_columns(self) -> dict[str, list[Any]]:
-        """The columns, with the values as they were read."""
+    def column(self, name: str) -> pa.ChunkedArray | list[Any]:
+        """A column, with the values as they were read."""
         if isinstance(self.content, pa.Table):
-            return self.content.to_pydict()
-        names = dict.fromkeys(name for record in self.content for name in record)
-        return {name: [record.get(name) for record in self.content] for name in names}
+            return self.content[name]
+        return [record.get(name) for record in self.content]
 
     def to_records(self) -> list[dict[str, Any]]:
         """The rows."""
@@ -207,19 +209,30 @@ def _read_cells(path: Path, rows: Iterator[list[str]], wanted: set[str] | None) 
     kept = [k for k, name in enumerate(names) if wanted is None or name in wanted]
     schema = pa.schema([(names[k], pa.string()) for k in kept])
     numbers: list[int] = []
-    problems, parts = [], []
-    numbered = enumerate(rows)
-    while chunk := list(islice(numbered, _CSV_CHUNK)):
-        good = [(row, cells) for row, cells in chunk if len(cells) == len(names)]
-        problems += [
-            Problem(row, WHOLE_ROW, f"{len(names)} cells", f"{len(cells)} cells")
-            for row, cells in chunk
-            if len(cells) != len(names)
-        ]
-        numbers += [row for row, _ in good]
-        arrays = [pa.array([cells[k] for _, cells in good], pa.string()) for k in kept]
+    problems: list[Problem] = []
+    parts = []
+    while chunk := list(islice(rows, _CSV_CHUNK)):
+        start = len(numbers) + len(problems)
+        places = list(range(start, start + len(chunk)))
+        if set(map(len, chunk)) != {len(names)}:
+            places, chunk, odd = _drop_odd_rows(places, chunk, len(names))
+            problems += odd
+        numbers += places
+        arrays = [pa.array([cells[k] for cells in chunk], pa.string()) for k in kept]
         parts.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
     return Table(pa.Table.from_batches(parts, schema), numbers, problems, names)
+
+
+def _drop_odd_rows(
+    places: list[int], chunk: list[list[str]], width: int
+) -> tuple[list[int], list[list[str]], list[Problem]]:
+    """The rows with as many cells as the table is wide, and a problem for each of the others."""
+    rows = list(zip(places, chunk, strict=True))
+    good = [(row, cells) for row, cells in rows if len(cells) == width]
+    odd = [(row, cells) for row, cells in rows if len(cells) != width]
+    expected = f"{width} cells"
+    problems = [Problem(row, WHOLE_ROW, expected, f"{len(cells)} cells") for row, cells in odd]
+    return [row for row, _ in good], [cells for _, cells in good], problems
 
 
 @contextmanager
@@ -238,39 +251,44 @@ def _long_cells() -> Iterator[None]:
 def _read_json(path: Path, wanted: set[str] | None) -> Table:
     """One array of objects, or lines of objects."""
     with _open(path, mode="rb") as file:
-        text = file.read().decode("utf-8-sig")
-    if not text.lstrip().startswith("["):
+        text = file.read().decode("utf-8-sig").strip()
+    if not text.startswith("["):
         return _read_json_lines(path, wanted)
-    return _table_of_json(_DECODER.decode(text.strip()), WHOLE_ROW, wanted)
+    may_break = _HALF.search(text) is not None
+    values = ((value, may_break) for value in _DECODER.decode(text))
+    return _table_of_json(values, WHOLE_ROW, wanted)
 
 
 def _read_json_lines(path: Path, wanted: set[str] | None) -> Table:
     return _table_of_json(_json_lines(path), WHOLE_LINE, wanted)
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
-    """The value of every line, `_BLANK` for an empty one, the error where it cannot be read."""
+def _json_lines(path: Path) -> Iterator[tuple[Any, bool]]:
+    """Value and whether it may hold half a character; `_BLANK` for no value, or the error."""
     try:
         with _open(path, mode="rb") as lines:
             for number, line in enumerate(lines):
                 try:
                     text = line.decode("utf-8" if number else "utf-8-sig").strip()
-                    yield _DECODER.decode(text) if text else _BLANK
+                    value = _DECODER.decode(text) if text else _BLANK
+                    yield value, _HALF.search(text) is not None
                 except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
-                    yield error
+                    yield error, False
     except _DAMAGE as error:  # a damaged archive ends here
-        yield error
+        yield error, False
 
 
-def _table_of_json(values: Iterable[Any], whole: str, wanted: set[str] | None) -> Table:
+def _table_of_json(
+    values: Iterable[tuple[Any, bool]], whole: str, wanted: set[str] | None
+) -> Table:
     records: list[dict[str, Any]] = []
     rows: list[int] = []
     problems: list[Problem] = []
     names: dict[str, None] = {}
-    for row, value in enumerate(values):
+    for row, (value, may_break) in enumerate(values):
         if value is _BLANK:
             continue
-        if found := list(_faults_of_record(row, value, whole)):
+        if found := _faults_of_record(row, value, may_break, whole):
             problems += found
             continue
         names |= dict.fromkeys(value)
@@ -279,17 +297,19 @@ def _table_of_json(values: Iterable[Any], whole: str, wanted: set[str] | None) -
     return Table(records, rows, problems, list(names))
 
 
-def _faults_of_record(row: int, value: Any, whole: str) -> Iterator[Problem]:
+def _faults_of_record(row: int, value: Any, may_break: bool, whole: str) -> list[Problem]:
     if not isinstance(value, dict):
         got = str(value) if isinstance(value, Exception) else shorten(value)
-        yield Problem(row, whole, "a JSON object", got)
-        return
-    for name, item in value.items():
-        if SURROGATE.search(name):
-            yield Problem(row, whole, "names without lone surrogates", shorten(name))
-        text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-        if SURROGATE.search(text):
-            yield Problem(row, name, "text without lone surrogates", shorten(item))
+        return [Problem(row, whole, "a JSON object", got)]
+    if not may_break:
+        return []
+    names = [name for name in value if SURROGATE.search(name)]
+    texts = {name: json.dumps(item, ensure_ascii=False) for name, item in value.items()}
+    broken = [name for name, text in texts.items() if SURROGATE.search(text)]
+    return [
+        *(Problem(row, whole, "names without lone surrogates", shorten(name)) for name in names),
+        *(Problem(row, n, "text without lone surrogates", shorten(value[n])) for n in broken),
+    ]
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

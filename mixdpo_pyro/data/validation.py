@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
@@ -73,6 +74,20 @@ class TextRule(NamedTuple):
 
     fault_of: Callable[[Any], str | None]
     text_of: Callable[[Any], str]
+
+    def read(self, values: list[Any], error: Callable[[int, str], Exception]) -> np.ndarray:
+        """Values as text, one object a value; `error(index, expected)` is raised for a fault."""
+        known: dict[str, str] = {}
+        texts = np.empty(len(values), dtype=object)
+        for index, value in enumerate(values):
+            text = known.get(value) if isinstance(value, str) else None
+            if text is None:
+                if (expected := self.fault_of(value)) is not None:
+                    raise error(index, expected)
+                text = self.text_of(value)
+                known[text] = text
+            texts[index] = text
+        return texts
 
 
 def check_preferences(

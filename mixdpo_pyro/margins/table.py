@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.tables import Table, read_table
@@ -92,8 +93,7 @@ class _Columns:
     """Columns of a file, as they were read."""
 
     source: str
-    columns: dict[str, list[Any]]
-    rows: Sequence[int]
+    table: Table
     annotator: str | None
 
     @classmethod
@@ -110,11 +110,17 @@ class _Columns:
         if len(table.rows) == 0:
             raise DataError(f"{path}: there are no rows")
         column = annotator_column_of(table.all_names, annotator)
-        return cls(str(path), table.to_columns(), table.rows, column)
+        return cls(str(path), table, column)
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Number of each row in the file."""
+        return self.table.rows
 
     def fail(self, index: int, column: str, expected: str, bad: int | None = None) -> DataError:
         """The error about the value of a row, and how many rows have such values."""
-        value = self.columns[column][index]
+        value = self.table.column(column)[index]
+        value = value.as_py() if isinstance(value, pa.Scalar) else value
         has = "nothing" if value is None or value == "" else shorten(value)
         others = f" ({bad:,} of {len(self.rows):,} rows are not)" if bad else ""
         return DataError(
@@ -124,12 +130,16 @@ class _Columns:
 
     def numbers(self, names: Sequence[str]) -> tuple[np.ndarray, ...] | None:
         """The columns as finite float64, or None where one of them is missing."""
-        if not set(names) <= self.columns.keys():
+        if not set(names) <= set(self.table.all_names):
             return None
         return tuple(self._numbers(name) for name in names)
 
     def _numbers(self, name: str) -> np.ndarray:
-        values = np.array([_as_number(value) for value in self.columns[name]])
+        column = self.table.column(name)
+        if isinstance(column, pa.ChunkedArray) and _is_numeric(column.type):
+            values = column.cast(pa.float64(), safe=False).to_numpy()
+        else:
+            values = np.array([_as_number(value) for value in _to_list(column)])
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise self.fail(int(bad[0]), name, "a finite number", bad.size)
@@ -137,12 +147,16 @@ class _Columns:
 
     def texts(self, name: str, rule: TextRule) -> np.ndarray:
         """The column as text, one object a row, by the rule for ids or that for labels."""
-        texts = np.empty(len(self.rows), dtype=object)
-        for index, value in enumerate(self.columns[name]):
-            if (expected := rule.fault_of(value)) is not None:
-                raise self.fail(index, name, expected)
-            texts[index] = rule.text_of(value)
-        return texts
+        values = _to_list(self.table.column(name))
+        return rule.read(values, lambda index, expected: self.fail(index, name, expected))
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _to_list(column: pa.ChunkedArray | list[Any]) -> list[Any]:
+    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _check_names(table: Table, asked: Sequence[str], path: Path) -> None:

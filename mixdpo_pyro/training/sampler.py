@@ -46,13 +46,13 @@ def number_values(
         )
     rule = id_rule() if index_column == ANNOTATOR_INDEX else label_rule()
     values = dataset[column][:]
-    for row, value in enumerate(values):
-        if (expected := rule.fault_of(value)) is not None:
-            got = "no value" if value is None else shorten(value)
-            raise DataError(
-                f"{option}: row {row} has {got} in column '{column}', expected {expected}"
-            )
-    labels, index = number_ids([rule.text_of(value) for value in values])
+
+    def error(row: int, expected: str) -> DataError:
+        got = "no value" if values[row] is None else shorten(values[row])
+        place = f"{option}: row {row} has {got} in column '{column}'"
+        return DataError(f"{place}, expected {expected}")
+
+    labels, index = number_ids(rule.read(values, error))
     return dataset.add_column(index_column, index), list(labels)
 
 
