@@ -303,6 +303,38 @@ def test_second_kill_while_the_first_is_mended_neither_blocks_nor_loses_a_result
         assert [p.name for p in place.iterdir()] == ["run"]
 
 
+def test_result_that_was_whole_replaces_the_run_that_is_there_by_now(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    make_run(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("mixdpo_pyro.io.staging._Stage._publish", lambda stage: None)
+        with staged_folder(folder, overwrite=True) as partial:
+            (partial / RUN_FILE).write_text("{}")
+            (partial / "result").write_text("new")
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    with pytest.raises(OutputError, match="holds an earlier run"):
+        staged_folder(folder).__enter__()
+    assert (folder / "result").read_text() == "new"
+    assert names(tmp_path) == ["run"]
+
+
+def test_copy_of_a_finished_run_is_no_partial_folder(tmp_path):
+    make_run(tmp_path / "run.partial", "precious")
+    with pytest.raises(OutputError, match=r"run\.partial: is in the way"):
+        staged_folder(tmp_path / "run", overwrite=True).__enter__()
+    assert (tmp_path / "run.partial" / "result").read_text() == "precious"
+
+
+@pytest.mark.parametrize("record", ["[]", '{"step": 3, "files": 7}', '{"step": "done"}', "{"])
+def test_damaged_record_costs_nobody_a_file(tmp_path, record):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / RECORD).write_text(record)
+    with pytest.raises(OutputError, match="holds 'result', which mixdpo did not write"):
+        staged_folder(tmp_path / "run", overwrite=True).__enter__()
+
+
 def test_folder_that_only_looks_like_a_replaced_result_is_never_removed(tmp_path):
     """Killed before the replaced run was removed; then the user keeps another run in its place."""
     make_run(tmp_path / "run")

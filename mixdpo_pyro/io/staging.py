@@ -134,7 +134,7 @@ def added_to_result(folder: str | Path) -> Iterator[None]:
     yield
     if record := _read_record(folder):
         added = set(_files(folder)) - before
-        files = sorted({*record.get("files", []), *added})
+        files = sorted({*_recorded_files(folder), *added})
         _write_record(folder, **{**record, "files": files})
 
 
@@ -145,9 +145,11 @@ def claim_folder(folder: Path) -> None:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a folder is marked as this program's, or holds nothing."""
+    """Whether a folder is marked as this program's and unfinished, or holds nothing."""
     entries = (path.name for path in folder.iterdir())
-    return _read_record(folder) is not None or all(n.startswith(f".{_RECORD}.") for n in entries)
+    return _step(folder) in ("begun", "whole") or all(
+        name.startswith(f".{_RECORD}.") for name in entries
+    )
 
 
 def remove_claimed(folder: Path) -> None:
@@ -213,18 +215,19 @@ class _Stage:
             step="whole",
             marker=self.marker,
             overwrite=self.overwrite,
-            replaces=self.folder.stat().st_ino if self.folder.exists() else None,
             files=_files(self.partial),
         )
         self._publish()
 
     def _publish(self) -> None:
         record = _read_record(self.partial) or {}
+        overwrite, marker = record.get("overwrite", False), record.get("marker", RUN_FILE)
         try:
-            check_replaceable(self.folder, record["overwrite"], record["marker"])
+            check_replaceable(self.folder, overwrite, marker)
         except OutputError as error:
             raise OutputError(f"{error}; the new result is whole in '{self.partial}'") from error
         if self.folder.exists():
+            _write_record(self.partial, **{**record, "replaces": self.folder.stat().st_ino})
             self.folder.rename(self.previous)
         self.partial.rename(self.folder)
         flush_names(self.folder.parent)
@@ -239,8 +242,7 @@ class _Stage:
                 logger.warning("%s: cannot be removed (%s)", self.previous, error.strerror)
                 return
         remove_leftovers(self.folder, _RECORD)
-        files = (_read_record(self.folder) or {}).get("files", [])
-        _write_record(self.folder, step="done", files=files)
+        _write_record(self.folder, step="done", files=_recorded_files(self.folder))
 
     def _is_replaced(self, whole: Path) -> bool:
         """Whether `NAME.previous` is the very folder that `whole` was to replace."""
@@ -290,7 +292,7 @@ def check_replaceable(folder: str | Path, overwrite: bool, marker: str = RUN_FIL
 
 def _foreign_file(folder: Path, marker: str) -> str | None:
     """A file that is not in the folder's record, such as the user's notes."""
-    known = {marker, *(_read_record(folder) or {}).get("files", [])}
+    known = {marker, *_recorded_files(folder)}
     found = (name for name in _files(folder) if name not in known)
     return next((name for name in found if not fnmatch(Path(name).name, _CACHE)), None)
 
@@ -300,6 +302,12 @@ def _files(folder: Path) -> list[str]:
     paths = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
     names = (path.relative_to(folder).as_posix() for path in paths)
     return sorted(name for name in names if name != _RECORD)
+
+
+def _recorded_files(folder: Path) -> list[str]:
+    """The files that this program wrote into a finished folder, as far as its record says so."""
+    files = (_read_record(folder) or {}).get("files", [])
+    return [str(name) for name in files] if isinstance(files, list) else []
 
 
 def _step(folder: Path) -> str | None:

@@ -176,23 +176,34 @@ def test_checkpoints_of_the_trainer_are_whole(tmp_path, policy_folder, peft):
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
+def train_command(policy_folder, output, family="lognormal"):
+    return [
+        "train", "--dataset_name", "pairs.jsonl", "--model_name_or_path", policy_folder,
+        "--output_dir", output, "--max_steps", "12", "--max_length", "128",
+        "--per_device_train_batch_size", "4", "--test_fraction", "0.2", "--report_to", "none",
+        "--save_strategy", "steps", "--save_steps", "3", "--use_cpu", "true", "--family", family,
+        "--annotator_column", "annotator", "--learning_rate", "1e-3",
+    ]  # fmt: skip
+
+
+def assert_same_policy(first, second):
+    for name in ("model.safetensors", "strength.safetensors"):
+        one, other = (load_file(folder / "policy" / name) for folder in (first, second))
+        assert one.keys() == other.keys()
+        assert all((one[key] == other[key]).all() for key in one), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["lognormal", "gamma"])
 def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder, family):
     small_world().remove_columns("source_row").to_json(tmp_path / "pairs.jsonl")
 
     def command(output):
-        return [
-            sys.executable, "-m", "mixdpo_pyro", "train", "--dataset_name", "pairs.jsonl",
-            "--model_name_or_path", policy_folder, "--output_dir", output, "--max_steps", "12",
-            "--max_length", "128", "--per_device_train_batch_size", "4", "--test_fraction", "0.2",
-            "--report_to", "none", "--save_strategy", "steps", "--save_steps", "3", "--use_cpu",
-            "true", "--family", family, "--annotator_column", "annotator", "--learning_rate",
-            "1e-3",
-        ]  # fmt: skip
+        words = train_command(policy_folder, output, family)
+        return [sys.executable, "-m", "mixdpo_pyro", *words]
 
     def run(words):
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
 
     assert run(command("whole")).returncode == 0
     kill_once_there(tmp_path / "killed.partial" / "checkpoint-6", command("killed"), cwd=tmp_path)
@@ -201,9 +212,49 @@ def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder,
     assert refused.returncode == 1 and "add --resume to go on" in refused.stderr
     resumed = run([*command("killed"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
-    for name in ("model.safetensors", "strength.safetensors"):
-        first, second = (
-            load_file(tmp_path / folder / "policy" / name) for folder in ("whole", "killed")
-        )
-        assert first.keys() == second.keys()
-        assert all((first[key] == second[key]).all() for key in first), name
+    assert_same_policy(tmp_path / "whole", tmp_path / "killed")
+
+
+KILLED_BETWEEN_RENAMES = """
+import os, signal, sys
+from mixdpo_pyro.cli.main import main
+
+rename = os.rename
+
+def deadly(source, target):
+    if str(source).endswith("killed.partial"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+os.rename = deadly
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["resumed", "completed"])
+def test_run_that_was_killed_between_its_renames_ends_bitwise(tmp_path, policy_folder, how):
+    """The earlier run has been moved away, the new one has no name yet."""
+    small_world().remove_columns("source_row").to_json(tmp_path / "pairs.jsonl")
+
+    def run(*words, program=("-m", "mixdpo_pyro")):
+        words = [sys.executable, *program, *words]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    assert run(*train_command(policy_folder, "whole")).returncode == 0
+    earlier = train_command(policy_folder, "killed", "gamma")
+    assert run(*earlier).returncode == 0
+    command = [*train_command(policy_folder, "killed"), "--overwrite", "true"]
+    killed = run(*command, program=("-c", KILLED_BETWEEN_RENAMES))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists() and (tmp_path / "killed.previous").exists()
+    if how == "resumed":
+        ended = run(*command, "--resume", "true")
+        assert ended.returncode == 0, ended.stderr
+    else:
+        ended = run(*earlier)
+        assert ended.returncode == 1
+        assert "killed: holds now what an interrupted command left whole" in ended.stderr
+        assert "killed: holds an earlier run; add --overwrite to replace it" in ended.stderr
+    assert_same_policy(tmp_path / "whole", tmp_path / "killed")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "pairs.jsonl", "whole"]
