@@ -48,11 +48,12 @@ class StrengthConfig:
     """
 
     family: Family = "lognormal"
-    mean_anchor: MeanAnchor = "prior"
+    mean_anchor: MeanAnchor = "fixed"
     beta: float = 0.1
     estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
+    learn_cv: bool = True
     flip_probability: float = 0.0
     baseline: BaselineName | None = None
 
@@ -99,6 +100,7 @@ class StrengthConfig:
             beta=self.beta,
             estimator=estimator,
             flip_probability=self.flip_probability,
+            fixed_cv=None if self.learn_cv else self.initial_cv,
         )
         return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
 
@@ -130,14 +132,18 @@ class Strength:
         """Load the learned parameters from `folder` into this strength.
 
         Raises:
-            OutputError: If the file is missing, damaged, or of another configuration.
+            OutputError: If the file is missing, damaged, not finite, or of another configuration.
         """
         saved = _read_config(Path(folder) / STRENGTH_FILE)
         if saved != self.config:
             raise OutputError(f"{folder}: holds {saved}, expected {self.config}")
         path = Path(folder) / TENSORS_FILE
         try:
-            self.objective.load_state_dict(load_file(path))
+            tensors = load_file(path)
+            for name, value in tensors.items():
+                if not value.isfinite().all():
+                    raise OutputError(f"{path}: tensor '{name}' is not finite: {value.tolist()}")
+            self.objective.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
 

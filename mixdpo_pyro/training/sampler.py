@@ -1,14 +1,18 @@
 """Annotators in training: numbers for ids, and batches that keep a person's pairs together."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_values"]
+__all__ = [
+    "ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_stream", "number_values",
+]  # fmt: skip
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of sorted ids."""
@@ -18,7 +22,11 @@ GROUP_INDEX = "mixdpo_group_index"
 
 
 def number_values(
-    dataset: Dataset, column: str, index_column: str, option: str
+    dataset: Dataset,
+    column: str,
+    index_column: str,
+    option: str,
+    known: Sequence[str] = (),
 ) -> tuple[Dataset, list[str]]:
     """Add a column with the number of each row's value in `column`.
 
@@ -27,6 +35,7 @@ def number_values(
         column: Column with ids or labels.
         index_column: Name of the new column.
         option: The option that named `column`, for messages.
+        known: Values that have numbers already; new ones follow them.
 
     Returns:
         The dataset, and the values as text in the order of their numbers.
@@ -45,7 +54,30 @@ def number_values(
     if None in values:
         raise DataError(f"{option}: row {values.index(None)} has no value in column '{column}'")
     labels, index = np.unique(np.asarray(values, dtype=str), return_inverse=True)
-    return dataset.add_column(index_column, index), labels.tolist()
+    values = [*known, *(label for label in labels.tolist() if label not in set(known))]
+    number = {label: k for k, label in enumerate(values)}
+    place = np.array([number[label] for label in labels.tolist()])
+    return dataset.add_column(index_column, place[index]), values
+
+
+def number_stream(
+    dataset: IterableDataset, column: str, index_column: str, option: str
+) -> IterableDataset:
+    """Add a column with a number of each row's value, as the rows come.
+
+    The number is a hash, so that whoever reads a part of the stream gives equal ids equal numbers.
+
+    Raises:
+        DataError: While it is read, if a row has no value.
+    """
+
+    def number(row: dict[str, Any]) -> dict[str, int]:
+        if row.get(column) is None:
+            raise DataError(f"{option}: a row has no value in column '{column}'")
+        digest = hashlib.blake2b(str(row[column]).encode(), digest_size=7).digest()
+        return {index_column: int.from_bytes(digest)}
+
+    return dataset.map(number)
 
 
 class AnnotatorBlockSampler(Sampler[int]):
