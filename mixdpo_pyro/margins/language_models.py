@@ -16,6 +16,13 @@ from transformers.utils import find_adapter_config_file
 from mixdpo_pyro.data.tokenization import first_line, is_adapter, load_tokenizer
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.margins.config import MarginsConfig
+from mixdpo_pyro.margins.weights import (
+    TELL_ALL,
+    load_quietly,
+    refuse_missing,
+    refuse_missing_adapter,
+    refuse_not_finite,
+)
 from mixdpo_pyro.progress import show_stage
 
 __all__ = ["ADAPTER_OFF", "COMPLETION", "PROMPT", "LanguageModels"]
@@ -121,14 +128,29 @@ def _tokenizer_source(name: str) -> str:
 
 def _load_model(name: str, dtype: str, device: torch.device, role: str) -> tuple[Any, str]:
     """A model in evaluation mode, and a digest of its weights."""
-    kind = getattr(torch, dtype)
+    kind, what = getattr(torch, dtype), f"{role}: '{name}'"
     try:
-        is_adapter = find_adapter_config_file(name) is not None
-        loader = AutoPeftModelForCausalLM if is_adapter else AutoModelForCausalLM
-        model = loader.from_pretrained(name, dtype=kind)
+        if find_adapter_config_file(name) is None:
+            model, info = AutoModelForCausalLM.from_pretrained(name, dtype=kind, **TELL_ALL)
+            refuse_missing(info, what)
+        else:
+            with refuse_missing_adapter(what):
+                model = AutoPeftModelForCausalLM.from_pretrained(name, dtype=kind)
+            _refuse_missing_base(model, role)
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{role}: '{name}' cannot be loaded ({first_line(error)})") from error
+    refuse_not_finite(model, what)
     return model.to(device).eval(), _digest_model(name, model)
+
+
+def _refuse_missing_base(model: PeftModel, role: str) -> None:
+    """The base model was loaded by peft, which does not say what was missing: look again."""
+    base = model.peft_config[model.active_adapter].base_model_name_or_path
+    with load_quietly():
+        _, info = AutoModelForCausalLM.from_pretrained(base, device_map="meta", **TELL_ALL)
+    refuse_missing(info, f"{role}: '{base}'")
 
 
 def _digest_model(name: str, model: Any) -> str:
