@@ -105,8 +105,33 @@ class Posterior:
         """Column of each annotator in `strength`; -1 where the posterior does not know them."""
         if self.strength is None:
             return np.full(len(labels), -1)
-        column = {label: k for k, label in enumerate(self.annotators)}
-        return np.array([column.get(str(label), -1) for label in labels], dtype=int)
+        known = _storable(np.array(self.annotators, dtype=str)).tolist()
+        column = {label: k for k, label in enumerate(known)}
+        wanted = _storable(np.array([str(label) for label in labels], dtype=str)).tolist()
+        return np.array([column.get(label, -1) for label in wanted], dtype=int)
+
+    def validate(self) -> Self:
+        """This posterior, if its draws are draws of a strength.
+
+        Raises:
+            ValueError: Naming the variable and how many of its draws are out of its domain.
+        """
+        strength = self.draws.get("strength", np.ones(1))
+        bad = {
+            "mean": ("finite and > 0", ~(np.isfinite(self.mean) & (self.mean > 0))),
+            "cv": ("finite and >= 0", ~(np.isfinite(self.cv) & (self.cv >= 0))),
+            "strength": ("finite", ~np.isfinite(strength)),
+        }
+        for name, (domain, is_bad) in bad.items():
+            if is_bad.any():
+                first = self.draws[name][is_bad].flat[0]
+                raise ValueError(
+                    f"Expected every draw of {name} to be {domain}, got {first} "
+                    f"({is_bad.sum():,} of {is_bad.size:,} draws)"
+                )
+        if self.num_samples == 0:
+            raise ValueError("Expected at least one draw, got none")
+        return self
 
     def interval(self, name: str = "cv") -> tuple[float, float]:
         """5% and 95% quantiles of the draws of `mean` or `cv`."""
@@ -213,6 +238,8 @@ class Posterior:
 
 def format_interval(draws: np.ndarray) -> str:
     """Median and 90% interval; a point where all draws are equal."""
+    if not np.isfinite(draws).all():
+        return "not finite"
     low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
     return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
@@ -224,12 +251,13 @@ def make_dataset(
     from arviz_base import dict_to_dataset
 
     used = {dim for name in variables for dim in DIMS.get(name, ())}
+    variables = {name: _storable(values) for name, values in variables.items()}
     sample_dims = ["chain", "draw"] if num_chains else []
     if num_chains:
         variables = {k: v.reshape(num_chains, -1, *v.shape[1:]) for k, v in variables.items()}
     return dict_to_dataset(
         variables,
-        coords={dim: values for dim, values in coords.items() if dim in used},
+        coords={dim: _storable(values) for dim, values in coords.items() if dim in used},
         dims=DIMS,
         sample_dims=sample_dims,
     )
@@ -249,6 +277,14 @@ def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _storable(values: np.ndarray) -> np.ndarray:
+    """Labels as NetCDF can hold them, without NUL; numbers as they are."""
+    if values.dtype.kind not in "UO":
+        return values
+    texts = [str(value).replace("\0", "\N{SYMBOL FOR NULL}") for value in values.flat]
+    return np.array(texts, dtype=str).reshape(values.shape)
 
 
 def _flat(variable: "xr.DataArray") -> np.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from mixdpo_pyro.inference import fit, save_arviz, to_arviz, to_inference_data
+from mixdpo_pyro.inference import Posterior, fit, save_arviz, to_arviz, to_inference_data
 
 
 @pytest.fixture
@@ -137,3 +137,15 @@ def test_inference_data_of_arviz_023_has_the_same_groups(panel):
 def test_unusable_limit_raises(pairs):
     with pytest.raises(ValueError, match="max_pairs >= 1, got 0"):
         to_arviz(pairs, max_pairs=0)
+
+
+def test_ids_with_nul_are_written_and_found_again(simulate, tmp_path):
+    """NetCDF cannot hold NUL in a text; a symbol stands for it, in the file and in the lookup."""
+    margin, annotator, _ = simulate(3, 20, 0.5)
+    ids = np.array(["a\0b", "c", "d"], dtype=object)[annotator]
+    result = fit(margin, annotator=list(ids))
+    save_arviz(to_arviz(result), tmp_path / "posterior.nc")
+    found = Posterior.load(tmp_path / "posterior.nc")
+    assert found.annotators == ("a\N{SYMBOL FOR NULL}b", "c", "d")
+    np.testing.assert_array_equal(found.columns(ids), annotator)
+    np.testing.assert_array_equal(found.strength, result.posterior.strength)
