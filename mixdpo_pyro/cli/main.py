@@ -111,15 +111,17 @@ def _doctor(arguments: list[str]) -> None:
 
 def _train(arguments: list[str]) -> None:
     from mixdpo_pyro.io import shared_staged_folder
+    from mixdpo_pyro.workflows.results import raise_failures
     from mixdpo_pyro.workflows.run_config import parse_train_arguments
     from mixdpo_pyro.workflows.train import execute_run
 
     plan = parse_train_arguments(arguments)
     output = Path(plan.training.output_dir)
     with shared_staged_folder(output, plan.run.overwrite, plan.run.resume) as folder:
-        execute_run(plan, folder, _command_line("train", arguments))
+        failures = execute_run(plan, folder, _command_line("train", arguments))
     if plan.training.process_index == 0:
         _show_result(output)
+        raise_failures(failures, output)
 
 
 def _margins(arguments: list[str]) -> None:
