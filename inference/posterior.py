@@ -280,10 +280,10 @@ def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
 
 
 def _storable(values: np.ndarray) -> np.ndarray:
-    """Labels as NetCDF can hold them, without NUL; numbers as they are."""
+    """Labels as NetCDF can hold them, with a backslash and 0 for NUL; numbers as they are."""
     if values.dtype.kind not in "UO":
         return values
-    texts = [str(value).replace("\0", "\N{SYMBOL FOR NULL}") for value in values.flat]
+    texts = [str(value).replace("\0", r"\0") for value in values.flat]
     return np.array(texts, dtype=str).reshape(values.shape)
 
 

@@ -161,7 +161,9 @@ def _load(folder: Path, name: str) -> RunSummary:
 
 
 def _mean_log_prob(margin: np.ndarray, posterior: Posterior) -> float:
-    """Every choice taken by itself, as for a new annotator."""
+    """Every choice taken by itself, as for a new annotator; NaN where there is none, or no fit."""
+    if len(margin) == 0 or not np.isfinite(posterior.cv).all():
+        return float("nan")
     point = posterior.at(float(np.median(posterior.mean)), float(np.median(posterior.cv)))
     return float(np.log(choice_probabilities(point, margin)).mean())
 

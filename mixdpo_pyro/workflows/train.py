@@ -173,8 +173,8 @@ def _check_enough(num_train: int, num_test: int, key: str) -> None:
     for name, count in {"training": num_train, "held-out": num_test}.items():
         if count < _MIN_PAIRS:
             raise DataError(
-                f"{key}: {count or 'no'} usable {name} {'pair is' if count < 2 else 'pairs are'} "
-                f"left, and it takes {_MIN_PAIRS}; raise it, or give more pairs"
+                f"{key}: {count or 'no'} {name} pair is left to use, and it takes {_MIN_PAIRS}; "
+                "change it, or give more pairs"
             )
 
 

@@ -104,7 +104,7 @@ def test_report_checks_length_with_the_tokens_that_were_scored(tmp_path, values,
     margins = pd.read_parquet(tmp_path / "run" / "margins.parquet")
     assert (margins[["chosen_tokens", "rejected_tokens"]] > 0).all().all()
     checks = {c.name: c for c in FinishedRun.load(tmp_path / "run").record.checks}
-    assert checks["length"].status != "not checked"
+    assert "no columns chosen_tokens" not in checks["length"].sentence
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_report_checks_length_with_the_tokens_that_were_scored(tmp_path, values,
      ({"annotator_column": "prompt"}, 2, "annotator_column: 'prompt' holds texts or results"),
      ({"annotator_column": "rejected"}, 2, "annotator_column: 'rejected' holds texts"),
      ({"annotator_column": "margin"}, 2, "annotator_column: 'margin' holds texts or results"),
-     ({"test_fraction": 0.001}, 1, "test_fraction: 1 usable held-out pair is left"),
-     ({"test_fraction": 0.999}, 1, "test_fraction: 1 usable training pair is left"),
-     ({"max_length": 4}, 1, "max_length")],
+     ({"test_fraction": 0.001}, 1, "test_fraction: 1 held-out pair is left to use"),
+     ({"test_fraction": 0.999}, 1, "test_fraction: 1 training pair is left to use"),
+     ({"max_length": 4}, 1, "max_length: no training pair is left to use")],
 )  # fmt: skip
 def test_what_can_be_foreseen_is_refused_before_the_first_step(
     values, capsys, monkeypatch, changes, status, message
