@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -108,6 +108,29 @@ class Posterior:
             return np.array([-1 for _ in labels], dtype=int)
         column = {label: k for k, label in enumerate(self.annotators)}
         return np.array([column.get(label, -1) for label in labels], dtype=int)
+
+    def validate(self) -> Self:
+        """This posterior, if its draws are draws of a strength.
+
+        Raises:
+            ValueError: Naming the variable and how many of its draws are out of its domain.
+        """
+        strength = self.draws.get("strength", np.ones(1))
+        bad = {
+            "mean": ("finite and > 0", ~(np.isfinite(self.mean) & (self.mean > 0))),
+            "cv": ("finite and >= 0", ~(np.isfinite(self.cv) & (self.cv >= 0))),
+            "strength": ("finite", ~np.isfinite(strength)),
+        }
+        for name, (domain, is_bad) in bad.items():
+            if is_bad.any():
+                first = self.draws[name][is_bad].flat[0]
+                raise ValueError(
+                    f"Expected every draw of {name} to be {domain}, got {first} "
+                    f"({is_bad.sum():,} of {is_bad.size:,} draws)"
+                )
+        if self.num_samples == 0:
+            raise ValueError("Expected at least one draw, got none")
+        return self
 
     def interval(self, name: str = "cv") -> tuple[float, float]:
         """5% and 95% quantiles of the draws of `mean` or `cv`."""
@@ -216,6 +239,8 @@ class Posterior:
 
 def format_interval(draws: np.ndarray) -> str:
     """Median and 90% interval; a point where all draws are equal."""
+    if not np.isfinite(draws).all():
+        return "not finite"
     low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
     return f"{middle:.3g}" if low == high else f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 

@@ -47,6 +47,7 @@ class PreferenceModel(PyroModule):
         beta: Prior median of the mean, or its fixed value: DPO's usual beta, positive.
         estimator: How to integrate, see `mixed_logit_log_prob`.
         flip_probability: Probability in [0, 1/2) that a label was flipped.
+        fixed_cv: The coefficient of variation, > 0, where it is known; default, it is latent.
 
     Raises:
         ValueError: If an argument is none of the above.
@@ -69,6 +70,7 @@ class PreferenceModel(PyroModule):
         beta: float = 0.1,
         estimator: str | Estimator = "auto",
         flip_probability: float = 0.0,
+        fixed_cv: float | None = None,
     ) -> None:
         """Check and keep the choices; the model has no parameters."""
         super().__init__()
@@ -80,12 +82,26 @@ class PreferenceModel(PyroModule):
             raise ValueError(f"Expected 0 < beta, got {beta}")
         if not 0 <= flip_probability < 0.5:
             raise ValueError(f"Expected 0 <= flip_probability < 0.5, got {flip_probability}")
+        if fixed_cv is not None and not fixed_cv > 0:
+            raise ValueError(f"Expected 0 < fixed_cv, got {fixed_cv}")
         resolve_estimator(estimator, family, panel=False)
         self.family: Family = family
         self.mean_anchor: MeanAnchor = mean_anchor
         self.beta = beta
         self.estimator = estimator
         self.flip_probability = flip_probability
+        self.fixed_cv = fixed_cv
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the sites that are sampled, `mean` before `cv`."""
+        known = {"mean": self.mean_anchor == "fixed", "cv": self.fixed_cv is not None}
+        return () if self.family == "fixed" else tuple(n for n in known if not known[n])
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """Values of `mean` and `cv` where they are not latent: beta, and 0 for plain DPO."""
+        return {"mean": self.beta, "cv": 0.0 if self.family == "fixed" else self.fixed_cv or 0.0}
 
     def forward(
         self,
@@ -113,15 +129,13 @@ class PreferenceModel(PyroModule):
 
     def sample_parameters(self, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Sample `mean` and `cv`, or return their constants, in the margin's dtype and device."""
-        beta = torch.tensor(self.beta, dtype=margin.dtype, device=margin.device)
-        if self.family == "fixed":
-            return beta, torch.zeros_like(beta)
-        priors = _priors(self.mean_anchor, self.beta, margin.dtype, margin.device)
-        if self.mean_anchor == "free":
+        values = {name: margin.new_tensor(value) for name, value in self.constants.items()}
+        priors = _priors(self.beta, margin.dtype, margin.device)
+        for name in self.latents:
             # Masked: flat, but a guide that initialises can still draw from it.
-            priors = {name: prior.mask(False) for name, prior in priors.items()}
-        sampled = {name: pyro.sample(name, prior) for name, prior in priors.items()}
-        return sampled.get("mean", beta), sampled["cv"]
+            free = self.mean_anchor == "free"
+            values[name] = pyro.sample(name, priors[name].mask(False) if free else priors[name])
+        return values["mean"], values["cv"]
 
     def log_prior(self, latents: dict[str, Tensor]) -> Tensor:
         """Log density in nats of the sites `mean` and `cv`, summed; zero where they have no prior.
@@ -134,7 +148,8 @@ class PreferenceModel(PyroModule):
         """
         if self.mean_anchor == "free" or not latents:
             return torch.zeros(())
-        priors = _priors(self.mean_anchor, self.beta, latents["cv"].dtype, latents["cv"].device)
+        first = next(iter(latents.values()))
+        priors = _priors(self.beta, first.dtype, first.device)
         total = sum(priors[name].log_prob(value) for name, value in latents.items())
         return total.squeeze(-1) if total.dim() else total
 
@@ -165,12 +180,11 @@ class PreferenceModel(PyroModule):
 
 @lru_cache
 def _priors(
-    mean_anchor: MeanAnchor, beta: float, dtype: torch.dtype, device: torch.device
+    beta: float, dtype: torch.dtype, device: torch.device
 ) -> dict[str, TorchDistributionMixin]:
-    """Priors of the sites that are sampled; kept, since they are asked for at every step."""
+    """Priors of `mean` and `cv`; kept, since they are asked for at every step."""
     median = torch.tensor(beta, dtype=dtype, device=device)
-    priors = {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
-    return {"cv": priors["cv"]} if mean_anchor == "fixed" else priors
+    return {"mean": mean_prior(median), "cv": cv_prior(torch.ones_like(median))}
 
 
 class LatentStrengthModel(PreferenceModel):

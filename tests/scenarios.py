@@ -55,3 +55,43 @@ TRAINING = {
 
 def take(dataset: Dataset, count: int) -> Dataset:
     return dataset.select(range(count))
+
+
+TRAINING = {
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "max_length": 128,
+    "beta": 0.3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+
+
+def train_with(trainer_class, config_class, folder, policy, dataset=None, **settings):
+    """A few steps on the small world."""
+    trainer = trainer_class(
+        policy,
+        args=config_class(str(folder), **{**TRAINING, "max_steps": 6, **settings}),
+        train_dataset=small_world() if dataset is None else dataset,
+        eval_dataset=take(small_world(), 10),
+    )
+    trainer.train()
+    return trainer
+
+
+def train_mixdpo(folder, policy, **settings):
+    from mixdpo_pyro.training.config import MixDPOConfig
+    from mixdpo_pyro.training.trainer import MixDPOTrainer
+
+    return train_with(MixDPOTrainer, MixDPOConfig, folder, policy, **settings)
+
+
+def train_dpo(folder, policy, **settings):
+    from trl import DPOConfig, DPOTrainer
+
+    return train_with(DPOTrainer, DPOConfig, folder, policy, **settings)

@@ -118,7 +118,7 @@ class PanelTable:
         """One strength per annotator under a distribution that is wide beside the grid."""
         log_mass = log_mass - log_mass.max()
         kept = (log_mass > -_MASS_NATS).nonzero()[:, 0]
-        near = slice(int(kept[0]), int(kept[-1]) + 1)
+        near = slice(max(int(kept[0]) - 1, 0), int(kept[-1]) + 2)  # two nodes at least
         density = self._relative_likelihood[:, near] * log_mass[near].exp()
         value = _draw_rows(self._strength[near], density, uniform)
         rare = (density.amax(1) < _OUTLYING).nonzero()[:, 0]

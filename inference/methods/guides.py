@@ -249,13 +249,13 @@ def build_strength_guide(
     """Build the guide of a preference model's global latents.
 
     Args:
-        model: The preference model; its anchoring of the mean decides what is latent.
+        model: The preference model; it says what is latent.
         initial_cv: Initial median of cv, > 0. The mean starts at the model's `beta`.
         initial_scale: Initial standard deviation of the logarithms, > 0.
 
     Returns:
         :class:`NormalGuide`, or :class:`PointGuide` under `mean_anchor="free"`, where there is no
-        prior, or :class:`NoLatentGuide` for the fixed family.
+        prior, or :class:`NoLatentGuide` where nothing is latent, as in the fixed family.
 
     Raises:
         ValueError: If an initial value is not positive.
@@ -263,11 +263,10 @@ def build_strength_guide(
     for name, value in {"initial_cv": initial_cv, "initial_scale": initial_scale}.items():
         if not value > 0:
             raise ValueError(f"Expected {name} > 0, got {value}")
-    if model.family == "fixed":
+    if not model.latents:
         return NoLatentGuide()
-    if model.mean_anchor == "fixed":
-        return NormalGuide(("cv",), (initial_cv,), initial_scale)
-    names, initial = ("mean", "cv"), (model.beta, initial_cv)
+    start = {"mean": model.beta, "cv": initial_cv}
+    initial = tuple(start[name] for name in model.latents)
     if model.mean_anchor == "free":
-        return PointGuide(names, initial)
-    return NormalGuide(names, initial, initial_scale)
+        return PointGuide(model.latents, initial)
+    return NormalGuide(model.latents, initial, initial_scale)

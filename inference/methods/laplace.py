@@ -33,6 +33,10 @@ _SCALED = np.linspace(-7, 7, 21)
 """Lattice across the ridge, in standard deviations."""
 
 
+_DEEPEST = 700.0
+"""Nats below the top at which the density is cut: zero in float64, but still fit for a spline."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Location and scale of a posterior.
@@ -148,6 +152,7 @@ def _lattice(
     value = log_joint(log_mean.ravel(), repeated).reshape(log_mean.shape)
     if scale.any():
         value = value + np.log(scale)[:, None]
+    value = np.maximum(value, value.max() - _DEEPEST)
     return RidgeLattice(log_cv, centre, scale, scaled, value)
 
 

@@ -28,6 +28,16 @@ class Objective(torch.nn.Module, ABC):
     ) -> Float[Tensor, ""]:
         """Loss of a batch of margins in nats per pair, or per annotator with ids."""
 
+    def terms(
+        self,
+        margin: Float[Tensor, " batch"],
+        annotator: Int[Tensor, " batch"] | None = None,
+        num_total: int | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """What the loss is the sum of: misfit of the batch, and divergence from the prior."""
+        loss = self(margin, annotator, num_total)
+        return loss, torch.zeros_like(loss)
+
     @abstractmethod
     def location(self) -> dict[str, Tensor]:
         """Where `mean` and `cv` stand, shape `()` each."""
@@ -83,15 +93,34 @@ class StrengthObjective(Objective):
             annotator: Annotator ids; pairs of one annotator then share their strength.
             num_total: Pairs (or annotators, with ids) in the whole dataset; default, this batch.
         """
+        misfit, divergence = self.terms(margin, annotator, num_total)
+        return misfit + divergence
+
+    def terms(
+        self,
+        margin: Float[Tensor, " batch"],
+        annotator: Int[Tensor, " batch"] | None = None,
+        num_total: int | None = None,
+        weight: Float[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        r"""Mean negative log-likelihood and :math:`\mathrm{KL}(q \,\|\, p) / N`, at equal draws.
+
+        Both in nats per pair, or per annotator with ids; the divergence is zero where the guide is
+        a point.
+
+        Args:
+            margin: As for `forward`.
+            annotator: As for `forward`.
+            num_total: As for `forward`.
+            weight: Weights of the pairs in the likelihood; without ids only.
+        """
         latents, log_guide = self.guide.rsample(self.num_particles)
-        log_prior = self.model.log_prior(latents)
         log_prob = self.model.log_prob(
             margin, annotator=annotator, **{**self._constants(), **latents}
         )
-        num_units = log_prob.shape[-1]
-        num_total = num_units if num_total is None else num_total
-        log_joint = log_prior + num_total / num_units * log_prob.sum(-1)
-        return (log_guide - log_joint).mean() / num_total
+        num_total = log_prob.shape[-1] if num_total is None else num_total
+        divergence = (log_guide - self.model.log_prior(latents)).mean() / num_total
+        return -(log_prob if weight is None else weight * log_prob).mean(), divergence
 
     @torch.no_grad()
     def location(self) -> dict[str, Tensor]:
@@ -111,6 +140,6 @@ class StrengthObjective(Objective):
         return {name: v.expand(num_samples) for name, v in {**self._constants(), **draws}.items()}
 
     def _constants(self) -> dict[str, Tensor]:
-        """Values of what is not latent: the mean where it is fixed, cv = 0 of plain DPO."""
-        beta = torch.tensor(self.model.beta, dtype=torch.float64)
-        return {"mean": beta, "cv": torch.zeros_like(beta)}
+        """Values of what is not latent, and of the rest, which the guide replaces."""
+        values = self.model.constants.items()
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values}

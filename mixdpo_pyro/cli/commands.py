@@ -122,20 +122,26 @@ def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
 
     assert isinstance(parser, TrainParser)
     plan = parse_train_arguments(parser, words)
+    from mixdpo_pyro.progress import show_lines
     from mixdpo_pyro.workflows.hub import claim_repository, push_policy
+    from mixdpo_pyro.workflows.results import raise_failures
     from mixdpo_pyro.workflows.train import execute_run
 
     output = Path(str(plan.training.output_dir))
     inputs = (plan.run.dataset_name, plan.model.model_name_or_path)
     with shared_staged_folder(output, plan.run.overwrite, plan.run.resume, inputs) as folder:
         repository = claim_repository(plan)
-        execute_run(plan, folder, _command_line("train", words))
+        failures = execute_run(plan, folder, _command_line("train", words))
     if plan.training.process_index != 0:
         return []
     pushed = []
     if repository is not None:
         pushed = [f"pushed  {push_policy(output, repository, plan.training)}"]
-    return [*_result(output), *pushed]
+    lines = [*_result(output), *pushed]
+    if failures:
+        show_lines(lines)
+        raise_failures(failures, output)
+    return lines
 
 
 def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:

@@ -151,18 +151,23 @@ def read_posterior(path: str | Path) -> Posterior:
     """Read a `posterior.nc`.
 
     Raises:
-        DataError: Naming the file, if it is missing, damaged, or holds another posterior.
+        DataError: Naming the file, if it is missing, damaged, or holds another posterior, or draws
+            that are none of a strength.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        return Posterior.load(path)
+        posterior = Posterior.load(path)
     except KeyError as error:
         raise DataError(f"{path}: holds no posterior of the strength (no {error})") from error
     except (OSError, ValueError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as NetCDF ({message})") from error
+    try:
+        return posterior.validate()
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def calibrate_predictions(

@@ -19,6 +19,7 @@ from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.io.integrity import find_model_fault
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.weights import (
+    TELL_ALL,
     load_quietly,
     refuse_missing,
     refuse_missing_adapter,
@@ -135,9 +136,7 @@ def _load_model(name: str, dtype: str, device: torch.device, role: str) -> tuple
     kind, what = getattr(torch, dtype), f"{role}: '{name}'"
     try:
         if find_adapter_config_file(name) is None:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                name, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(name, dtype=kind, **TELL_ALL)
             refuse_missing(info, what)
         else:
             with refuse_missing_adapter(what):
@@ -155,9 +154,7 @@ def _refuse_missing_base(model: PeftModel, role: str) -> None:
     """The base model was loaded by peft, which does not say what was missing: look again."""
     base = model.peft_config[model.active_adapter].base_model_name_or_path
     with load_quietly():
-        _, info = AutoModelForCausalLM.from_pretrained(
-            base, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        _, info = AutoModelForCausalLM.from_pretrained(base, device_map="meta", **TELL_ALL)
     refuse_missing(info, f"{role}: '{base}'")
 
 

@@ -11,7 +11,12 @@ from transformers.utils import logging as library_logging
 
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["load_quietly", "refuse_missing", "refuse_missing_adapter", "refuse_not_finite"]
+__all__ = [
+    "TELL_ALL", "load_quietly", "refuse_missing", "refuse_missing_adapter", "refuse_not_finite",
+]  # fmt: skip
+
+TELL_ALL: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Options of `from_pretrained` under which it names what is missing, for `refuse_missing`."""
 
 _NAMED = 5
 """Tensors that a message names."""
@@ -21,8 +26,7 @@ def refuse_missing(info: dict[str, Any], what: str) -> None:
     """Refuse a model some of whose weights are not in its files: they would be random.
 
     Args:
-        info: What `from_pretrained(..., output_loading_info=True)` tells; tied weights count as
-            present.
+        info: What `from_pretrained(..., **TELL_ALL)` tells; tied weights count as present.
         what: The model, for the message.
 
     Raises:

@@ -14,6 +14,8 @@ from rich.text import Text
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.reporting.figures.style import literal
+from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
 from mixdpo_pyro.reporting.run_record import FinishedRun
 
@@ -32,7 +34,8 @@ class RunSummary:
         data: Name of the dataset.
         num_pairs: Held-out pairs.
         num_annotators: Annotators whose strengths were learned.
-        verdict: heterogeneous, homogeneous or inconclusive.
+        verdict: heterogeneous, homogeneous, inconclusive, or no verdict.
+        health: Whether the verdict can be trusted: PASS, REVIEW or FAIL.
         cv: Draws of the coefficient of variation given the held-out pairs.
         mean: Draws of the mean.
         accuracy: Share of held-out pairs with a positive margin.
@@ -49,6 +52,7 @@ class RunSummary:
     num_pairs: int
     num_annotators: int
     verdict: str
+    health: str
     cv: np.ndarray
     mean: np.ndarray
     accuracy: float
@@ -130,7 +134,7 @@ def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
         axis.grid(axis="x", color="#dddddd")
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_xlim(left=0)
-    axes[0].set_yticks(places, [_cut(run.name) for run in runs])
+    axes[0].set_yticks(places, [literal(_cut(run.name)) for run in runs])
     axes[1].tick_params(axis="y", length=0)
     return figure
 
@@ -147,7 +151,8 @@ def _load(folder: Path, name: str) -> RunSummary:
         data=source,
         num_pairs=len(run.margins),
         num_annotators=len(posterior.annotators),
-        verdict=record.verdict.value,
+        verdict=record.verdict.value if record.verdict else "no verdict",
+        health=check_run(run).status.value,
         cv=posterior.cv,
         mean=posterior.mean,
         accuracy=run.accuracy,
@@ -157,7 +162,9 @@ def _load(folder: Path, name: str) -> RunSummary:
 
 
 def _mean_log_prob(margin: np.ndarray, posterior: Posterior) -> float:
-    """Every choice taken by itself, as for a new annotator."""
+    """Every choice taken by itself, as for a new annotator; NaN where there is none, or no fit."""
+    if len(margin) == 0 or not np.isfinite(posterior.cv).all():
+        return float("nan")
     point = posterior.at(float(np.median(posterior.mean)), float(np.median(posterior.cv)))
     return float(np.log(choice_probabilities(point, margin)).mean())
 
@@ -172,12 +179,12 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 
 
 _HEADINGS = (
-    "run", "verdict", "cv", "mean strength", "accuracy", "log-probability", "family",
+    "run", "verdict", "health", "cv", "mean strength", "accuracy", "log-probability", "family",
     "mean anchor", "held out", "annotators", "data",
 )  # fmt: skip
 
 _TERMINAL_TABLES = (
-    ("verdict", "cv", "mean strength"),
+    ("verdict", "health", "cv", "mean strength"),
     ("family", "mean anchor", "held out", "annotators", "accuracy", "log-probability"),
 )  # of eighty characters
 
@@ -185,7 +192,7 @@ _TERMINAL_TABLES = (
 def _rows(runs: Sequence[RunSummary]) -> list[list[str]]:
     return [
         [
-            run.name, run.verdict, format_interval(run.cv), format_interval(run.mean),
+            run.name, run.verdict, run.health, format_interval(run.cv), format_interval(run.mean),
             f"{run.accuracy:.3f}", f"{run.log_prob:.4f}", run.family, run.mean_anchor,
             f"{run.num_pairs:,}", f"{run.num_annotators:,}" if run.num_annotators else "-",
             Path(run.data).name,
@@ -207,6 +214,8 @@ def _notes(runs: Sequence[RunSummary]) -> list[str]:
             "The runs held out different pairs: accuracies and log-probabilities are not "
             "comparable."
         )
+    if failed := ", ".join(run.name for run in runs if run.health == "FAIL"):
+        notes.append(f"Not to be trusted, see the report: {failed}.")
     return notes
 
 

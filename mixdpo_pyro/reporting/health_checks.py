@@ -156,6 +156,7 @@ def check_run(run: FinishedRun) -> HealthReport:
     tail = run.tail
     return HealthReport(
         [
+            _parts_are_whole(run),
             _numbers_are_finite(run, tail),
             _enough_steps(run),
             _loss_has_settled(tail),
@@ -170,6 +171,15 @@ def check_run(run: FinishedRun) -> HealthReport:
             _left_out(run),
         ]
     )
+
+
+def _parts_are_whole(run: FinishedRun) -> HealthCheck:
+    name, threshold, failures = "parts of the run", "none failed", run.record.failures
+    if not failures:
+        sentence = "The policy, its margins and their diagnosis."
+        return HealthCheck(name, Status.PASS, "0 failed", threshold, sentence)
+    sentence = f"The policy is whole. {' '.join(failures)}"
+    return HealthCheck(name, Status.FAIL, f"{len(failures)} failed", threshold, sentence)
 
 
 # Training
@@ -243,8 +253,8 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
     only measure.
     """
     name, threshold = "drift of cv", f"drift up to {DRIFT_REVIEW:g} sd"
-    if run.record.family == "fixed":
-        return _inapplicable(name, threshold, "Plain DPO learns no strength.")
+    if run.record.not_learned:
+        return _inapplicable(name, threshold, run.record.not_learned)
     found = tail.change("strength/cv")
     if found is None:
         return _unavailable(name, threshold, _too_few(tail))
@@ -269,15 +279,14 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
 def _mean_is_anchored(run: FinishedRun) -> HealthCheck:
     name = "drift of the mean"
     threshold = f"within a factor of {MEAN_DRIFT:g}"
-    if run.record.mean_anchor != "free":
-        sentence = f"The mean was not free ({run.record.mean_anchor})."
-        return _inapplicable(name, threshold, sentence)
-    mean, beta = run.record.learned.mean, run.record.beta
-    words = why_mean_drifts(mean, beta)
+    mean, beta, anchor = run.record.learned.mean, run.record.beta, run.record.mean_anchor
+    if run.record.family == "fixed" or anchor == "fixed":
+        return _inapplicable(name, threshold, "The mean was fixed at beta.")
+    words = why_mean_drifts(mean, beta, anchor)
     value = f"{mean / beta:.2g} times beta"
     if words is None:
         return HealthCheck(
-            name, Status.PASS, value, threshold, "A free mean that did not run away."
+            name, Status.PASS, value, threshold, "The mean was learned and did not run away."
         )
     return HealthCheck(name, Status.REVIEW, value, threshold, f"{words[0].upper()}{words[1:]}")
 
@@ -361,8 +370,8 @@ def _data_speak(run: FinishedRun) -> HealthCheck:
 
 def _training_agrees(run: FinishedRun) -> HealthCheck:
     name, threshold = "training against held-out pairs", "90% intervals of cv overlap"
-    if run.record.family == "fixed":
-        return _inapplicable(name, threshold, "Plain DPO learns no strength.")
+    if run.record.not_learned:
+        return _inapplicable(name, threshold, run.record.not_learned)
     low, high = run.training.interval("cv")
     other_low, other_high = run.posterior.interval("cv")
     if not np.isfinite([low, high, other_low, other_high]).all():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mixdpo_pyro.data.simulation import Truth
+from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.posterior import Posterior
@@ -81,9 +82,11 @@ class RunRecord:
         seed: Seed of the run.
         data: What the run was trained and evaluated on.
         learned: What training learned.
-        verdict: The verdict on the held-out pairs.
+        verdict: The verdict on the held-out pairs; None where the diagnosis failed.
         error_rate: Error rate of the verdict, in plain English.
         checks: Other explanations of the verdict.
+        learn_cv: Whether training learned cv.
+        failures: What failed after the training, a sentence each.
         truth: Truth of a simulated world.
         command: The command line.
         versions: Package -> version.
@@ -96,13 +99,22 @@ class RunRecord:
     seed: int
     data: RunData
     learned: LearnedStrength
-    verdict: Verdict
+    verdict: Verdict | None
     error_rate: str = ""
     checks: list[RobustnessCheck] = field(default_factory=list)
+    learn_cv: bool = True
+    failures: list[str] = field(default_factory=list)
     truth: Truth | None = None
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def not_learned(self) -> str | None:
+        """Why training learned no cv, as a sentence; None where it did."""
+        if self.family == "fixed":
+            return "Plain DPO learns no strength."
+        return None if self.learn_cv else "Training kept cv where it started (learn_cv: false)."
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,8 @@ class FinishedRun:
         record: Content of `run.json`.
         history: The Trainer's log history.
         margins: Held-out margins, one row per pair.
-        posterior: Posterior of the strength given the held-out pairs.
+        posterior: Posterior of the strength given the held-out pairs; its draws are not numbers
+            where the diagnosis failed.
         training: Draws from the guide that training learned.
     """
 
@@ -133,14 +146,18 @@ class FinishedRun:
             OutputError: Naming the file that is missing or damaged.
         """
         folder = Path(folder)
-        posterior = _read(folder / POSTERIOR_FILE, Posterior.load)
+        record = read_record(RunRecord, folder / RUN_FILE)
+        point = np.full(2, np.nan)
+        unknown = Posterior(point, point, "lognormal", method="none") if record.failures else None
+        no_margins = pd.DataFrame({"margin": [], ROW_COLUMN: []}) if record.failures else None
+        posterior = _read(folder / POSTERIOR_FILE, Posterior.load, unknown)
         return cls(
             folder=folder,
-            record=read_record(RunRecord, folder / RUN_FILE),
+            record=record,
             history=read_json(folder / HISTORY_FILE, list[dict[str, Any]]),
-            margins=_read(folder / MARGINS_FILE, _read_margins),
+            margins=_read(folder / MARGINS_FILE, _read_margins, no_margins),
             posterior=posterior,
-            training=_read(folder / TRAINING_POSTERIOR_FILE, Posterior.load),
+            training=_read(folder / TRAINING_POSTERIOR_FILE, Posterior.load, unknown),
         )
 
     @cached_property
@@ -154,7 +171,7 @@ class FinishedRun:
     @cached_property
     def disagreement(self) -> str | None:
         """A warning where the 90% intervals of cv, training and held-out, are disjoint."""
-        if self.record.family == "fixed":
+        if self.record.not_learned or self.record.verdict is None:
             return None
         low, high = self.posterior.interval("cv")
         other_low, other_high = self.training.interval("cv")
@@ -189,7 +206,9 @@ def finite_values(values: Any) -> np.ndarray:
     return array[np.isfinite(array)]
 
 
-def _read(path: Path, reader: Any) -> Any:
+def _read(path: Path, reader: Any, missing: Any) -> Any:
+    if not path.is_file() and missing is not None:
+        return missing
     if not path.is_file():
         raise OutputError(f"{path}: missing; is '{path.parent}' the folder of a finished run?")
     try:

@@ -31,6 +31,8 @@ from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
 
 __all__ = ["learned_rows", "summary_lines", "write_report"]
 
+_LOSS = "loss (nats per pair)"
+
 _DPI = 180
 """Sharp on a phone's screen and in print; the figures are 5.2 inches wide."""
 
@@ -63,9 +65,11 @@ def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
 
 def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
     """Rows of the table of learned values: held-out posterior, training, and the truth."""
+    sources = {"held-out pairs": run.posterior, "learned in training": run.training}
     rows = [
-        _learned_row("held-out pairs", run.posterior, run.reward_slope),
-        _learned_row("learned in training", run.training, run.reward_slope),
+        _learned_row(name, posterior, run.reward_slope)
+        for name, posterior in sources.items()
+        if posterior.method != "none"
     ]
     truth = run.record.truth
     if truth is not None and run.reward_slope is not None:
@@ -86,7 +90,9 @@ def summary_lines(folder: str | Path) -> list[str]:
     health = check_run(run)
     verdict = run.record.verdict
     distrust = "not to be trusted: " if health.status == "FAIL" else ""
-    lines = [f"{distrust}{verdict.value}: {verdict.reason}"]
+    lines = ["no verdict: the diagnosis failed"]
+    if verdict is not None:
+        lines = [f"{distrust}{verdict.value}: {verdict.reason}"]
     lines += [f"{health.status}: {health.sentence}", ""]
     has_truth = run.reward_slope is not None
     lines.append(f"{'':22}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
@@ -101,7 +107,7 @@ def summary_lines(folder: str | Path) -> list[str]:
         *lines,
         "",
         f"policy  {run.folder / 'policy'}",
-        f"report  {run.folder / 'report.html'}",
+        *(f"report  {path}" for path in [run.folder / "report.html"] if path.is_file()),
     ]
 
 
@@ -122,7 +128,7 @@ def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
         figures["training"] = (
             "Training",
             _training_words(run),
-            plot_training(run.history, run.tail.first_step, run.guide_interval, _loss_label(run)),
+            plot_training(run.history, run.tail.first_step, run.guide_interval, _LOSS),
         )
     if strength is not None and np.isfinite(strength).all():
         figures["annotators"] = (
@@ -189,18 +195,10 @@ def _prior_median(run: FinishedRun) -> float | None:
     return None if run.posterior.mean_anchor == "fixed" else run.posterior.beta
 
 
-def _loss_label(run: FinishedRun) -> str:
-    is_elbo = run.record.family != "fixed" and run.record.mean_anchor != "free"
-    return "negative ELBO\n(nats per pair)" if is_elbo else "loss (nats per pair)"
-
-
 def _training_words(run: FinishedRun) -> str:
     table = run.tail.table
     loss = table["loss"]
-    words = (
-        f"{_loss_label(run)} over the steps of training, from {loss.iloc[0]:.3f} to "
-        f"{loss.iloc[-1]:.3f}"
-    ).replace("\n", " ")
+    words = f"{_LOSS} over the steps of training, from {loss.iloc[0]:.3f} to {loss.iloc[-1]:.3f}"
     if "strength/cv" in table and run.record.family != "fixed":
         cv = table["strength/cv"]
         words += f"; cv from {cv.iloc[0]:.2f} to {cv.iloc[-1]:.2f}"

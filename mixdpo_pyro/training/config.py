@@ -7,8 +7,9 @@ from trl import DPOConfig
 
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
-from mixdpo_pyro.training.baselines import BaselineName
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
+from mixdpo_pyro.training.losses.accepted import check_losses
+from mixdpo_pyro.training.losses.baselines import BaselineName
 
 __all__ = ["MixDPOConfig"]
 
@@ -24,12 +25,15 @@ class MixDPOConfig(DPOConfig):
         family: Law of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
         estimator: How its expectation is computed: `draws` (Monte Carlo, the paper's estimator
             for LogNormal), `quadrature`, `series` (Gamma only), or `auto`, the exact one.
-        mean_anchor: What is assumed of the mean strength: `prior` (log mean ~
-            Normal(log beta, 0.5), cv ~ HalfNormal(1)), `fixed` (the mean is `beta`, only cv is
-            learned), or `free` (both learned without a prior, as in the paper).
+        mean_anchor: What is assumed of the mean strength: `fixed` (the mean is `beta`, as in DPO,
+            and only cv is learned), `prior` (log mean ~ Normal(log beta, 0.5), cv ~
+            HalfNormal(1)), or `free` (both learned without a prior, as in the paper). Under the
+            last two the mean trades off against the scale of the margins, and a prior, which
+            counts once among all pairs, does not hold it.
         num_draws: Number of Monte Carlo draws a pair, for `estimator="draws"`.
         strength_learning_rate: Learning rate of the strength's parameters (log scale).
         strength_initial_cv: Coefficient of variation that training starts from.
+        learn_cv: Whether cv is learned; otherwise it stays at `strength_initial_cv`, a control.
         annotator_column: Column with annotator ids. Pairs of one annotator then stand together in
             blocks, and the pairs of a block share their strength; without ids every pair has its
             own. Not for `family="fixed"`, where there is nothing to share.
@@ -39,7 +43,8 @@ class MixDPOConfig(DPOConfig):
         flip_probability: Probability in [0, 1/2) that a label was flipped, part of the likelihood;
             for `baseline="robust"` and `"conservative"`, their noise.
         baseline: Loss of another paper in place of the likelihood, with `family="fixed"`: `robust`
-            (rDPO), `conservative` (cDPO) or `beta-dpo`, see :mod:`mixdpo_pyro.training.baselines`.
+            (rDPO), `conservative` (cDPO) or `beta-dpo`, see
+            :mod:`mixdpo_pyro.training.losses.baselines`.
         group_column: Column by which evaluation reports macro and worst-group metrics.
         bootstrap_samples: Resamples behind the intervals of evaluation metrics.
         strict: Refuse pairs that hold no preference (empty, identical or fully truncated
@@ -60,9 +65,9 @@ class MixDPOConfig(DPOConfig):
         },
     )
     mean_anchor: MeanAnchor = field(
-        default="prior",
+        default="fixed",
         metadata={
-            "help": "Anchoring of the mean strength: a prior around `beta`, fixed at `beta`, or "
+            "help": "Anchoring of the mean strength: fixed at `beta`, a prior around `beta`, or "
             "free (learned without a prior)."
         },
     )
@@ -74,6 +79,9 @@ class MixDPOConfig(DPOConfig):
     )
     strength_initial_cv: float = field(
         default=0.5, metadata={"help": "Coefficient of variation that training starts from."}
+    )
+    learn_cv: bool = field(
+        default=True, metadata={"help": "Learn cv, or keep it at strength_initial_cv."}
     )
     annotator_column: str | None = field(
         default=None, metadata={"help": "Column with annotator ids."}
@@ -143,9 +151,16 @@ class MixDPOConfig(DPOConfig):
             estimator=self.estimator,
             num_draws=self.num_draws,
             initial_cv=self.strength_initial_cv,
+            learn_cv=self.learn_cv,
             flip_probability=self.flip_probability,
             baseline=self.baseline,
         )
+
+    @property
+    def choice_weight(self) -> float:
+        """Weight of the loss of the choices among all losses."""
+        weights = self.loss_weights or [1.0] * len(self.loss_type)
+        return weights[self.loss_type.index("sigmoid")]
 
     def _check_strength(self) -> None:
         self.strength_config()
@@ -158,17 +173,5 @@ class MixDPOConfig(DPOConfig):
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        unsupported = {
-            "loss_type": self.loss_type != ["sigmoid"],
-            "loss_weights": self.loss_weights not in (None, [1.0]),
-            "use_weighting": self.use_weighting,
-            "label_smoothing": self.label_smoothing != 0,
-            "f_divergence_type": self.f_divergence_type != "reverse_kl",
-            "ld_alpha": self.ld_alpha is not None,
-        }
-        for name, is_set in unsupported.items():
-            if is_set:
-                raise ConfigError(
-                    f"{name}: MixDPO replaces the sigmoid loss of DPO, so it takes the default "
-                    f"only, got {getattr(self, name)!r}"
-                )
+        shares = self.annotator_column is not None and self.family != "fixed"
+        check_losses(self, shares, self.baseline is not None)

@@ -4,12 +4,13 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.special import gammaincinv, ndtri
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
@@ -18,10 +19,16 @@ from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.io import write_json, written_whole
 from mixdpo_pyro.models import Draws, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
-from mixdpo_pyro.training.baselines import BaselineName, build_baseline
+from mixdpo_pyro.training.losses.baselines import BaselineName, build_baseline
 
 __all__ = [
-    "STRENGTH_FILE", "TENSORS_FILE", "EstimatorName", "Family", "Strength", "StrengthConfig",
+    "STRENGTH_FILE",
+    "TENSORS_FILE",
+    "EstimatorName",
+    "Family",
+    "Strength",
+    "StrengthConfig",
+    "follow_new_group",
     "law_quantile",
 ]  # fmt: skip
 
@@ -43,11 +50,12 @@ class StrengthConfig:
     """
 
     family: Family = "lognormal"
-    mean_anchor: MeanAnchor = "prior"
+    mean_anchor: MeanAnchor = "fixed"
     beta: float = 0.1
     estimator: EstimatorName = "auto"
     num_draws: int = 16
     initial_cv: float = 0.5
+    learn_cv: bool = True
     flip_probability: float = 0.0
     baseline: BaselineName | None = None
 
@@ -94,6 +102,7 @@ class StrengthConfig:
             beta=self.beta,
             estimator=estimator,
             flip_probability=self.flip_probability,
+            fixed_cv=None if self.learn_cv else self.initial_cv,
         )
         return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
 
@@ -125,14 +134,18 @@ class Strength:
         """Load the learned parameters from `folder` into this strength.
 
         Raises:
-            OutputError: If the file is missing, damaged, or of another configuration.
+            OutputError: If the file is missing, damaged, not finite, or of another configuration.
         """
         saved = _read_config(Path(folder) / STRENGTH_FILE)
         if saved != self.config:
             raise OutputError(f"{folder}: holds {saved}, expected {self.config}")
         path = Path(folder) / TENSORS_FILE
         try:
-            self.objective.load_state_dict(load_file(path))
+            tensors = load_file(path)
+            for name, value in tensors.items():
+                if not value.isfinite().all():
+                    raise OutputError(f"{path}: tensor '{name}' is not finite: {value.tolist()}")
+            self.objective.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
 
@@ -196,3 +209,20 @@ def law_quantile(probability: float, mean: float, cv: float, family: str) -> flo
         return mean * cv**2 * float(gammaincinv(cv**-2, probability))
     sigma = math.sqrt(math.log1p(cv**2))
     return mean * math.exp(sigma * float(ndtri(probability)) - sigma**2 / 2)
+
+
+def follow_new_group(scheduler: Any) -> None:
+    """Let a scheduler follow the group that its optimizer was given last, as it follows the first.
+
+    Args:
+        scheduler: A scheduler of `torch.optim.lr_scheduler`, also one made of others.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        follow_new_group(part)
+    if not hasattr(scheduler, "base_lrs"):
+        return
+    group = scheduler.optimizer.param_groups[-1]
+    group.setdefault("initial_lr", group["lr"])
+    scheduler.base_lrs.append(group["initial_lr"])
+    if isinstance(scheduler, LambdaLR):
+        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])

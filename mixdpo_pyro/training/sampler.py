@@ -1,9 +1,11 @@
 """Annotators in training: numbers for ids, and batches that keep a person's pairs together."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
 
 from mixdpo_pyro.data.problems import shorten
@@ -11,7 +13,9 @@ from mixdpo_pyro.data.validation import id_rule, label_rule
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import number_ids
 
-__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_values"]
+__all__ = [
+    "ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_stream", "number_values",
+]  # fmt: skip
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of `number_ids`."""
@@ -21,7 +25,11 @@ GROUP_INDEX = "mixdpo_group_index"
 
 
 def number_values(
-    dataset: Dataset, column: str, index_column: str, option: str
+    dataset: Dataset,
+    column: str,
+    index_column: str,
+    option: str,
+    known: Sequence[str] = (),
 ) -> tuple[Dataset, list[str]]:
     """Add a column with the number of each row's value in `column`.
 
@@ -30,6 +38,7 @@ def number_values(
         column: Column with ids or labels.
         index_column: Name of the new column.
         option: The option that named `column`, for messages.
+        known: Values that have numbers already; new ones follow them.
 
     Returns:
         The dataset, and the values as text in the order of their numbers.
@@ -53,7 +62,32 @@ def number_values(
         return DataError(f"{place}, expected {expected}")
 
     labels, index = number_ids(rule.read(values, error))
-    return dataset.add_column(index_column, index), list(labels)
+    number = {label: k for k, label in enumerate(dict.fromkeys([*known, *labels]))}
+    place = np.array([number[label] for label in labels])
+    return dataset.add_column(index_column, place[index]), list(number)
+
+
+def number_stream(
+    dataset: IterableDataset, column: str, index_column: str, option: str
+) -> IterableDataset:
+    """Add a column with a number of each row's id, as the rows come.
+
+    The number is a hash, so that whoever reads a part of the stream gives equal ids equal numbers.
+
+    Raises:
+        DataError: While it is read, if a row has no id, or one that cannot be used.
+    """
+    rule = id_rule()
+
+    def number(row: dict[str, Any]) -> dict[str, int]:
+        value = row.get(column)
+        if (expected := rule.fault_of(value)) is not None:
+            got = "no value" if value is None else shorten(value)
+            raise DataError(f"{option}: a row has {got} in column '{column}', expected {expected}")
+        digest = hashlib.blake2b(rule.text_of(value).encode(), digest_size=7).digest()
+        return {index_column: int.from_bytes(digest)}
+
+    return dataset.map(number)
 
 
 class AnnotatorBlockSampler(Sampler[int]):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,16 +26,22 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from trl import DPOTrainer
-from trl.trainer.utils import create_model_from_path
+from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
-from mixdpo_pyro.margins.weights import load_quietly, refuse_missing, refuse_not_finite
+from mixdpo_pyro.margins.weights import (
+    TELL_ALL,
+    load_quietly,
+    refuse_missing,
+    refuse_not_finite,
+)
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
 from mixdpo_pyro.training.group_metrics import evaluate_groups
-from mixdpo_pyro.training.learned_strength import Strength
+from mixdpo_pyro.training.learned_strength import Strength, follow_new_group
+from mixdpo_pyro.training.losses.trl_batch import FirstOutputs, MarginTap, TRLBatch, pair_weights
 from mixdpo_pyro.training.mean_drift import why_mean_drifts
 from mixdpo_pyro.training.model_card import PAPER, append_strength
 from mixdpo_pyro.training.reference_cache import (
@@ -49,6 +55,7 @@ from mixdpo_pyro.training.sampler import (
     ANNOTATOR_INDEX,
     GROUP_INDEX,
     AnnotatorBlockSampler,
+    number_stream,
     number_values,
 )
 
@@ -89,6 +96,9 @@ class MixDPOTrainer(DPOTrainer):
     def __init__(
         self, model: Any, ref_model: Any = None, args: MixDPOConfig | None = None, **kwargs: Any
     ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = MixDPOConfig(f"{name.split('/')[-1]}-{self._name}")
         if not isinstance(args, MixDPOConfig):
             raise ConfigError(f"args: expected a MixDPOConfig, got {type(args).__name__}")
         _refuse_merged_adapter(model)
@@ -104,24 +114,11 @@ class MixDPOTrainer(DPOTrainer):
         for name, part in {"model": self.model, "ref_model": self.ref_model}.items():
             if part is not None:
                 refuse_not_finite(part, name)
-        if self.aux_loss_enabled:
-            raise ConfigError(
-                "model: the load-balancing loss of a mixture of experts is not supported; "
-                "set router_aux_loss_coef to 0"
-            )
-        self._shares_strengths = False
-        if args.annotator_column is not None and args.family != "fixed":
-            self._shares_strengths = True
-            self.train_dataset, _ = number_values(
-                self.train_dataset, args.annotator_column, ANNOTATOR_INDEX, "annotator_column"
-            )
+        self._shares_strengths = args.annotator_column is not None and args.family != "fixed"
+        if self._shares_strengths:
+            self.train_dataset = self._with_annotators(self.train_dataset)
         self._groups: list[str] = []
-        if args.group_column is not None and self.eval_dataset is not None:
-            if not isinstance(self.eval_dataset, Dataset):
-                raise ConfigError("group_column: expected one evaluation dataset, got several")
-            self.eval_dataset, self._groups = number_values(
-                self.eval_dataset, args.group_column, GROUP_INDEX, "group_column"
-            )
+        self.eval_dataset = self._with_groups(self.eval_dataset)
         self.data_collator = _KeepColumns(self.data_collator)
         self.strength = Strength(args.strength_config())
         self.strength.objective.to(self.accelerator.device)
@@ -138,6 +135,8 @@ class MixDPOTrainer(DPOTrainer):
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         """Tokenize as TRL does, then leave out pairs that hold no preference."""
+        if isinstance(dataset, Dataset) and "chosen_ids" in dataset.column_names:
+            return dataset  # was prepared before
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not isinstance(prepared, Dataset) or "chosen_ids" not in prepared.column_names:
             return prepared
@@ -154,8 +153,10 @@ class MixDPOTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Reference log-probabilities from the cache, or computed and put there."""
+        if isinstance(dataset, Dataset) and "ref_chosen_logps" in dataset.column_names:
+            return dataset
         folder = self.args.reference_cache_dir
-        if folder == "none" or self.is_deepspeed_enabled:
+        if folder == "none" or self.is_deepspeed_enabled or not isinstance(dataset, Dataset):
             return super()._precompute_ref_logps(dataset, name, batch_size)
         cache = ReferenceCache(Path(folder) if folder else default_cache_folder())
         fingerprint = self._fingerprint(dataset, name)
@@ -178,7 +179,7 @@ class MixDPOTrainer(DPOTrainer):
             part=name,
             model=self._reference_hash,
             tokens=hash_tokens(dataset),
-            lengths=f"{args.max_length} {args.truncation_mode}",
+            lengths=f"{args.max_length} {args.truncation_mode} {args.ld_alpha}",
             precision=f"{(self.ref_model or self.model).dtype}, autocast {precision}",
         )
 
@@ -204,6 +205,26 @@ class MixDPOTrainer(DPOTrainer):
         chosen, rejected = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
+    def _with_annotators(self, dataset: Any) -> Any:
+        column = self.args.annotator_column
+        if isinstance(dataset, Dataset):
+            return number_values(dataset, column, ANNOTATOR_INDEX, "annotator_column")[0]
+        return number_stream(dataset, column, ANNOTATOR_INDEX, "annotator_column")
+
+    def _with_groups(self, dataset: Any) -> Any:
+        """Evaluation data with numbers of their groups, which several datasets share."""
+        column = self.args.group_column
+        if column is None or dataset is None or isinstance(dataset, str):
+            return dataset
+        if isinstance(dataset, dict):
+            return type(dataset)({k: self._with_groups(part) for k, part in dataset.items()})
+        if isinstance(dataset, Dataset) and GROUP_INDEX in dataset.column_names:
+            return dataset
+        numbered, self._groups = number_values(
+            dataset, column, GROUP_INDEX, "group_column", self._groups
+        )
+        return numbered
+
     def _gather(self, *values: Tensor) -> Any:
         """Values of all processes, without the pairs that only fill the last batch."""
         return self.accelerator.gather_for_metrics(values)
@@ -217,50 +238,85 @@ class MixDPOTrainer(DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Loss of a batch: TRL's forward pass and metrics, the strength's objective."""
+        """Loss of a batch: TRL's forward pass and metrics, the strength's objective.
+
+        In training its value is the misfit (and TRL's other losses), which is what is logged; its
+        gradient is that of the negative evidence lower bound, the divergence included.
+        """
         rows, annotator, group = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
-        margin, outputs = self._forward(model, inputs, return_outputs, num_items_in_batch)
+        batch = self._forward(model, inputs, return_outputs, num_items_in_batch)
+        margin = batch.margin
         is_bad = ~torch.isfinite(margin)
         if is_bad.any():
             raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
         if self.model.training:
-            loss = self._objective(margin, annotator)
+            misfit, divergence = self._terms(margin, annotator, batch.weight)
+            seen = self.accelerator.gather(divergence.detach()).mean().item()
+            self._metrics["train"]["strength/kl"].append(seen)
+            scale = self.args.choice_weight
+            loss = scale * (misfit + (divergence - divergence.detach())) + batch.other
         else:
-            seen = self._gather(margin) if group is None else self._gather(margin, group)
-            self._evaluated.append([value.cpu() for value in seen])
+            values = self._gather(margin) if group is None else self._gather(margin, group)
+            self._evaluated.append([value.cpu() for value in values])
             loss = -self.strength.objective.log_prob(margin).mean()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
-        return (loss, outputs) if return_outputs else loss
+        return (loss, batch.outputs) if return_outputs else loss
 
-    def margins(self, dataset: Dataset | None = None) -> dict[str, np.ndarray]:
+    def margins(self, dataset: Dataset | str | None = None) -> dict[str, np.ndarray]:
         """Margins of the current policy on an evaluation dataset, in nats.
 
         Args:
-            dataset: Prepared dataset; default, the trainer's `eval_dataset`.
+            dataset: Pairs, prepared or not; the name of one of several evaluation datasets;
+                default, the trainer's `eval_dataset`.
 
         Returns:
-            `margin`, chosen minus rejected, float32, and `source_row` where the dataset
-            has a column of that name; in the order of the dataset.
+            `margin`, chosen minus rejected, float32; `chosen_tokens` and `rejected_tokens`, the
+            tokens that were scored; and `source_row` where the dataset has a column of that name;
+            in the order of the dataset.
         """
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        loader = self.get_eval_dataloader(dataset)
-        self.args.dataloader_drop_last = drop_last
+        loader = self._loader_of_all(self._prepared(dataset))
         was_training = self.model.training
         self.model.eval()
-        margins, rows = [], []
+        parts = []
         for batch in loader:
             batch = self._prepare_inputs(batch)
             row, *_ = (batch.pop(name, None) for name in _KEPT_COLUMNS)
             with torch.no_grad(), self.compute_loss_context_manager():
-                margin, _ = self._forward(self.model, batch)
-            margins.append(self.accelerator.gather_for_metrics(margin).cpu())
+                values = {"margin": self._forward(self.model, batch).margin}
+            tokens = batch["completion_mask"][:, 1:].sum(1).chunk(2)
+            values |= dict(zip(("chosen_tokens", "rejected_tokens"), tokens, strict=True))
             if row is not None:
-                rows.append(self.accelerator.gather_for_metrics(row).cpu())
+                values[ROW_COLUMN] = row
+            gathered = self.accelerator.gather_for_metrics(values)
+            parts.append({name: value.cpu() for name, value in gathered.items()})
         self._metrics["eval"].clear()
         self.model.train(was_training)
-        result = {"margin": torch.cat(margins).numpy()}
-        return {**result, ROW_COLUMN: torch.cat(rows).numpy()} if rows else result
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+    def _loader_of_all(self, dataset: Any) -> DataLoader:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        loader = self.get_eval_dataloader(dataset)
+        self.args.dataloader_drop_last = drop_last
+        return loader
+
+    def _prepared(self, dataset: Any) -> Any:
+        """Pairs as evaluation takes them, with the reference's log-probabilities where it must."""
+        if dataset is None and isinstance(self.eval_dataset, dict):
+            names = ", ".join(self.eval_dataset)
+            raise ConfigError(f"dataset: there are several, so expected one of {names}")
+        if dataset is None or isinstance(dataset, str) or self._is_vision_dataset:
+            return dataset
+        dataset = self._prepare_dataset(dataset, self.processing_class, self.args, "margins")
+        if not self.precompute_ref_logps or "ref_chosen_logps" in dataset.column_names:
+            return dataset
+        if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step:
+            raise ConfigError(
+                "dataset: its reference log-probabilities were not computed before training, and "
+                "the reference is gone; give it as eval_dataset, or give a ref_model"
+            )
+        size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+        return self._precompute_ref_logps(dataset, "margins", size)
 
     def _forward(
         self,
@@ -268,27 +324,32 @@ class MixDPOTrainer(DPOTrainer):
         inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
-    ) -> tuple[Tensor, Any]:
-        """Run TRL's own loss and take the margin out of it.
-
-        TRL has no hook for the loss. It multiplies `self.beta` with the difference of log-ratios
-        first of all, so a float that remembers the first tensor it multiplies sees the margin.
-        """
-        tap = _MarginTap(self.strength.objective.location()["mean"].item())
+    ) -> TRLBatch:
+        """Run TRL's own loss and take out of it what this one is made of."""
+        tap = MarginTap(self.strength.objective.location()["mean"].item())
         self.beta = tap
-        outputs = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        watched = FirstOutputs(model)
+        found = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
         if tap.margin is None:
             raise RuntimeError("this version of trl does not compute beta * margin in its loss")
-        return tap.margin.float(), outputs[1] if return_outputs else None
+        other, outputs = found if return_outputs else (found, None)
+        weight = None
+        if self.use_weighting:
+            weight = pair_weights(watched.outputs, inputs["completion_mask"])
+        return TRLBatch(tap.margin.float(), other, weight, outputs)
 
-    def _objective(self, margin: Tensor, annotator: Tensor | None) -> Tensor:
-        """Objective per pair, in the units of DPO's loss."""
-        num_pairs = self._num_pairs()
+    def _terms(
+        self, margin: Tensor, annotator: Tensor | None, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Misfit and divergence per pair, in the units of DPO's loss."""
+        num_pairs, objective = self._num_pairs(), self.strength.objective
         if annotator is None:
-            return self.strength.objective(margin, num_total=num_pairs)
+            weights = {} if weight is None else {"weight": weight}
+            return objective.terms(margin, num_total=num_pairs, **weights)
         blocks_per_pair = len(annotator.unique()) / len(annotator)
         num_blocks = max(round(num_pairs * blocks_per_pair), 1)
-        return blocks_per_pair * self.strength.objective(margin, annotator, num_total=num_blocks)
+        misfit, divergence = objective.terms(margin, annotator, num_total=num_blocks)
+        return blocks_per_pair * misfit, blocks_per_pair * divergence
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Reference log-probabilities of a batch; the model does not see the columns kept."""
@@ -310,6 +371,10 @@ class MixDPOTrainer(DPOTrainer):
         return f"{message} for rows {rows[is_bad].tolist()} of the data (counted from 0)"
 
     # Evaluation
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As TRL's, with metrics by group for data that are given here too."""
+        return super().evaluate(self._with_groups(eval_dataset), *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Add accuracies and margins by group, with intervals, to TRL's metrics."""
@@ -342,15 +407,13 @@ class MixDPOTrainer(DPOTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Add the strength's parameters as a group with their own rate and no weight decay."""
-        is_new = self.optimizer is None
+        """Add the strength's parameters as a group with their own rate and no weight decay.
+
+        An optimizer that was given gets the group too, and a scheduler that was given follows it.
+        """
         optimizer = super().create_optimizer(model)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = [p for p in self.strength.objective.parameters() if id(p) not in known]
-        if parameters and not is_new:
-            raise ConfigError(
-                "optimizers: the strength needs the optimizer that the trainer makes"
-            )
         if parameters:
             optimizer.add_param_group(
                 {
@@ -359,6 +422,8 @@ class MixDPOTrainer(DPOTrainer):
                     "weight_decay": 0.0,
                 }
             )
+            if self.lr_scheduler is not None:
+                follow_new_group(self.lr_scheduler)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -367,8 +432,8 @@ class MixDPOTrainer(DPOTrainer):
         summary = self.strength.summary()
         for name, value in summary.items():
             logs[f"{prefix}strength/{name}"] = value
-        if self.args.mean_anchor == "free" and not self._has_warned_of_drift:
-            words = why_mean_drifts(summary["mean"], self.args.beta)
+        if not self._has_warned_of_drift:
+            words = why_mean_drifts(summary["mean"], self.args.beta, self.args.mean_anchor)
             if words and self.is_world_process_zero():
                 logger.warning("step %d: %s", self.state.global_step, words)
                 self._has_warned_of_drift = True
@@ -385,7 +450,7 @@ class MixDPOTrainer(DPOTrainer):
         self._signature_columns += [c for c in _KEPT_COLUMNS if c not in self._signature_columns]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if not self._shares_strengths:
+        if not self._shares_strengths or not isinstance(self.train_dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
         return AnnotatorBlockSampler(
             np.asarray((train_dataset or self.train_dataset)[ANNOTATOR_INDEX]),
@@ -416,9 +481,8 @@ def _refuse_missing_weights(name: str, args: MixDPOConfig) -> None:
     if is_deepspeed_zero3_enabled():
         return  # does not load to a device
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
-    kwargs |= {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
     with load_quietly():
-        _, info = create_model_from_path(name, **kwargs)
+        _, info = create_model_from_path(name, **{**kwargs, **TELL_ALL, "device_map": "meta"})
     refuse_missing(info, f"model: '{name}'")
 
 
@@ -448,17 +512,6 @@ def _names_of_the_model(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.save_pretrained
-
-
-class _MarginTap(float):
-    """A beta that keeps the first tensor it multiplies."""
-
-    margin: Tensor | None = None
-
-    def __mul__(self, other: Any) -> Any:
-        if self.margin is None and isinstance(other, Tensor):
-            self.margin = other
-        return float(self) * other
 
 
 @dataclass

@@ -10,6 +10,7 @@ from mixdpo_pyro.data.simulation import simulate_preferences
 from mixdpo_pyro.io import staged_folder
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.training.tiny_llama import ReferenceConfig, build_reference
+from mixdpo_pyro.workflows.results import raise_failures
 from mixdpo_pyro.workflows.run_config import DemoConfig, plan_from_values
 from mixdpo_pyro.workflows.train import execute_run
 
@@ -42,8 +43,9 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
         )
         plan = plan_from_values(_training_values(config, folder))
         given = _training_values(config, output)  # what stays true once the folder has its name
-        execute_run(replace(plan, given=given), folder, command, world.truth)
+        failures = execute_run(replace(plan, given=given), folder, command, world.truth)
         load_from_disk(str(folder / "world" / "dataset")).cleanup_cache_files()
+    raise_failures(failures, output)
     return output
 
 
@@ -54,6 +56,7 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "output_dir": str(folder),
         "family": config.family,
         "beta": 1.0,
+        "mean_anchor": "prior",  # learned: the report compares it with the truth
         "test_fraction": 0.2,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 32,

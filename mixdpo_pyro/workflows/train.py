@@ -1,15 +1,10 @@
-"""One run from pairs to report: train policy and strength, ask held-out pairs, write it down."""
+"""One run from pairs to report: train policy and strength, score held-out pairs, write it down."""
 
-import importlib.metadata
-import platform
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import yaml
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config, get_quantization_config
@@ -17,36 +12,22 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
-from mixdpo_pyro.data.validation import ROW_COLUMN, PreferenceData
+from mixdpo_pyro.data.validation import TEXT_COLUMNS, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
-from mixdpo_pyro.inference import save_arviz, to_arviz
-from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
-from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.io.integrity import find_model_fault
 from mixdpo_pyro.progress import show_stage
-from mixdpo_pyro.reporting.records import write_record
-from mixdpo_pyro.reporting.run_record import (
-    HISTORY_FILE,
-    MARGINS_FILE,
-    POSTERIOR_FILE,
-    TRAINING_POSTERIOR_FILE,
-    LearnedStrength,
-    RunData,
-    RunRecord,
-)
-from mixdpo_pyro.reporting.run_report import write_report
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.progress import train_with_progress
 from mixdpo_pyro.training.trainer import MixDPOTrainer
+from mixdpo_pyro.workflows.results import RESULT_COLUMNS, RunResults
 from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan
+from mixdpo_pyro.workflows.training_inputs import TrainingInputs, settle_inputs
 
 __all__ = ["execute_run"]
 
-_REPORTED_PACKAGES = (
-    "mixdpo-pyro", "torch", "pyro-ppl", "transformers", "trl", "peft", "datasets", "accelerate",
-    "arviz-base",
-)  # fmt: skip
+_MIN_PAIRS = 2
+"""Margins of one pair have no spread, and mean and cv of the strength cannot be told apart."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +41,13 @@ class _SplitPairs:
 
 def execute_run(
     plan: TrainPlan, folder: Path, command: str = "", truth: Truth | None = None
-) -> None:
+) -> dict[str, Exception]:
     """Train, fit the held-out pairs, and write every result into `folder`.
 
     The folder then holds `policy/` (weights, tokenizer, strength), `posterior.nc`,
     `margins.parquet`, `log_history.json`, `config.yaml`, `run.json`, `report.html` and `figures/`.
+    The policy comes first: whatever fails after the training leaves it whole, and is named in
+    `run.json` and the report.
 
     Under `torchrun` or `accelerate launch` every process calls it; the main one writes.
 
@@ -73,62 +56,60 @@ def execute_run(
         folder: An existing folder, see :func:`~mixdpo_pyro.io.staging.staged_folder`.
         command: Command line to show in the report.
         truth: Truth of a simulated world to compare with.
+
+    Returns:
+        Part that failed after the training -> its error, see `raise_failures`.
     """
     started = time.monotonic()
     training = plan.training
     is_main = training.process_index == 0
+    _check_plan(plan)
     training.output_dir = str(folder)
     training.push_to_hub = False  # all of the folder, with its ids: see `workflows.hub`
     training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
-    if is_main:
-        given = {key: value for key, value in plan.given.items() if key != "hub_token"}
-        (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     show_stage("Reading the pairs")
     data = _load_pairs(plan.run, training)
+    _check_enough(len(data.train), len(data.test), "test_fraction")
+    checkpoint = last_whole_checkpoint(folder, training.world_size) if plan.run.resume else None
+    if is_main:
+        inputs = TrainingInputs.of(plan, data.train, data.test)
+        settle_inputs(inputs, folder, checkpoint is not None)
+        given = {key: value for key, value in plan.given.items() if key != "hub_token"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
 
     show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
     trainer = _build_trainer(training, plan.model, data)
-    checkpoint = last_whole_checkpoint(folder, training.world_size) if plan.run.resume else None
     train_with_progress(trainer, checkpoint)
     _save_policy(trainer, folder / "policy")
 
-    show_stage(f"Asking {len(trainer.eval_dataset):,} held-out pairs")
-    margins = _held_out_margins(trainer, data)
-    if not is_main:
-        return
-    write_json(_finite_entries(trainer.state.log_history), folder / HISTORY_FILE)
-    with written_whole(folder / MARGINS_FILE) as temporary:
-        margins.to_parquet(temporary, index=False)
-    trainer.strength.posterior(seed=training.seed).save(folder / TRAINING_POSTERIOR_FILE)
-    diagnosis = _diagnose_margins(margins, training)
-    result = diagnosis.result
-    save_arviz(to_arviz(result), folder / POSTERIOR_FILE)
-    dropped = sum(map(Counter, trainer.dropped.values()), Counter(data.dropped))
-    record = RunRecord(
-        family=training.family,
-        mean_anchor=training.mean_anchor,
-        beta=training.beta,
-        seed=training.seed,
-        data=RunData(
-            source=plan.given["dataset_name"],
-            train=len(trainer.train_dataset),
-            test=len(margins),
-            dropped=dict(dropped),
-            annotator_column=training.annotator_column,
-            has_panels=result.choices.has_panels,
-        ),
-        learned=LearnedStrength(**trainer.strength.summary()),
-        verdict=diagnosis.verdict,
-        error_rate=diagnosis.error_rate,
-        checks=diagnosis.checks,
-        truth=truth,
-        command=command,
-        versions=_versions(),
-        seconds=round(time.monotonic() - started, 1),
-    )
-    write_record(record, folder / RUN_FILE)
-    show_stage("Writing the report")
-    write_report(folder)
+    show_stage(f"Scoring {len(trainer.eval_dataset):,} held-out pairs")
+    results = RunResults(trainer, data.test, data.dropped, plan, folder)
+    results.attempt("model card", lambda: _write_card(trainer, folder / "policy"))
+    results.attempt("margins", results.score)
+    if is_main:
+        results.write_all(command, truth, started)
+    return results.failures
+
+
+def _check_plan(plan: TrainPlan) -> None:
+    """Refuse what would train nothing, or leave nothing to report on.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    training = plan.training
+    positive = {"learning_rate": training.learning_rate}
+    if training.max_steps == -1:  # whole epochs
+        positive["num_train_epochs"] = training.num_train_epochs
+    else:
+        positive["max_steps"] = training.max_steps
+    for name, value in positive.items():
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
+    if (column := training.annotator_column) in {*TEXT_COLUMNS, *RESULT_COLUMNS}:
+        raise ConfigError(
+            f"annotator_column: '{column}' holds texts or results, not annotator ids"
+        )
 
 
 def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
@@ -190,56 +171,28 @@ def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
             raise
         first_line = f"{error}\n".splitlines()[0]
         raise ConfigError(f"model_name_or_path: {first_line}") from error
-    for name, part in {
-        "training": trainer.train_dataset,
-        "held-out": trainer.eval_dataset,
-    }.items():
-        if len(part) == 0:
-            raise DataError(f"max_length: no {name} pair is left whose prompt is shorter")
+    _check_enough(len(trainer.train_dataset), len(trainer.eval_dataset), "max_length")
     return trainer
 
 
+def _check_enough(num_train: int, num_test: int, key: str) -> None:
+    for name, count in {"training": num_train, "held-out": num_test}.items():
+        if count < _MIN_PAIRS:
+            raise DataError(
+                f"{key}: {count or 'no'} {name} pair is left to use, and it takes {_MIN_PAIRS}; "
+                "change it, or give more pairs"
+            )
+
+
 def _save_policy(trainer: MixDPOTrainer, folder: Path) -> None:
-    """Weights, tokenizer, strength and card; not the Trainer's own pickle of its arguments."""
+    """Weights, tokenizer and strength; not the Trainer's own pickle of its arguments."""
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)
+
+
+def _write_card(trainer: MixDPOTrainer, folder: Path) -> None:
+    if trainer.is_world_process_zero():
         trainer.hub_model_id = trainer.args.hub_model_id  # for the card's example
         trainer.create_model_card(model_name=folder.parent.name.removesuffix(".partial"))
         (Path(trainer.args.output_dir) / "README.md").replace(folder / "README.md")
-
-
-def _finite_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The log without what is not finite, such as the gradient of a step that fp16 skipped."""
-    return [{name: v for name, v in entry.items() if np.isfinite(v)} for entry in history]
-
-
-def _held_out_margins(trainer: MixDPOTrainer, data: _SplitPairs) -> pd.DataFrame:
-    """Margins of the trained policy with the columns of the source, but for the texts."""
-    margins = pd.DataFrame(trainer.margins())
-    texts = {"prompt", "chosen", "rejected"}
-    columns = [name for name in data.test.column_names if name not in texts]
-    source = data.test.select_columns(columns).to_pandas()
-    return margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
-
-
-def _diagnose_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Diagnosis:
-    """Posterior of the strength given the margins, and what it says. Plain DPO is lognormal.
-
-    The mean's prior stands around the one strength that fits the held-out pairs best, whatever
-    the mean's anchor in training: the scale of a policy's margins is its own, and a prior that
-    contradicts it would look like differences in strength.
-    """
-    column = training.annotator_column
-    ids = None if column is None else margins[column].to_numpy()
-    return diagnose_choices(
-        margins["margin"].to_numpy(np.float64),
-        annotator=None if ids is None or len(set(ids)) < 2 else ids,
-        family="lognormal" if training.family == "fixed" else training.family,
-        seed=training.seed,
-    )
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
-    return {"python": platform.python_version(), **versions}

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from mixdpo_pyro.diagnosis.predictive_checks import (
     read_posterior,
 )
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.inference import fit, save_arviz, to_arviz
+from mixdpo_pyro.inference import Posterior, fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.choices import orient_at_random
 
 
@@ -149,3 +150,26 @@ def test_a_bad_posterior_is_named(capsys, world, tmp_path):
         assert main(["check", str(world / "m.parquet"), str(path)]) == 1
         error = capsys.readouterr().err.strip()
         assert error.startswith(f"mixdpo: error: {path}: ") and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("cv", np.inf, "every draw of cv to be finite and >= 0, got inf (1 of "),
+     ("cv", -1.0, "every draw of cv to be finite and >= 0, got -1.0 (1 of "),
+     ("cv", np.nan, "every draw of cv to be finite and >= 0, got nan (1 of "),
+     ("mean", 0.0, "every draw of mean to be finite and > 0, got 0.0 (1 of "),
+     ("strength", np.nan, "every draw of strength to be finite, got nan (1 of ")],
+)  # fmt: skip
+def test_draws_that_are_none_of_a_strength_are_refused(tmp_path, name, value, words):
+    rng = np.random.default_rng(0)
+    draws = {"mean": rng.gamma(9, 1, 20), "cv": rng.gamma(9, 0.1, 20),
+             "strength": rng.gamma(9, 1, (20, 2))}  # fmt: skip
+    sound = Posterior(**draws, family="gamma", annotators=("a", "b"))
+    assert read_posterior(sound.save(tmp_path / "sound.nc")).num_samples == 20
+    draws[name].flat[3] = value
+    bad = Posterior(**draws, family="gamma", annotators=("a", "b"))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        bad.validate()
+    path = bad.save(tmp_path / "bad.nc")
+    with pytest.raises(DataError, match=re.escape(f"{path}: Expected {words}")):
+        read_posterior(path)

@@ -139,3 +139,11 @@ def test_margins_of_a_policy_that_has_hardly_moved_are_inconclusive(has_ids):
     margin = rng.normal(0, 1e-7, 60)
     ids = np.repeat(np.arange(12), 5) if has_ids else None
     assert diagnose_choices(margin, annotator=ids, **QUICK).verdict.value == "inconclusive"
+
+
+def test_panels_that_contradict_every_margin_are_diagnosed(simulate):
+    """The normal family's strengths then are below zero, where its grid ends in one point."""
+    margin, annotator, _ = simulate(10, 6, 0.6)
+    found = diagnose_choices(-np.abs(margin) - 1, annotator=annotator, num_samples=200)
+    assert np.isfinite(found.fits["normal"].posterior.cv).all()
+    assert found.verdict.value == "inconclusive"

@@ -73,6 +73,7 @@ def spoil(tensors):
 
 FAULTS = {
     "missing": (lose, f"lacks '{Q_PROJ}'; random weights"),
+    "cut": (cut, f"has another shape of '{Q_PROJ}'; random weights"),
     "not finite": (spoil, rf"tensor '{Q_PROJ}' holds 3 of 1,024 numbers that are not finite"),
 }
 
@@ -91,14 +92,6 @@ def test_margins_refuse_a_faulty_model(broken, policy_folder, fault, role):
     names = [broken(change), policy_folder]
     with pytest.raises(ConfigError, match=f"{role}: .*{message}"):
         LanguageModels.load(*(names if role == "model" else names[::-1]), MarginsConfig())
-
-
-def test_a_weight_of_another_shape_is_refused(tmp_path, broken, policy_folder):
-    folder = broken(cut)
-    with pytest.raises(ConfigError, match=f"another shape of '{Q_PROJ}'"):
-        train(tmp_path, folder)
-    with pytest.raises(ConfigError, match=f"model: .* another shape of '{Q_PROJ}'"):
-        LanguageModels.load(folder, policy_folder, MarginsConfig())
 
 
 def test_tied_head_and_unused_tensors_are_fine(tmp_path, broken, policy_folder):

@@ -70,6 +70,8 @@ def test_runs_stand_side_by_side_with_their_verdicts(tmp_path):
     assert [line.split()[0] for line in lines] == ["same", "spread"] * 2
     assert "heterogeneous" in lines[1]
     assert lines[3].split()[1:5] == ["gamma", "prior", "600", "30"]
+    assert [run.health for run in runs] == ["REVIEW", "REVIEW"]  # no training was logged
+    assert lines[0].split()[2] == lines[1].split()[2] == "REVIEW"
     assert "data: pairs.jsonl" in text
     assert "held out different pairs" not in text
 

@@ -133,3 +133,17 @@ def test_training_figure_of_plain_dpo_and_of_few_columns_shows_what_there_is():
     assert [axes.get_ylabel() for axes in plot_training(plain, loss_label="L").axes] == ["L"]
     shaded = plot_training([{"step": 1, "loss": 1.0, "strength/cv": 1.0}] * 2, 1, (0.5, 2))
     assert [len(axes.patches) for axes in shaded.axes] == [1, 2]
+
+
+@pytest.mark.parametrize("label", [r"$\frac$", "$x$", r"\$a$b$", "$$", "<&>"])
+def test_labels_of_the_data_are_shown_letter_by_letter(label):
+    """As a formula the first cannot be drawn at all; the drawn text is the label itself."""
+    from mixdpo_pyro.reporting.html import encode_png
+
+    figure = plot_annotators(np.random.default_rng(0).gamma(4, 1, (50, 2)), ["a", label])
+    assert encode_png(figure)
+    (axes,) = figure.axes
+    shown = next(
+        text for text in axes.get_yticklabels() if text.get_text().replace("\\$", "$") == label
+    )
+    assert shown._preprocess_math(shown.get_text()) == (label, False)

@@ -75,8 +75,9 @@ def row(run, name):
 def test_a_sound_run_passes():
     run = passing_run()
     assert {check.name: check.status for check in check_run(run).checks} == {
+        "parts of the run": "PASS",
         "finite numbers": "PASS", "steps of training": "PASS", "drift of the loss": "PASS",
-        "drift of cv": "PASS", "drift of the mean": "does not apply",
+        "drift of cv": "PASS", "drift of the mean": "PASS",
         "computation of the posterior": "PASS", "information about cv": "PASS",
         "training against held-out pairs": "PASS", "held-out accuracy": "PASS",
         CALIBRATION: "PASS", "repeated choices": "PASS", "dropped pairs": "PASS",
@@ -187,6 +188,36 @@ def test_point_guide_is_measured_by_the_held_out_posterior():
     run = changed(run, learned=replace(run.record.learned, mean=2.1 * MEAN))
     found = row(run, "drift of the mean")
     assert (found.status, found.value) == ("REVIEW", "2.1 times beta")
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [({"mean_anchor": "prior"}, "REVIEW", "its prior counts once among all the pairs"),
+     ({"mean_anchor": "free"}, "REVIEW", "nothing anchors it"),
+     ({"mean_anchor": "fixed"}, "does not apply", "was fixed at beta"),
+     ({"mean_anchor": "free", "family": "fixed"}, "does not apply", "was fixed at beta")],
+)  # fmt: skip
+def test_mean_that_left_beta_is_reviewed_unless_it_was_fixed(settings, status, words):
+    learned = replace(passing_run().record.learned, mean=3 * MEAN)
+    found = row(changed(passing_run(), learned=learned, **settings), "drift of the mean")
+    assert found.status == status and words in found.sentence
+
+
+def test_cv_that_was_not_learned_is_not_judged():
+    run = passing_run()
+    run = changed(replace(run, training=run.training.at(MEAN, 3.0, 9)), learn_cv=False)
+    for name in ("drift of cv", "training against held-out pairs"):
+        assert row(run, name).status == "does not apply"
+        assert "learn_cv: false" in row(run, name).sentence
+    assert run.disagreement is None
+
+
+def test_a_part_that_failed_is_named():
+    run = changed(passing_run(), failures=["The report failed: no ink (OSError)."])
+    found = row(run, "parts of the run")
+    assert (found.status, found.value) == ("FAIL", "1 failed")
+    assert "The report failed: no ink" in found.sentence
+    assert check_run(run).status == "FAIL"
 
 
 def test_without_logged_losses_convergence_is_not_available():

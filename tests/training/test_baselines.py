@@ -9,9 +9,9 @@ from torch.nn.functional import logsigmoid
 from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.training.baselines import BetaDPO, build_baseline
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig
+from mixdpo_pyro.training.losses.baselines import BetaDPO, build_baseline
 from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 pytestmark = TRAINING_MARKS

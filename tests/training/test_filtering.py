@@ -97,9 +97,9 @@ def test_strict_trainer_refuses_what_trl_drops(tmp_path, policy_folder):
 
 @pytest.mark.parametrize("mean", [0.049, 0.21])
 def test_a_mean_that_doubles_or_halves_is_named(mean):
-    assert "trades off against the scale" in why_mean_drifts(mean, 0.1)
+    assert "trades off against the scale" in why_mean_drifts(mean, 0.1, "prior")
 
 
 @pytest.mark.parametrize("mean", [0.051, 0.1, 0.19])
 def test_a_mean_near_beta_is_not(mean):
-    assert why_mean_drifts(mean, 0.1) is None
+    assert why_mean_drifts(mean, 0.1, "prior") is None

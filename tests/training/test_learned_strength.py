@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
 from mixdpo_pyro.errors import ConfigError, OutputError
@@ -83,3 +84,17 @@ def test_estimator_must_fit_the_family():
     ):
         StrengthConfig(family="lognormal", estimator="series")
     StrengthConfig(family="fixed", estimator="series").build()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_strength_that_is_not_finite_is_refused_and_leaves_what_was_there(tmp_path, value):
+    moved_strength().save(tmp_path)
+    path = tmp_path / "strength.safetensors"
+    tensors = load_file(path)
+    tensors["guide.loc"][0] = value
+    save_file(tensors, path)
+    strength = Strength(StrengthConfig())
+    before = strength.summary()
+    with pytest.raises(OutputError, match=r"tensor 'guide\.loc' is not finite"):
+        strength.load(tmp_path)
+    assert strength.summary() == before

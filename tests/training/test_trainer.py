@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from scenarios import TRAINING, TRAINING_MARKS, small_world, take
-from transformers import AutoModelForCausalLM
-from trl import DPOConfig, DPOTrainer
+from datasets import DatasetDict
+from scenarios import TRAINING, TRAINING_MARKS, small_world, take, train_dpo
+from scenarios import train_mixdpo as mixdpo
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig
 
-from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
+from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
 from mixdpo_pyro.models import mixed_logit_log_prob
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.learned_strength import Strength
@@ -17,29 +19,13 @@ from mixdpo_pyro.training.trainer import MixDPOTrainer
 pytestmark = TRAINING_MARKS
 
 
-def train(trainer_class, config_class, folder, policy, dataset=None, **settings):
-    settings = {**TRAINING, "max_steps": 6, **settings}
-    trainer = trainer_class(
-        policy,
-        args=config_class(str(folder), **settings),
-        train_dataset=small_world() if dataset is None else dataset,
-        eval_dataset=take(small_world(), 10),
-    )
-    trainer.train()
-    return trainer
-
-
-def mixdpo(folder, policy, **settings):
-    return train(MixDPOTrainer, MixDPOConfig, folder, policy, **settings)
-
-
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def test_fixed_strength_is_trl_dpo(tmp_path, policy_folder):
     """Same seed, same data, 20 steps: every loss and every metric of TRL's."""
-    trl = train(DPOTrainer, DPOConfig, tmp_path, policy_folder, max_steps=20)
+    trl = train_dpo(tmp_path, policy_folder, max_steps=20)
     ours = mixdpo(tmp_path, policy_folder, family="fixed", max_steps=20)
     assert len(logged(trl, "loss")) == 20
     shared = {name for entry in trl.state.log_history for name in entry}
@@ -113,8 +99,9 @@ def test_mean_is_anchored_as_asked(tmp_path, policy_folder, anchor):
 
 def test_rewards_use_the_mean_strength(tmp_path, policy_folder):
     trainer = mixdpo(
-        tmp_path, policy_folder, strength_learning_rate=0.1, per_device_eval_batch_size=10
-    )
+        tmp_path, policy_folder, mean_anchor="prior", strength_learning_rate=0.1,
+        per_device_eval_batch_size=10,
+    )  # fmt: skip
     metrics = trainer.evaluate()
     margin = trainer.margins()["margin"].mean()
     mean = trainer.strength.summary()["mean"]
@@ -163,15 +150,15 @@ def test_annotators_share_their_strength_as_in_the_exact_panel_likelihood(tmp_pa
         margin, **trainer.strength.objective.location(), family="lognormal", annotator=annotator
     )
     assert panel.shape == (6,)
-    loss = trainer._objective(margin, annotator).item()
+    loss = sum(trainer._terms(margin, annotator)).item()
     assert loss == pytest.approx(-panel.sum().item() / number, rel=1e-5)
 
 
 def test_blocks_of_one_pair_are_pairs_without_ids(tmp_path, policy_folder):
     trainer = annotated(tmp_path, policy_folder, max_steps=1)
     margin = torch.linspace(-9, 9, 8)
-    alone = trainer._objective(margin, torch.arange(8)).item()
-    assert alone == pytest.approx(trainer._objective(margin, None).item(), rel=1e-5)
+    alone = trainer._terms(margin, torch.arange(8))[0].item()
+    assert alone == pytest.approx(trainer._terms(margin, None)[0].item(), rel=1e-5)
 
 
 def test_batches_hold_blocks_of_annotators(tmp_path, policy_folder):
@@ -266,7 +253,15 @@ def test_non_finite_loss_names_step_and_rows(tmp_path, policy_folder):
         ({"strength_learning_rate": -1.0}, "strength_learning_rate: expected"),
         ({"annotator_block_size": 0}, "annotator_block_size: expected at least 1, got 0"),
         ({"loss_type": ["hinge"]}, "loss_type: .*got .*hinge"),
+        ({"loss_type": ["sigmoid", "bco_pair"]}, "got 'bco_pair'; it scores each response"),
+        ({"loss_type": ["sft"]}, r"'sigmoid' once, alone or with 'sft', got \['sft'\]"),
+        ({"loss_type": ["sigmoid"] * 2}, "expected 'sigmoid' once"),
+        ({"loss_weights": [0.0]}, "loss_weights: expected finite numbers > 0, got 0.0"),
         ({"label_smoothing": 0.1}, "label_smoothing: "),
+        ({"f_divergence_type": "js_divergence"}, "f_divergence_type: expected 'reverse_kl'"),
+        ({"use_weighting": True, "annotator_column": "a"}, "not with annotator_column; pairs"),
+        ({"use_weighting": True, "loss_type": ["sigmoid", "sft"]}, "not with loss_type 'sft'"),
+        ({"use_weighting": True, "family": "fixed", "baseline": "robust"}, "not with baseline"),
     ],
 )
 def test_wrong_settings_name_the_key(tmp_path, settings, message):
@@ -293,16 +288,35 @@ def test_training_goes_on_with_a_second_call(tmp_path, policy_folder):
     assert trainer.strength.summary()["cv"] != before
 
 
-def test_foreign_optimizer_is_refused(tmp_path, policy_folder):
+@pytest.mark.parametrize("schedule", [None, "lambda", "cosine", "sequential"])
+def test_given_optimizer_and_schedule_take_the_strength_too(tmp_path, policy_folder, schedule):
+    from torch.optim import lr_scheduler as lrs
+
     model = AutoModelForCausalLM.from_pretrained(policy_folder)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    builders = {
+        None: lambda: None,
+        "lambda": lambda: lrs.LambdaLR(optimizer, lambda step: 0.5**step),
+        "cosine": lambda: lrs.CosineAnnealingLR(optimizer, T_max=4),
+        "sequential": lambda: lrs.SequentialLR(
+            optimizer, [lrs.ConstantLR(optimizer, 0.5, 1), lrs.StepLR(optimizer, 1, 0.5)], [1]
+        ),
+    }
     trainer = MixDPOTrainer(
-        policy_folder,
-        args=MixDPOConfig(str(tmp_path), **{**TRAINING, "max_steps": 1}),
+        model,
+        args=MixDPOConfig(
+            str(tmp_path), **{**TRAINING, "max_steps": 2, "strength_learning_rate": 0.2}
+        ),
         train_dataset=small_world(),
-        optimizers=(torch.optim.SGD(model.parameters(), lr=0.1), None),
+        processing_class=AutoTokenizer.from_pretrained(policy_folder),
+        optimizers=(optimizer, builders[schedule]()),
     )
-    with pytest.raises(ConfigError, match="optimizers: the strength needs"):
-        trainer.train()
+    trainer.train()
+    assert trainer.optimizer.optimizer is optimizer
+    policy, strength = optimizer.param_groups
+    assert strength["lr"] == pytest.approx(2 * policy["lr"])
+    assert strength["lr"] < 0.2
+    assert trainer.strength.summary()["cv"] != pytest.approx(0.5, rel=1e-6)
 
 
 def test_args_of_trl_are_refused_with_a_hint(tmp_path, policy_folder):
@@ -319,9 +333,15 @@ def test_strength_waits_for_its_warm_up(tmp_path, policy_folder):
     assert len(set(policy)) == 6  # while the policy learns
 
 
-def test_free_mean_that_runs_away_is_warned_of_once(tmp_path, policy_folder, caplog):
-    mixdpo(tmp_path, policy_folder, mean_anchor="free", strength_learning_rate=3.0, max_steps=4)
-    assert caplog.text.count("Under mean_anchor='free' it trades off") == 1
+@pytest.mark.parametrize(
+    ("anchor", "words"),
+    [("free", "'free' nothing anchors it"), ("prior", "'prior' its prior counts once"),
+     ("fixed", None)],
+)  # fmt: skip
+def test_mean_that_runs_away_is_warned_of_once(tmp_path, policy_folder, caplog, anchor, words):
+    mixdpo(tmp_path, policy_folder, mean_anchor=anchor, strength_learning_rate=3.0, max_steps=4)
+    assert caplog.text.count("it trades off against the scale") == (words is not None)
+    assert words is None or words in caplog.text
 
 
 def test_evaluation_tells_groups_apart(tmp_path, policy_folder):
@@ -341,8 +361,112 @@ def test_evaluation_tells_groups_apart(tmp_path, policy_folder):
     assert "eval_worst_group/accuracy" in trainer.state.log_history[-1]
 
 
+def test_data_given_to_evaluate_are_grouped_as_those_given_at_first(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, group_column="annotator", max_steps=2)
+    expected, table = trainer.evaluate(), trainer.group_table
+    raw = take(small_world(), 10)
+    found = trainer.evaluate(raw)
+    for name in expected:
+        if "group" in name or "macro" in name or name == "eval_loss":
+            assert found[name] == pytest.approx(expected[name], abs=1e-5), name
+    assert trainer.group_table == table
+    assert "eval_worst_group/accuracy" in found
+    margins = trainer.margins(raw)
+    np.testing.assert_allclose(margins["margin"], trainer.margins()["margin"], atol=1e-5)
+
+
+def test_several_evaluation_datasets_have_their_own_groups(tmp_path, policy_folder):
+    world = small_world()
+    parts = {"early": take(world, 20), "late": world.select(range(30, 48))}
+    trainer = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(str(tmp_path), **{**TRAINING, "group_column": "annotator"}),
+        train_dataset=world,
+        eval_dataset=DatasetDict(parts),
+    )
+    metrics = trainer.evaluate()
+    assert {"eval_early_macro/accuracy", "eval_late_worst_group/margin"} <= set(metrics)
+    assert set(trainer.group_table) == set(parts["late"]["annotator"])
+    again = trainer.evaluate(parts)
+    assert again["eval_early_macro/margin"] == metrics["eval_early_macro/margin"]
+    assert len(trainer.margins("late")["margin"]) == 18
+    with pytest.raises(ConfigError, match="expected one of early, late"):
+        trainer.margins()
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_margins_of_new_pairs_need_a_reference(tmp_path, policy_folder, precompute):
+    trainer = MixDPOTrainer(
+        policy_folder,
+        args=MixDPOConfig(
+            str(tmp_path), **TRAINING, max_steps=1, precompute_ref_log_probs=precompute
+        ),
+        train_dataset=small_world(),
+    )
+    pairs = take(small_world(), 6)
+    np.testing.assert_allclose(trainer.margins(pairs)["margin"], 0, atol=1e-5)
+    trainer.train()
+    if precompute:  # the reference was the policy before it was trained
+        with pytest.raises(ConfigError, match="the reference is gone"):
+            trainer.margins(pairs)
+    else:
+        assert np.abs(trainer.margins(pairs)["margin"]).max() > 1e-3
+
+
+def test_margins_come_with_the_tokens_that_were_scored(tmp_path, policy_folder):
+    trainer = mixdpo(tmp_path, policy_folder, max_length=24, max_steps=1)
+    found = trainer.margins()
+    for number, pair in enumerate(trainer.eval_dataset):
+        room = 24 - len(pair["prompt_ids"])
+        for side in ("chosen", "rejected"):
+            assert found[f"{side}_tokens"][number] == min(len(pair[f"{side}_ids"]), room)
+
+
+def test_annotators_of_a_stream_share_their_strength(tmp_path, policy_folder):
+    """Sorted by annotator, eight pairs each: a batch of eight is one annotator's."""
+    settings = {**TRAINING, "per_device_train_batch_size": 8, "annotator_column": "annotator"}
+
+    def trainer(dataset):
+        return MixDPOTrainer(
+            policy_folder,
+            args=MixDPOConfig(str(tmp_path), **settings, mean_anchor="free", max_steps=3),
+            train_dataset=dataset,
+        )
+
+    world = small_world()
+    stream = trainer(world.select(np.argsort(world["annotator"])).to_iterable_dataset())
+    batches = list(stream.get_train_dataloader())
+    assert len(batches) == 6
+    assert len({int(b["mixdpo_annotator_index"].unique().item()) for b in batches}) == 6
+    stream.train()
+    assert logged(stream, "loss")[0] == pytest.approx(math.log(2), abs=1e-5)
+    no_ids = small_world().remove_columns("annotator").to_iterable_dataset()
+    with pytest.raises(DataError, match="a row has no value in column 'annotator'"):
+        trainer(no_ids).train()
+
+
+@pytest.mark.parametrize("iterable_as", ["train", "eval", "eval_dict"])
+def test_streams_cannot_be_precomputed_as_in_trl(tmp_path, policy_folder, iterable_as):
+    world, stream = small_world(), small_world().to_iterable_dataset()
+    train_set, eval_set = {
+        "train": (stream, None), "eval": (world, stream), "eval_dict": (world, {"a": stream}),
+    }[iterable_as]  # fmt: skip
+    with pytest.raises(ValueError, match=r"precompute_ref_log_probs.*not supported with Iter"):
+        MixDPOTrainer(
+            policy_folder,
+            args=MixDPOConfig(
+                str(tmp_path), **TRAINING, max_steps=1, precompute_ref_log_probs=True
+            ),
+            train_dataset=train_set,
+            eval_dataset=eval_set,
+        )
+
+
 def test_model_card_tells_the_strength(tmp_path, policy_folder):
-    trainer = mixdpo(tmp_path, policy_folder, family="gamma", save_strategy="steps", save_steps=3)
+    trainer = mixdpo(
+        tmp_path, policy_folder, family="gamma", mean_anchor="prior", save_strategy="steps",
+        save_steps=3,
+    )  # fmt: skip
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert card.count("## Preference strength") == 1

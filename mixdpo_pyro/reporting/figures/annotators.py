@@ -10,6 +10,7 @@ from mixdpo_pyro.reporting.figures.style import (
     PRIOR,
     RUN_WIDTH,
     TRUTH,
+    literal,
     make_figure,
 )
 
@@ -45,8 +46,8 @@ def plot_annotators(
         )  # fmt: skip
     axes.axvline(1, color=PRIOR, linewidth=1)
     axes.set(
-        yticks=rows, yticklabels=[labels[i] for i in order], xlabel="strength / mean strength",
-        xlim=(0, None), ylim=(-1, len(rows)),
+        yticks=rows, yticklabels=[literal(labels[i]) for i in order],
+        xlabel="strength / mean strength", xlim=(0, None), ylim=(-1, len(rows)),
     )  # fmt: skip
     axes.tick_params(axis="y", labelsize=7)
     axes.legend(frameon=False, loc="lower right")

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRUTH, make_figure
+from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRUTH, literal, make_figure
 
 __all__ = ["plot_calibration_curve", "plot_separation", "plot_statistic"]
 
@@ -68,6 +68,6 @@ def plot_statistic(replicated: np.ndarray, observed: float, label: str) -> Figur
     figure, axes = make_figure(height=2.8)
     axes.hist(replicated, bins=30, color=HELD_OUT, alpha=0.45, label="replicated")
     axes.axvline(observed, color=TRUTH, linestyle="--", label="observed")
-    axes.set(xlabel=label, ylabel="replications")
+    axes.set(xlabel=literal(label), ylabel="replications")
     axes.legend(frameon=False)
     return figure

@@ -4,7 +4,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRAINING, TRUTH, make_figure
+from mixdpo_pyro.reporting.figures.style import (
+    HELD_OUT,
+    PRIOR,
+    TRAINING,
+    TRUTH,
+    literal,
+    make_figure,
+)
 
 __all__ = ["plot_agreement", "plot_cv_by_family", "plot_cv_intervals"]
 
@@ -56,8 +63,8 @@ def plot_cv_intervals(intervals: dict[str, tuple[float, float]], small: float = 
     axes.hlines(rows, low, high, color=HELD_OUT, linewidth=3)
     upper = 1.05 * max(float(high.max()), 2 * small)
     axes.set(
-        yticks=rows, yticklabels=list(intervals), xlabel="cv of the strength, 90% interval",
-        xlim=(0, upper), ylim=(-0.7, len(rows) - 0.3),
+        yticks=rows, yticklabels=[literal(name) for name in intervals],
+        xlabel="cv of the strength, 90% interval", xlim=(0, upper), ylim=(-0.7, len(rows) - 0.3),
     )  # fmt: skip
     axes.legend(frameon=False, loc="upper right", fontsize=8)
     return figure

@@ -3,7 +3,9 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["HELD_OUT", "PRIOR", "RUN_WIDTH", "TRAINING", "TRUTH", "make_figure", "tidy"]
+__all__ = [
+    "HELD_OUT", "PRIOR", "RUN_WIDTH", "TRAINING", "TRUTH", "literal", "make_figure", "tidy",
+]  # fmt: skip
 
 HELD_OUT, TRAINING, TRUTH, PRIOR = "#2456a6", "#c8691c", "#111111", "#8a8a8a"
 
@@ -16,6 +18,11 @@ def make_figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     tidy(axes)
     return figure, axes
+
+
+def literal(text: str) -> str:
+    """A text that matplotlib shows letter by letter: no formula between two dollars."""
+    return text.replace("$", r"\$")
 
 
 def tidy(axes: Axes) -> None:

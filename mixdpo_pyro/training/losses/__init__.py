@@ -1,0 +1,1 @@
+"""Losses beside the mixed likelihood: baselines of other papers, and what TRL computes."""

@@ -1,0 +1,193 @@
+"""What follows a finished training: margins, diagnosis, record and report, each for itself."""
+
+import importlib.metadata
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from mixdpo_pyro.data.simulation import Truth
+from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
+from mixdpo_pyro.errors import OutputError
+from mixdpo_pyro.inference import save_arviz, to_arviz
+from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
+from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
+from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.reporting.records import write_record
+from mixdpo_pyro.reporting.run_record import (
+    HISTORY_FILE,
+    MARGINS_FILE,
+    POSTERIOR_FILE,
+    TRAINING_POSTERIOR_FILE,
+    LearnedStrength,
+    RunData,
+    RunRecord,
+)
+from mixdpo_pyro.reporting.run_report import write_report
+from mixdpo_pyro.training.config import MixDPOConfig
+from mixdpo_pyro.training.trainer import MixDPOTrainer
+from mixdpo_pyro.workflows.run_config import TrainPlan
+
+__all__ = ["RESULT_COLUMNS", "RunResults", "raise_failures"]
+
+RESULT_COLUMNS = (ROW_COLUMN, "margin", "chosen_tokens", "rejected_tokens")
+"""Columns of `margins.parquet` that are the run's, whatever the data call theirs."""
+
+_REPORTED_PACKAGES = (
+    "mixdpo-pyro", "torch", "pyro-ppl", "transformers", "trl", "peft", "datasets", "accelerate",
+    "arviz-base",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResults:
+    """The results of a trained policy; a part that fails is kept, and the rest goes on.
+
+    Attributes:
+        trainer: The trainer, its policy trained.
+        test: Held-out pairs, with all columns of the source.
+        dropped: Reason -> number of pairs dropped before training.
+        plan: What was asked for.
+        folder: The run's working folder.
+        margins: Held-out margins, once they are scored.
+        diagnosis: What they say, once they are diagnosed.
+        failures: Part that failed -> its error.
+    """
+
+    trainer: MixDPOTrainer
+    test: Dataset
+    dropped: dict[str, int]
+    plan: TrainPlan
+    folder: Path
+    margins: pd.DataFrame = field(default_factory=pd.DataFrame)
+    diagnosis: Diagnosis | None = None
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+    def attempt(self, part: str, work: Callable[[], Any]) -> None:
+        """Do a part of the work; its error is shown, and kept."""
+        try:
+            work()
+        except Exception as error:
+            self.failures[part] = error
+            logger.error("%s", _sentences({part: error})[0])
+
+    def score(self) -> None:
+        """Margins of the policy with the columns of the source, but for the texts."""
+        margins = pd.DataFrame(self.trainer.margins())
+        columns = [name for name in self.test.column_names if name not in TEXT_COLUMNS]
+        source = self.test.select_columns(columns).to_pandas()
+        self.margins = margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
+
+    def write_all(self, command: str, truth: Truth | None, started: float) -> None:
+        """Write everything but the policy, of the main process."""
+        history = self.trainer.state.log_history
+        write_json(_finite_entries(history), self.folder / HISTORY_FILE)
+        self.attempt("posterior of training", self._save_training_posterior)
+        if "margins" not in self.failures:
+            self.attempt("table of margins", self._save_margins)
+            self.attempt("diagnosis", self._diagnose)
+        self._write_record(command, truth, started)
+        show_stage("Writing the report")
+        self.attempt("report", lambda: write_report(self.folder))
+        if "report" in self.failures:
+            self._write_record(command, truth, started)
+
+    def _save_training_posterior(self) -> None:
+        learned = self.trainer.strength.posterior(seed=self.plan.training.seed)
+        learned.save(self.folder / TRAINING_POSTERIOR_FILE)
+
+    def _save_margins(self) -> None:
+        with written_whole(self.folder / MARGINS_FILE) as temporary:
+            self.margins.to_parquet(temporary, index=False)
+
+    def _diagnose(self) -> None:
+        diagnosis = _diagnose_margins(self.margins, self.plan.training)
+        save_arviz(to_arviz(diagnosis.result), self.folder / POSTERIOR_FILE)
+        self.diagnosis = diagnosis
+
+    def _write_record(self, command: str, truth: Truth | None, started: float) -> None:
+        trainer, training, found = self.trainer, self.plan.training, self.diagnosis
+        dropped = sum(map(Counter, trainer.dropped.values()), Counter(self.dropped))
+        record = RunRecord(
+            family=training.family,
+            mean_anchor=training.mean_anchor,
+            beta=training.beta,
+            seed=training.seed,
+            data=RunData(
+                source=self.plan.given["dataset_name"],
+                train=len(trainer.train_dataset),
+                test=len(trainer.eval_dataset),
+                dropped=dict(dropped),
+                annotator_column=training.annotator_column,
+                has_panels=found is not None and found.choices.has_panels,
+            ),
+            learned=LearnedStrength(**trainer.strength.summary()),
+            verdict=found.verdict if found else None,
+            error_rate=found.error_rate if found else "",
+            checks=found.checks if found else [],
+            learn_cv=training.learn_cv,
+            failures=_sentences(self.failures),
+            truth=truth,
+            command=command,
+            versions=_versions(),
+            seconds=round(time.monotonic() - started, 1),
+        )
+        write_record(record, self.folder / RUN_FILE)
+
+
+def raise_failures(failures: dict[str, Exception], output: Path) -> None:
+    """Raise what failed after a training whose folder has its name by now.
+
+    Raises:
+        OutputError: Naming the parts, and where the policy is; from the first error.
+    """
+    if failures:
+        raise OutputError(
+            f"{output / 'policy'}: the policy is whole. {' '.join(_sentences(failures))} "
+            f"'mixdpo diagnose {output / MARGINS_FILE}' or 'mixdpo report {output}' tries again"
+        ) from next(iter(failures.values()))
+
+
+def _sentences(failures: dict[str, Exception]) -> list[str]:
+    return [
+        f"The {part} failed: {' '.join(str(error).split())} ({type(error).__name__})."
+        for part, error in failures.items()
+    ]
+
+
+def _finite_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The log without what is not finite, such as the gradient of a step that fp16 skipped."""
+    return [{name: v for name, v in entry.items() if np.isfinite(v)} for entry in history]
+
+
+def _diagnose_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Diagnosis:
+    """Posterior of the strength given the margins, and what it says. Plain DPO is lognormal.
+
+    The mean's prior stands around the one strength that fits the held-out pairs best, whatever
+    the mean's anchor in training: the scale of a policy's margins is its own, and a prior that
+    contradicts it would look like differences in strength.
+    """
+    column = training.annotator_column
+    ids = None if column is None else margins[column].to_numpy()
+    return diagnose_choices(
+        margins["margin"].to_numpy(np.float64),
+        annotator=None if ids is None or len(set(ids)) < 2 else ids,
+        family="lognormal" if training.family == "fixed" else training.family,
+        length=(margins["chosen_tokens"] - margins["rejected_tokens"]).to_numpy(np.float64),
+        seed=training.seed,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
+    return {"python": platform.python_version(), **versions}
