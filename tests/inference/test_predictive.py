@@ -14,7 +14,7 @@ from mixdpo_pyro.inference import (
 from mixdpo_pyro.models import mixed_logit_log_prob
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def panel(simulate):
     margin, annotator, _ = simulate(10, 40, 0.6)
     return fit(margin, annotator=annotator, num_samples=4_000, family="gamma")
