@@ -1,4 +1,4 @@
-"""Sphinx configuration: `sphinx-build -W docs docs/_build`."""
+"""Sphinx configuration: `sphinx-build -W docs docs/_build/html`."""
 
 import importlib.metadata
 import inspect
@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "api/modules.rst"]
+exclude_patterns = ["_build", "api/modules.rst"]
 html_theme = "furo"
 myst_enable_extensions = ["dollarmath", "substitution"]
 myst_heading_anchors = 2

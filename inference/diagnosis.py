@@ -104,7 +104,7 @@ def diagnose_choices(
 
     Heterogeneous needs repeated choices of annotators, equal strengths rejected at 5% by the
     likelihood ratio, by the permutation test of who chose (at 2%), and with every other
-    explanation allowed for, and better predictions of annotators left out. Homogeneous needs a 95%
+    explanation allowed for, and better predictions of annotators held out. Homogeneous needs a 95%
     upper bound of cv below 0.25 in every fit. Anything else is inconclusive.
 
     Args:

@@ -22,7 +22,7 @@ class MixedLogit(TorchDistribution):
         margin: Log-ratio margin :math:`\Delta` in nats of alternative 1 over alternative 0.
         mean: Mean strength, positive.
         cv: Coefficient of variation of the strength, positive.
-        family: Law of the strength, see `mixed_logit_log_prob`.
+        family: Family of the strength, see `mixed_logit_log_prob`.
         estimator: How to integrate, see `mixed_logit_log_prob`.
         flip_probability: Probability in [0, 1/2) that the label was flipped.
 

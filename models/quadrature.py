@@ -174,7 +174,12 @@ def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tens
     Returns:
         Log-probabilities in nats, shape `(groups,)`.
     """
-    return _Streamed.apply(panel.margin, panel.mean, panel.cv, panel, family, num_nodes)
+    inputs = panel.margin, panel.mean, panel.cv
+    if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+        return _Streamed.apply(*inputs, panel, family, num_nodes)
+    return torch.cat(
+        [_log_integral(piece, family, num_nodes) for piece in panel.pieces(num_nodes)]
+    )
 
 
 def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:

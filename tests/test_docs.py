@@ -217,8 +217,8 @@ def test_every_page_is_in_the_contents():
 
 
 def test_built_pages_describe_every_module():
-    """After `sphinx-build docs docs/_build`, as `.ci/run` has it."""
-    inventory = ROOT / "docs" / "_build" / "objects.inv"
+    """After `sphinx-build docs docs/_build/html`, as `.ci/run` has it."""
+    inventory = ROOT / "docs" / "_build" / "html" / "objects.inv"
     if not inventory.is_file():
         pytest.skip("the documentation is not built")
     from test_packaging import MODULES

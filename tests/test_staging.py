@@ -142,7 +142,7 @@ def test_checkpoints_are_removed_only_when_asked(tmp_path):
 def test_folder_of_the_user_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "run.previous").mkdir()
     (tmp_path / "run.previous" / "keep.txt").write_text("")
-    with pytest.raises(OutputError, match=r"run\.previous: is in the way"):
+    with pytest.raises(OutputError, match=r"run\.previous: exists, and blocks"):
         staged_folder(tmp_path / "run").__enter__()
     assert (tmp_path / "run.previous" / "keep.txt").is_file()
 
@@ -151,12 +151,12 @@ def test_folder_of_the_user_in_the_way_is_left_alone(tmp_path):
 def test_partial_folder_of_the_user_is_left_alone(tmp_path, keep):
     (tmp_path / "run.partial" / "checkpoint-1").mkdir(parents=True)
     (tmp_path / "run.partial" / "keep.txt").write_text("")
-    with pytest.raises(OutputError, match=r"run\.partial: is in the way, and mixdpo did not"):
+    with pytest.raises(OutputError, match=r"run\.partial: exists, and mixdpo did not"):
         staged_folder(tmp_path / "run", overwrite=True, keep=keep).__enter__()
     assert (tmp_path / "run.partial" / "keep.txt").is_file()
     shutil.rmtree(tmp_path / "run.partial")
     (tmp_path / "run.partial").write_text("")
-    with pytest.raises(OutputError, match=r"run\.partial: is in the way"):
+    with pytest.raises(OutputError, match=r"run\.partial: exists, and mixdpo"):
         staged_folder(tmp_path / "run", overwrite=True, keep=keep).__enter__()
     assert (tmp_path / "run.partial").is_file()
 
@@ -322,7 +322,7 @@ def test_result_that_was_whole_replaces_the_run_that_is_there_by_now(tmp_path, m
 
 def test_copy_of_a_finished_run_is_no_partial_folder(tmp_path):
     make_run(tmp_path / "run.partial", "precious")
-    with pytest.raises(OutputError, match=r"run\.partial: is in the way"):
+    with pytest.raises(OutputError, match=r"run\.partial: exists, and mixdpo"):
         staged_folder(tmp_path / "run", overwrite=True).__enter__()
     assert (tmp_path / "run.partial" / "result").read_text() == "precious"
 
@@ -342,6 +342,6 @@ def test_folder_that_only_looks_like_a_replaced_result_is_never_removed(tmp_path
     record.write_text(record.read_text().replace('"done"', '"whole"'))
     make_run(tmp_path / "backup", "precious")
     (tmp_path / "backup").rename(tmp_path / "run.previous")
-    with pytest.raises(OutputError, match=r"run\.previous: is in the way"):
+    with pytest.raises(OutputError, match=r"run\.previous: exists, and blocks"):
         staged_folder(tmp_path / "run", overwrite=True).__enter__()
     assert (tmp_path / "run.previous" / "result").read_text() == "precious"

@@ -18,7 +18,7 @@ class Likelihood(Protocol):
     """Total log-likelihood in nats, at many parameters at once."""
 
     def __call__(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of the whole dataset at each point, in nats; float64, differentiable."""
         ...

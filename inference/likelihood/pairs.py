@@ -61,7 +61,7 @@ class CompressedMargins:
     count: Float[Tensor, " cells"]
 
     def __call__(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of all pairs at each point, in nats."""
         return self._at_nodes(mean, cv) @ self.weight
@@ -69,8 +69,8 @@ class CompressedMargins:
     def per_pair(
         self,
         margin: Float[Tensor, " pairs"],
-        mean: Float[Tensor, "*points"],
-        cv: Float[Tensor, "*points"],
+        mean: Float[Tensor, "*#points"],
+        cv: Float[Tensor, "*#points"],
     ) -> Float[Tensor, "*points pairs"]:
         """Log-probability of single pairs, whose margins lie within those that were compressed."""
         at_nodes = self._at_nodes(mean, cv)
@@ -140,8 +140,8 @@ def pair_log_prob(
 
 def _log_prob(
     margin: Float[Tensor, " margins"],
-    mean: Float[Tensor, "*points"],
-    cv: Float[Tensor, "*points"],
+    mean: Float[Tensor, "*#points"],
+    cv: Float[Tensor, "*#points"],
     family: Family,
     flip_probability: float,
 ) -> Float[Tensor, "*points margins"]:

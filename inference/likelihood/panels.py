@@ -67,13 +67,13 @@ class PanelTable:
     log_likelihood: Float[Tensor, "annotators grid"]
 
     def __call__(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of all annotators at each point, in nats."""
         return self.per_annotator(mean, cv).sum(0)
 
     def per_annotator(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood of each annotator's choices, their strength integrated out."""
         mean, cv = torch.broadcast_tensors(mean.clamp(*MEAN_RANGE), cv.clamp(TINY_CV, 1 / TINY_CV))

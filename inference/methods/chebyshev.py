@@ -72,7 +72,7 @@ class InterpolatedLikelihood:
     error: float
 
     def __call__(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of the whole dataset at each point, in nats."""
         mean, cv = torch.broadcast_tensors(mean, cv)

@@ -55,7 +55,7 @@ class LogJoint:
 
     def __call__(
         self, log_mean: Float[np.ndarray, "*#points"], log_cv: Float[np.ndarray, "*#points"]
-    ) -> Float[np.ndarray, "..."]:
+    ) -> Float[np.ndarray, "*points"]:
         """Log joint at each point of the unconstrained space, Jacobians included."""
         cv = np.exp(log_cv)
         value = self.penalised(log_mean, cv) + log_cv
@@ -65,7 +65,7 @@ class LogJoint:
 
     def penalised(
         self, log_mean: Float[np.ndarray, "*#points"], cv: Float[np.ndarray, "*#points"]
-    ) -> Float[np.ndarray, "..."]:
+    ) -> Float[np.ndarray, "*points"]:
         """Log-likelihood plus the prior log density of the log mean, if any; cv may be zero."""
         with torch.no_grad():
             point = torch.from_numpy(np.exp(log_mean)), torch.from_numpy(np.atleast_1d(cv))

@@ -141,7 +141,7 @@ def simulate_preferences(
     Args:
         num_annotators: Number of annotators, at least 1.
         pairs_per_annotator: Choices of each annotator, at least 1.
-        family: Law of the strengths, `"lognormal"` or `"gamma"`.
+        family: Family of the strengths, `"lognormal"` or `"gamma"`.
         mean: Mean strength per unit of reward, > 0.
         cv: Coefficient of variation of the strengths, >= 0; 0 makes all annotators alike.
         seed: Seed of everything that is drawn.

@@ -193,7 +193,7 @@ class _Stage:
         """Have a partial folder that is this program's: empty, or as it was left."""
         if self.previous.exists():
             raise OutputError(
-                f"{self.previous}: is in the way of replacing '{self.folder}'; move it"
+                f"{self.previous}: exists, and blocks replacing '{self.folder}'; move it"
             )
         if self.partial.exists():
             self._check_partial(keep)
@@ -254,9 +254,7 @@ class _Stage:
         if not self.partial.is_dir() or not (
             is_claimed(self.partial) or (keep and set(self.partial.iterdir()) == set(checkpoints))
         ):
-            raise OutputError(
-                f"{self.partial}: is in the way, and mixdpo did not write it; move it"
-            )
+            raise OutputError(f"{self.partial}: exists, and mixdpo did not write it; move it")
         if checkpoints and not (keep or self.overwrite):
             raise OutputError(
                 f"{self.partial}: holds checkpoints of an interrupted run; add --resume to go on, "

@@ -85,14 +85,12 @@ class Parts:
 
     def _check_own(self) -> None:
         if not self.folder.is_dir():
-            raise OutputError(f"{self.folder}: is in the way of the finished parts; move it")
+            raise OutputError(f"{self.folder}: exists where finished parts are kept; move it")
         for path in self.folder.iterdir():
             if not _OWN_NAME.fullmatch(path.name):
                 raise OutputError(f"{self.folder}: holds '{path.name}', which is no part; move it")
         if not is_claimed(self.folder):
-            raise OutputError(
-                f"{self.folder}: is in the way, and mixdpo did not write it; move it"
-            )
+            raise OutputError(f"{self.folder}: exists, and mixdpo did not write it; move it")
 
     def _read_inputs(self) -> dict[str, Any] | None:
         try:

@@ -31,17 +31,17 @@ def test_equal_seeds_give_equal_worlds_and_other_seeds_do_not():
 
 @pytest.mark.parametrize("family", ["lognormal", "gamma"])
 def test_strengths_have_the_mean_and_cv_that_were_asked_for(family):
-    """Kolmogorov-Smirnov against the law; fails for one seed in 50,000."""
+    """Kolmogorov-Smirnov against the distribution; fails for one seed in 50,000."""
     mean, cv = 0.7, 0.6
     truth = simulate_preferences(20_000, 1, family=family, mean=mean, cv=cv).truth
-    law = (
+    distribution = (
         stats.gamma(cv**-2, scale=mean * cv**2)
         if family == "gamma"
         else stats.lognorm(np.sqrt(np.log1p(cv**2)), scale=mean / np.sqrt(1 + cv**2))
     )
-    assert law.mean() == pytest.approx(mean)
-    assert law.std() == pytest.approx(mean * cv)
-    assert stats.kstest(list(truth.strengths.values()), law.cdf).pvalue > 2e-5
+    assert distribution.mean() == pytest.approx(mean)
+    assert distribution.std() == pytest.approx(mean * cv)
+    assert stats.kstest(list(truth.strengths.values()), distribution.cdf).pvalue > 2e-5
 
 
 def test_choices_follow_the_logit_of_strength_times_reward():

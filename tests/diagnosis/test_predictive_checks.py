@@ -51,13 +51,13 @@ def test_choices_of_the_posterior_pass(world):
 
 
 def test_the_posterior_of_equal_people_fails_on_their_spread(world):
-    """Different people, asked about with a law fitted to equal ones."""
+    """Different people, asked about with a distribution fitted to equal ones."""
     found = check(world / "m.parquet", world / "equal.nc", CheckConfig())
     spread = statistics(found)[SPREAD]
     assert spread.observed > spread.high and spread.p_value < 0.01
 
 
-def test_predictive_p_values_are_uniform_where_the_law_is_right(
+def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
     tmp_path, world, failure_rate=2e-5
 ):
     """P-values below 0.2 in replications of the posterior itself are binomial."""
@@ -120,7 +120,7 @@ def test_check_command_writes_figures_and_prints_a_table(capsys, world, tmp_path
     assert len(pd.read_csv(out / "groups.csv")) == 50
 
 
-def test_other_people_get_strengths_of_the_law(world, tmp_path):
+def test_other_people_get_strengths_of_the_distribution(world, tmp_path):
     table = pd.read_parquet(world / "m.parquet")
     table["annotator"] = "new-" + table["annotator"].astype(str)
     table.to_csv(tmp_path / "new.csv", index=False)

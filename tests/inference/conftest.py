@@ -13,7 +13,7 @@ def failure_rate():
     return FAILURE_RATE
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def simulate():
     """Draw margins of the chosen over the rejected response, annotators and their strengths."""
 

@@ -117,7 +117,7 @@ def test_the_scale_of_the_margins_does_not_matter(simulate):
     assert one.verdict.value == other.verdict.value
 
 
-def test_negative_strengths_show_under_the_normal_law():
+def test_negative_strengths_show_under_the_normal_distribution():
     """A fifth of the people choose against the margins."""
     rng = np.random.default_rng(0)
     strength = np.where(np.arange(100) < 20, -1.0, 1.0)

@@ -9,7 +9,7 @@ import xarray as xr
 from mixdpo_pyro.inference import fit, save_arviz, to_arviz, to_inference_data
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def panel(simulate):
     """A panel whose LOO can be trusted.
 
@@ -20,7 +20,7 @@ def panel(simulate):
     return fit(margin, annotator=[f"p{k:02d}" for k in annotator], num_samples=300, family="gamma")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pairs(simulate):
     return fit(simulate(600, 1, 0.6)[0], num_samples=300, family="gamma")
 

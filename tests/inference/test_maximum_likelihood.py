@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logsumexp
-from scipy.stats import gamma as gamma_law
+from scipy.stats import gamma as gamma_distribution
 from scipy.stats import norm
 
 from mixdpo_pyro.inference import fit_joint
@@ -33,14 +33,18 @@ def _quadrature_log_likelihood(parameters, x, person, family, num_points=201):
     *theta, cv = parameters
     if family == "gamma":
         log_beta = np.linspace(-12, 3.5, num_points)
-        log_law = gamma_law.logpdf(np.exp(log_beta), cv**-2, scale=cv**2) + log_beta
+        log_distribution = (
+            gamma_distribution.logpdf(np.exp(log_beta), cv**-2, scale=cv**2) + log_beta
+        )
     else:
         sigma = math.sqrt(math.log1p(cv**2))
         log_beta = np.linspace(-8, 8, num_points) * sigma - sigma**2 / 2
-        log_law = norm.logpdf(log_beta, -(sigma**2) / 2, sigma)
+        log_distribution = norm.logpdf(log_beta, -(sigma**2) / 2, sigma)
     log_choice = log_expit(np.exp(log_beta) * (x @ np.array(theta))[:, None])
     by_person = np.stack([np.bincount(person, column) for column in log_choice.T], axis=1)
-    return (logsumexp(by_person + log_law, axis=1) + np.log(log_beta[1] - log_beta[0])).sum()
+    return (
+        logsumexp(by_person + log_distribution, axis=1) + np.log(log_beta[1] - log_beta[0])
+    ).sum()
 
 
 def _linear(size=3):
@@ -238,6 +242,7 @@ def test_respondents_alike_have_a_small_cv():
         ({"annotator": [1, 1]}, "at least two annotators"),
     ],
 )
+@pytest.mark.wrong_types
 def test_unusable_arguments_raise(arguments, message):
     inputs = torch.tensor([[1.0], [-0.5]])
     with pytest.raises(ValueError, match=message):

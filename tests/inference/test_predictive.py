@@ -14,7 +14,7 @@ from mixdpo_pyro.inference import (
 from mixdpo_pyro.models import mixed_logit_log_prob
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def panel(simulate):
     margin, annotator, _ = simulate(10, 40, 0.6)
     return fit(margin, annotator=annotator, num_samples=4_000, family="gamma")
@@ -29,7 +29,7 @@ def test_seen_people_choose_by_their_own_strength(panel):
 
 
 @pytest.mark.parametrize("annotator", [None, ["new", "unknown"]])
-def test_new_people_choose_by_the_law(panel, annotator):
+def test_new_people_choose_by_the_distribution(panel, annotator):
     value = choice_probabilities(panel.posterior, [5.0, -12.0], annotator=annotator)
     for k in (0, 999):
         parameters = panel.posterior.mean[k], panel.posterior.cv[k]
@@ -70,7 +70,7 @@ def test_mean_probability_is_the_mean_over_draws_in_any_slices(panel, monkeypatc
     )
 
 
-def test_new_strengths_have_the_mean_and_spread_of_the_law(panel):
+def test_new_strengths_have_the_mean_and_spread_of_the_distribution(panel):
     draws = sample_new_strengths(panel.posterior)
     mean, cv = panel.posterior.mean, panel.posterior.cv
     assert draws.mean() == pytest.approx(mean.mean(), abs=5 * draws.std() / np.sqrt(len(draws)))

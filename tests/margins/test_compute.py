@@ -326,7 +326,7 @@ def test_folder_of_parts_that_another_program_wrote_is_never_removed(folder, tmp
         (partial / name).unlink()
     partial.rmdir()
     partial.write_text("a file")
-    with pytest.raises(OutputError, match=r"m\.parquet\.partial: is in the way"):
+    with pytest.raises(OutputError, match=r"m\.parquet\.partial: exists"):
         run(folder, tmp_path / "m.parquet", overwrite=True)
     assert partial.read_text() == "a file"
 

@@ -12,34 +12,34 @@ from mixdpo_pyro.models import (
     mixed_logit_log_prob,
 )
 
-LAWS = [GammaLogit, LogNormalLogit, NormalLogit]
+DISTRIBUTIONS = [GammaLogit, LogNormalLogit, NormalLogit]
 
 
-def example(law):
-    return law(torch.tensor([[-3.0], [5.0]]), torch.tensor([0.1, 0.5, 2.0]), 0.7)
+def example(distribution):
+    return distribution(torch.tensor([[-3.0], [5.0]]), torch.tensor([0.1, 0.5, 2.0]), 0.7)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_shapes_follow_the_parameters(law):
-    choice = example(law)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_shapes_follow_the_parameters(distribution):
+    choice = example(distribution)
     assert choice.batch_shape == (2, 3) and choice.event_shape == ()
     assert choice.sample().shape == (2, 3)
     assert choice.sample((4, 5)).shape == (4, 5, 2, 3)
     assert choice.log_prob(torch.ones(4, 2, 3)).shape == (4, 2, 3)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_probabilities_of_the_support_add_up_to_one(law):
-    choice = example(law)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_probabilities_of_the_support_add_up_to_one(distribution):
+    choice = example(distribution)
     values = choice.enumerate_support()
     assert values.shape == (2, 2, 3)
     torch.testing.assert_close(choice.log_prob(values).exp().sum(0), torch.ones(2, 3))
     assert choice.enumerate_support(expand=False).shape == (2, 1, 1)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_moments_are_those_of_the_probability(law):
-    choice = example(law)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_moments_are_those_of_the_probability(distribution):
+    choice = example(distribution)
     torch.testing.assert_close(choice.mean, choice.log_prob(torch.ones(2, 3)).exp())
     torch.testing.assert_close(choice.variance, choice.mean * (1 - choice.mean))
     draws = choice.sample((20_000,))
@@ -49,9 +49,9 @@ def test_moments_are_those_of_the_probability(law):
     ).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_expand_keeps_the_law(law):
-    choice = law(torch.tensor(3.0), 0.4, 0.7)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_expand_keeps_the_distribution(distribution):
+    choice = distribution(torch.tensor(3.0), 0.4, 0.7)
     wide = choice.expand((4, 2))
     assert wide.batch_shape == (4, 2)
     torch.testing.assert_close(
@@ -61,14 +61,14 @@ def test_expand_keeps_the_law(law):
     assert (wide.family, wide.flip_probability) == (choice.family, choice.flip_probability)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_constraints_are_declared_and_checked(law):
-    choice = example(law)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_constraints_are_declared_and_checked(distribution):
+    choice = example(distribution)
     assert choice.support is constraints.boolean
     for name, constraint in choice.arg_constraints.items():
         assert constraint.check(getattr(choice, name)).all()
     with pytest.raises(ValueError, match="strength_cv"):
-        law(torch.ones(2), 0.1, torch.tensor([0.5, -1.0]))
+        distribution(torch.ones(2), 0.1, torch.tensor([0.5, -1.0]))
     with pytest.raises(ValueError, match="support"):
         choice.log_prob(torch.full((2, 3), 0.5))
 

@@ -19,6 +19,7 @@ def test_auto_is_the_exact_method_of_each_family():
         (lambda: Draws(4, "latin"), "kind to be one of plain, antithetic, sobol, got 'latin'"),
     ],
 )
+@pytest.mark.wrong_types
 def test_wrong_options_are_refused(make, match):
     with pytest.raises(ValueError, match=match):
         make()

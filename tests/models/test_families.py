@@ -14,16 +14,16 @@ from mixdpo_pyro.models.families import (
 
 @given(mean=st.floats(1e-3, 100.0), cv=st.floats(1e-6, 20.0))
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
-def test_the_law_has_the_stated_mean_and_cv(family, mean, cv):
+def test_the_distribution_has_the_stated_mean_and_cv(family, mean, cv):
     mean, cv = torch.tensor(mean, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64)
-    law = strength_distribution(mean, cv, family)
-    torch.testing.assert_close(law.mean, mean, rtol=1e-9, atol=0)
-    torch.testing.assert_close(law.variance, (mean * cv).square(), rtol=1e-6, atol=0)
+    distribution = strength_distribution(mean, cv, family)
+    torch.testing.assert_close(distribution.mean, mean, rtol=1e-9, atol=0)
+    torch.testing.assert_close(distribution.variance, (mean * cv).square(), rtol=1e-6, atol=0)
 
 
 def test_fixed_strength_is_a_point():
-    law = strength_distribution(torch.tensor(0.1), torch.tensor(0.5), "fixed")
-    assert law.sample() == 0.1
+    distribution = strength_distribution(torch.tensor(0.1), torch.tensor(0.5), "fixed")
+    assert distribution.sample() == 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -37,8 +37,8 @@ def test_lognormal_scale_and_its_derivative_survive_a_tiny_cv(dtype):
 
 def test_batch_shape_is_the_broadcast_shape():
     for family in FAMILIES:
-        law = strength_distribution(torch.ones(3, 1), torch.full((4,), 0.5), family)
-        assert law.batch_shape == (3, 4)
+        distribution = strength_distribution(torch.ones(3, 1), torch.full((4,), 0.5), family)
+        assert distribution.batch_shape == (3, 4)
 
 
 def test_priors_are_centred_on_dpo():
@@ -46,6 +46,7 @@ def test_priors_are_centred_on_dpo():
     assert cv_prior().log_prob(torch.tensor(1e-6)) > cv_prior().log_prob(torch.tensor(1.0))
 
 
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused():
     with pytest.raises(
         ValueError, match="family to be one of gamma, lognormal, normal, fixed, got 'beta'"

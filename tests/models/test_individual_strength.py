@@ -12,7 +12,7 @@ RANDOM = ("gamma", "lognormal", "normal")
 
 def brute_force(family, margins, mean, cv, probabilities):
     """Mean, variance and quantiles of the posterior by scipy's adaptive quadrature."""
-    law = strength_distribution(
+    distribution = strength_distribution(
         torch.tensor(mean, dtype=float64), torch.tensor(cv, dtype=float64), family
     )
     low = mean * (1 - 12 * cv) if family == "normal" else 1e-12
@@ -21,7 +21,7 @@ def brute_force(family, margins, mean, cv, probabilities):
         utilities = beta * torch.tensor(margins, dtype=float64)
         return (
             (
-                law.log_prob(torch.tensor(beta, dtype=float64))
+                distribution.log_prob(torch.tensor(beta, dtype=float64))
                 + torch.nn.functional.logsigmoid(utilities).sum()
             )
             .exp()
@@ -89,7 +89,7 @@ def test_prior_is_the_mixture_of_both_answers(family):
 
 @pytest.mark.parametrize("family", RANDOM)
 def test_an_uninformative_choice_leaves_the_prior(family):
-    law = strength_distribution(
+    distribution = strength_distribution(
         torch.tensor(0.2, dtype=float64), torch.tensor(0.7, dtype=float64), family
     )
     posterior = conditional_strength(torch.zeros(1, dtype=float64), 0.2, 0.7, family)
@@ -99,7 +99,7 @@ def test_an_uninformative_choice_leaves_the_prior(family):
     if family == "gamma":
         expected = torch.tensor(stats.gamma(1 / 0.49, scale=0.2 * 0.49).ppf(levels))
     else:
-        expected = law.icdf(levels)
+        expected = distribution.icdf(levels)
     torch.testing.assert_close(posterior.quantiles[0], expected, rtol=0, atol=2e-5 * 0.14)
 
 

@@ -218,6 +218,7 @@ def test_label_noise_bounds_the_loss():
         ({"annotator": torch.zeros(2, dtype=torch.long)}, "one annotator per pair"),
     ],
 )
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         mixed_logit_log_prob(

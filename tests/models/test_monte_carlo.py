@@ -20,7 +20,7 @@ def strengths(family, draws, number=1, mean=0.2, cv=0.7):
 
 
 @pytest.mark.parametrize(("family", "kind"), KINDS)
-def test_draws_have_the_mean_and_cv_of_the_law(family, kind):
+def test_draws_have_the_mean_and_cv_of_the_distribution(family, kind):
     """200,000 draws; 5 standard errors of a plain mean, whose tail is below 1e-6."""
     beta = strengths(family, Draws(200_000, kind, seed=3))
     error = 0.2 * 0.7 / math.sqrt(200_000)

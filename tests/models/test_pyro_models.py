@@ -209,6 +209,7 @@ def test_other_estimators_are_used():
         ({"family": "normal", "estimator": "series"}, "got a normal pair"),
     ],
 )
+@pytest.mark.wrong_types
 def test_wrong_arguments_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         PreferenceModel(**options)

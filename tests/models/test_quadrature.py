@@ -196,7 +196,7 @@ def test_a_noisy_choice_is_a_mixture_of_both_labels(utility, flip):
     assert relative_to_one(value.item(), exact) <= 1e-14
 
 
-def test_number_of_nodes_grows_with_the_width_of_the_law():
+def test_number_of_nodes_grows_with_the_width_of_the_distribution():
     cv = [torch.tensor([1.0, v]) for v in (2.0, 20.0, 1e3)]
     assert [default_num_nodes("lognormal", v, pair=True) for v in cv] == [32, 64, 96]
     assert [default_num_nodes("gamma", v) for v in cv] == [64, 96, 128]

@@ -57,7 +57,7 @@ def test_many_pairs_are_interpolated_one_by_one(simulate, family):
 
     In t = log |beta margin| the eighth derivative of log sigma is at most 292, at a margin of
     1.1 / beta (by mpmath), the product at most (0.5 * 1.5 * 2.5 * 3.5)^2 = 43.1, and h = 0.07:
-    1.8e-10 nats for a single strength; a law of strengths smooths.
+    1.8e-10 nats for a single strength; a distribution of strengths smooths.
     """
     margin = simulate(3_000, 1, 0.6)[0]
     mean, cv = (np.array(x) for x in zip(*POINTS[:3], strict=True))
@@ -88,7 +88,7 @@ def test_table_gives_every_annotators_likelihood(simulate, family, flip_probabil
 
 
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
-def test_table_is_right_where_a_narrow_law_is_far_from_the_choices(simulate, family):
+def test_table_is_right_where_a_narrow_distribution_is_far_from_the_choices(simulate, family):
     """740 choices of strengths around 0.1 under a mean of 0.5 and a cv of 0.01, by brute force."""
     margin, annotator, _ = simulate(30, 40, 0.6)
     margin = np.append(margin, simulate(1, 700, 0.6, seed=1)[0])
@@ -97,8 +97,10 @@ def test_table_is_right_where_a_narrow_law_is_far_from_the_choices(simulate, fam
     assert not table._is_wide(cv)
     z = np.linspace(-16, 16, 8_001) * 0.01
     beta, jacobian = (0.5 + 0.5 * z, 0.5) if family == "normal" else (0.5 * np.exp(z), None)
-    log_law = strength_distribution(mean, cv, family).log_prob(torch.from_numpy(beta)).numpy()
-    log_mass = log_law + np.log((z[1] - z[0]) * (beta if jacobian is None else jacobian))
+    log_distribution = (
+        strength_distribution(mean, cv, family).log_prob(torch.from_numpy(beta)).numpy()
+    )
+    log_mass = log_distribution + np.log((z[1] - z[0]) * (beta if jacobian is None else jacobian))
     own = np.append(margin[:40], margin[-700:])
     exact = logsumexp(log_expit(beta[:, None] * own).sum(1) + log_mass)
     assert table.per_annotator(mean, cv)[0].item() == pytest.approx(exact, abs=1e-8)
@@ -115,14 +117,14 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
         torch.full((size,), cv, dtype=torch.float64),
     )
     draws = table.draw_strengths(mean, spread, np.random.default_rng(0)).numpy()
-    law = strength_distribution(
+    distribution = strength_distribution(
         torch.tensor(0.1, dtype=torch.float64), torch.tensor(cv, dtype=torch.float64), family
     )
     for g in range(3):
         own = margin[annotator == g]
         low = -1.0 if family == "normal" else 1e-6
         beta = np.linspace(max(low, 0.1 - cv), 0.1 + cv, 20_001)
-        log_density = law.log_prob(torch.from_numpy(beta)).numpy()
+        log_density = distribution.log_prob(torch.from_numpy(beta)).numpy()
         log_density += log_expit(beta[:, None] * own).sum(1)
         weight = np.exp(log_density - log_density.max())
         mean = np.average(beta, weights=weight)
@@ -132,22 +134,25 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
         assert draws[:, g].std() == pytest.approx(sd, rel=5 / np.sqrt(2 * size) + 0.01)
 
 
-def test_strengths_of_an_outlier_are_drawn_where_the_law_has_almost_no_mass():
-    """600 choices at a strength of 2 under a law around 0.1: the weights underflow by 1e-100."""
+def test_strengths_of_an_outlier_are_drawn_where_the_distribution_has_almost_no_mass():
+    """600 choices at a strength of 2, distributed around 0.1: the weights underflow by 1e-100."""
     rng = np.random.default_rng(0)
     difference = rng.normal(0, 2.0, 600)
     own = np.where(rng.random(600) < expit(2 * difference), difference, -difference)
     margin = np.append(own, rng.normal(0, 30, 20))
     table = tabulate(read_choices(margin, np.repeat([0, 1], [600, 20])), "lognormal")
-    size, law = 2_000, stats.lognorm(math.sqrt(math.log1p(0.01)), scale=0.1 / math.sqrt(1.01))
+    size, distribution = (
+        2_000,
+        stats.lognorm(math.sqrt(math.log1p(0.01)), scale=0.1 / math.sqrt(1.01)),
+    )
     mean, cv = (torch.full((size,), x, dtype=torch.float64) for x in (0.1, 0.1))
     assert table._is_wide(cv).all()
     draws = table.draw_strengths(mean, cv, np.random.default_rng(1))[:, 0].numpy()
     beta = np.linspace(0.05, 3, 20_001)
-    log_density = law.logpdf(beta) + log_expit(beta[:, None] * own).sum(1)
+    log_density = distribution.logpdf(beta) + log_expit(beta[:, None] * own).sum(1)
     assert (
         log_density.max()
-        < law.logpdf(beta).max() + log_expit(beta[:, None] * own).sum(1).max() - 60
+        < distribution.logpdf(beta).max() + log_expit(beta[:, None] * own).sum(1).max() - 60
     )
     weight = np.exp(log_density - log_density.max())
     exact = np.average(beta, weights=weight)
@@ -159,7 +164,7 @@ def test_two_choices_in_a_panel_agree_with_hand_quadrature():
     choices = read_choices([8.0, -5.0, 3.0], ["a", "a", "b"])
     point = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     value = tabulate(choices, "gamma").per_annotator(*point)
-    # cv = 1 is the exponential law of mean 0.2.
+    # cv = 1 is the exponential distribution of mean 0.2.
     both = quad(lambda b: 5 * np.exp(-5 * b) * expit(8 * b) * expit(-5 * b), 0, 10)[0]
     one = quad(lambda b: 5 * np.exp(-5 * b) * expit(3 * b), 0, 10)[0]
     np.testing.assert_allclose(value, np.log([both, one]), atol=1e-9)

@@ -33,8 +33,8 @@ def test_density_of_the_folded_guide_is_that_of_scipy():
 
 def test_draws_of_the_folded_guide_follow_their_density(failure_rate):
     draws = _guide().draw(4_000)
-    law = stats.foldnorm(0.2 / 0.3, scale=0.3)
-    assert stats.kstest(draws["cv"].detach().numpy(), law.cdf).pvalue > failure_rate
+    distribution = stats.foldnorm(0.2 / 0.3, scale=0.3)
+    assert stats.kstest(draws["cv"].detach().numpy(), distribution.cdf).pvalue > failure_rate
 
 
 @pytest.mark.parametrize("names", [("mean", "cv"), ("cv",)])

@@ -45,7 +45,9 @@ def test_objectives_are_ordered_below_the_quadrature(simulate, family, panels):
     assert loss["marginal"] == pytest.approx(exact, rel=1e-6)
     assert exact < loss["importance"] < loss["elbo"]
     assert exact < loss["draws"] < loss["elbo"]
-    if family == "lognormal":  # the guide starts as the law, which is the paper's estimator
+    if (
+        family == "lognormal"
+    ):  # the guide starts as the distribution, which is the paper's estimator
         assert loss["importance"] == pytest.approx(loss["draws"], abs=0.02)
 
 
@@ -194,6 +196,7 @@ def test_gradient_reaches_the_margins(simulate):
         ({"num_draws": 0}, "num_draws >= 1, got 0"),
     ],
 )
+@pytest.mark.wrong_types
 def test_unusable_bounds_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         BoundedModel(**arguments)

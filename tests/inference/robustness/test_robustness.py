@@ -7,6 +7,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from mixdpo_pyro.inference import Posterior, fit, read_choices
+from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
+from mixdpo_pyro.inference.methods.log_joint import LogJoint, maximise
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
@@ -129,11 +131,11 @@ def test_label_noise_profile_is_the_maximum_over_a_fine_grid():
     margin = oriented(rng, x, 0.08 + 0.84 * expit(x))
     result = fit(margin, beta=1.0, family="gamma")
     noise = profile_label_noise(result)
-    fits = [
-        fit(margin, beta=1.0, flip_probability=f, num_samples=2, family="gamma")
-        for f in np.linspace(0.02, 0.14, 9)
+    likelihoods = [
+        build_likelihood(result.choices, "gamma", f) for f in np.linspace(0.02, 0.14, 9).tolist()
     ]
-    best = max(f.maximum.penalised for f in fits) - max(f.null.penalised for f in fits)
+    maxima = [maximise(LogJoint(likelihood, "prior", 1.0)) for likelihood in likelihoods]
+    best = np.max([[each.penalised for each in pair] for pair in maxima], axis=0) @ [1, -1]
     assert noise.likelihood_ratio == pytest.approx(2 * best, abs=0.2)
 
 
