@@ -63,6 +63,7 @@ from mixdpo_pyro.inference import (
     read_choices,
     simulate_choices,
 )
+from mixdpo_pyro.inference.diagnosis import diagnose_choices
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
 
@@ -289,6 +290,26 @@ def speed(arguments):
             )
 
 
+def sizes(arguments):
+    """CPU time of a diagnosis by how choices are spread over annotators."""
+    spreads = {
+        "301 annotators, 333 each": np.full(301, 333),
+        "one with 100,000, 300 with one": np.append(100_000, np.ones(300, int)),
+        "one with 1,000,000, 300 with one": np.append(1_000_000, np.ones(300, int)),
+        "10,000 annotators, 100 each": np.full(10_000, 100),
+    }
+    for name, size in spreads.items():
+        rng, annotator = np.random.default_rng(0), np.repeat(np.arange(len(size)), size)
+        strength = rng.lognormal(-0.1, 0.47, len(size)) * 0.1
+        difference = rng.normal(0, 20, len(annotator))
+        is_first = rng.random(len(annotator)) < expit(strength[annotator] * difference)
+        start = time.process_time()
+        diagnose_choices(np.where(is_first, difference, -difference), annotator=annotator)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        seconds = f"{time.process_time() - start:.0f} s, peak of the process {peak:.2f} GiB"
+        row(f"sizes, {name}", "follows the sum; <= 60 s", seconds)
+
+
 def calibration(arguments):
     """Simulation-based calibration, with a plot."""
     results = []
@@ -308,6 +329,7 @@ def calibration(arguments):
 
 ROWS = {
     "speed": speed,
+    "sizes": sizes,
     "s-mnl": s_mnl,
     "panels": panels,
     "information": information,

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.special import ndtr
 
 from mixdpo_pyro.inference.choices import Choices, read_choices
-from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.fitting import Fit, StrengthDraws
 from mixdpo_pyro.inference.loo import (
     LeaveOneOut,
     LooDifference,
@@ -38,7 +38,10 @@ from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evide
 from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
 from mixdpo_pyro.models import Family
 
-__all__ = ["Diagnosis", "diagnose_choices"]
+__all__ = ["MAX_STRENGTHS", "Diagnosis", "diagnose_choices"]
+
+MAX_STRENGTHS = 2_000_000
+"""Draws times annotators that are kept unasked: 16 MB, 1,000 draws of 2,000 annotators."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def diagnose_choices(
     num_permutations: int = 999,
     seed: int = 0,
     thorough: bool = True,
+    draw_strengths: bool = False,
 ) -> Diagnosis:
     """Fit, compare, look for other explanations, and answer.
 
@@ -123,6 +127,8 @@ def diagnose_choices(
         seed: Seed of everything that is drawn.
         thorough: Compare all families, draw annotators' strengths, and look at other explanations
             too where they cannot change the answer.
+        draw_strengths: Keep draws of every annotator's strength however many they are; otherwise
+            more than two million are replaced by mean, sd and quantiles.
 
     Raises:
         ValueError: If the data or an argument cannot be used; the message says which and why.
@@ -137,7 +143,9 @@ def diagnose_choices(
     choices = read_choices(margin, annotator)
     median = anchor_strength(choices) if beta is None else beta
     shared = DiagnosisFits(choices, median, seed, num_samples)
-    result = shared.fit(family, draw_strengths=thorough)
+    are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS
+    strengths: StrengthDraws = True if draw_strengths or are_few else "summary"
+    result = shared.fit(family, draw_strengths=thorough and strengths)
     fits: dict[str, Fit] = {family: result}
     fits |= {name: shared.fit(name) for name in families if name not in (family, "fixed")}
     fits["fixed"] = shared.fit("fixed")

@@ -27,7 +27,8 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     `margin` is that of the first over the second; were the chosen response always first, every
     predictive check would be vacuous. Groups:
 
-    - `posterior`: `mean`, `cv`, and `strength` (dim `annotator`) for panels;
+    - `posterior`: `mean`, `cv`, and `strength` (dim `annotator`) for panels whose draws were kept;
+    - `strength_summary`: mean, sd and quantiles of each strength, in place of draws;
     - `prior` and `prior_predictive`, absent under `mean_anchor="free"`, which has no prior;
     - `posterior_predictive`: `choice`, replicated for the same annotators;
     - `observed_data`: `choice`; `constant_data`: `margin`, and `annotator_id` with ids;
@@ -55,7 +56,7 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     margin, is_first = orient_at_random(choices.margin[pair], rng)
     ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator[pair]]
     variables: dict[str, dict[str, np.ndarray]] = {
-        "posterior_predictive": _replicated(posterior, margin, ids, seed),
+        "posterior_predictive": _replicated(_with_draws(result, pair, seed), margin, ids, seed),
         "log_likelihood": _log_likelihood(result, pair, annotator),
     }
     if posterior.mean_anchor != "free":
@@ -107,6 +108,19 @@ def _replicated(
     return {"choice": choices.astype(np.int8)}
 
 
+def _with_draws(result: Fit, pair: np.ndarray, seed: int) -> Posterior:
+    """The posterior with draws of those who judged these pairs, where it has only summaries."""
+    posterior, choices = result.posterior, result.choices
+    if not posterior.strength_summary:
+        return posterior
+    assert choices.annotator is not None
+    shown = select_annotators(choices, np.unique(choices.annotator[pair]))
+    table = tabulate(shown, posterior.family, posterior.flip_probability)
+    point = torch.from_numpy(posterior.mean), torch.from_numpy(posterior.cv)
+    strength = table.draw_strengths(*point, np.random.default_rng((seed, 1))).numpy()
+    return replace(posterior, strength=strength, annotators=shown.labels)
+
+
 def _prior(posterior: Posterior, rng: np.random.Generator) -> Posterior:
     """Draws from the prior in place of the posterior's."""
     shape = posterior.cv.shape
@@ -116,7 +130,7 @@ def _prior(posterior: Posterior, rng: np.random.Generator) -> Posterior:
         cv = cv_prior()(shape).double().numpy()
     if posterior.mean_anchor == "fixed":
         mean = np.full(shape, posterior.beta)
-    return replace(posterior, mean=mean, cv=cv, strength=None, annotators=())
+    return replace(posterior, mean=mean, cv=cv, strength=None, strength_summary={}, annotators=())
 
 
 def _log_likelihood(result: Fit, pair: np.ndarray, annotator: np.ndarray) -> dict[str, np.ndarray]:

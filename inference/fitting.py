@@ -26,12 +26,14 @@ from mixdpo_pyro.models.pyro_models import MeanAnchor
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Fit", "Method", "fit"]
+__all__ = ["Fit", "Method", "StrengthDraws", "fit"]
 
 Method = Literal["laplace", "svi", "nuts"]
 
 _MAX_STRENGTH_CELLS = 50_000_000
 """Draws times annotators that are kept: 400 MB."""
+
+StrengthDraws = bool | Literal["summary"]
 
 _STARTS = ((-1.0, 1.5), (1.0, 0.6))
 """Starts of the two runs of SVI: shift of cv in posterior sd, factor of the scales."""
@@ -92,7 +94,7 @@ def fit(
     seed: int = 0,
     num_samples: int = 1000,
     flip_probability: float = 0.0,
-    draw_strengths: bool = True,
+    draw_strengths: StrengthDraws = True,
     **options: Any,
 ) -> Fit:
     r"""Posterior of the strength's mean and cv given margins, the strengths integrated out.
@@ -117,7 +119,8 @@ def fit(
         seed: Seed of the draws; equal seeds give equal draws.
         num_samples: Number of posterior draws.
         flip_probability: Probability that a label was flipped, in [0, 0.5).
-        draw_strengths: Draw every annotator's strength too, where annotators chose repeatedly.
+        draw_strengths: Draw every annotator's strength too, where annotators chose repeatedly;
+            `"summary"` (and more than 50 million draws) keeps mean, sd and quantiles instead.
         options: Further arguments of :func:`run_svi` or :func:`run_nuts`.
 
     Returns:
@@ -146,7 +149,7 @@ def fit(
         maximum, null = maximise(log_joint)
         draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](task, **options)
     mean, cv = draws.posterior.get("mean", np.full(num_samples, beta)), draws.posterior["cv"]
-    strength = _draw_strengths(task, mean, cv) if draw_strengths else None
+    strength, summary = _describe_strengths(task, mean, cv, draw_strengths)
     with np.errstate(divide="ignore"):
         stats = {} if family == "fixed" else {"lp": log_joint(np.log(mean), np.log(cv))}
     posterior = Posterior(
@@ -156,7 +159,8 @@ def fit(
         mean_anchor=mean_anchor,
         beta=beta,
         strength=strength,
-        annotators=() if strength is None else choices.labels,
+        strength_summary=summary,
+        annotators=() if strength is None and not summary else choices.labels,
         flip_probability=flip_probability,
         method=method,
         seed=seed,
@@ -296,14 +300,17 @@ def _nuts(task: _FitTask, **options: Any) -> _Draws:
     return _Draws(run.draws, {"diverging": run.diverging}, attributes, run.num_chains)
 
 
-def _draw_strengths(task: _FitTask, mean: np.ndarray, cv: np.ndarray) -> np.ndarray | None:
+def _describe_strengths(
+    task: _FitTask, mean: np.ndarray, cv: np.ndarray, draw_strengths: StrengthDraws
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Draws of the annotators' strengths, or their summary."""
     table = task.log_joint.likelihood
-    if not isinstance(table, PanelTable):
-        return None
-    if len(cv) * len(table.log_likelihood) > _MAX_STRENGTH_CELLS:
-        return None
+    if not (draw_strengths and isinstance(table, PanelTable)):
+        return None, {}
+    if draw_strengths == "summary" or len(cv) * table.num_annotators > _MAX_STRENGTH_CELLS:
+        return None, table.summarise_strengths(mean, cv)
     point = torch.from_numpy(mean), torch.from_numpy(cv)
-    return table.draw_strengths(*point, np.random.default_rng((task.seed, 1))).numpy()
+    return table.draw_strengths(*point, np.random.default_rng((task.seed, 1))).numpy(), {}
 
 
 def _check_arguments(

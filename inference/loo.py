@@ -18,9 +18,8 @@ from mixdpo_pyro.inference.choices import Choices, random_subset, select_annotat
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
-from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, tabulate
 from mixdpo_pyro.inference.posterior import Posterior
-from mixdpo_pyro.models import mixed_logit_log_prob
 
 __all__ = [
     "LeaveOneOut",
@@ -186,21 +185,7 @@ def _pointwise(
         return pair_log_prob(choices.margin[unit], mean, cv, posterior.family, flip)
     annotators = select_annotators(choices, unit)
     if posterior.family == "fixed":
-        return _equal_annotators(annotators, mean, flip)
+        return log_likelihood_at(torch.from_numpy(mean), annotators, flip).T.numpy()
     table = tabulate(annotators, posterior.family, flip)
     with torch.no_grad():
         return table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv)).T.numpy()
-
-
-def _equal_annotators(
-    annotators: Choices, mean: np.ndarray, flip_probability: float
-) -> Float[np.ndarray, "samples annotators"]:
-    margin, annotator = (torch.from_numpy(x) for x in (annotators.margin, annotators.annotator))
-    parts = [
-        mixed_logit_log_prob(
-            margin, part[:, None], 0.0, "fixed", annotator=annotator,
-            flip_probability=flip_probability,
-        )
-        for part in torch.from_numpy(mean).split(max(1, 1_000_000 // annotators.num_pairs))
-    ]  # fmt: skip
-    return torch.cat(parts).numpy()

@@ -47,7 +47,9 @@ class Posterior:
         mean_anchor: Anchoring of the mean.
         beta: Median of the mean's prior, or its fixed value.
         strength: Draws of every annotator's strength, or None.
-        annotators: Labels of the columns of `strength`.
+        strength_summary: In place of draws, per annotator: `mean`, `sd`, `q05`, `q50`, `q95`, and
+            `log_sd` and `p_not_positive`; or empty.
+        annotators: Labels of the columns of `strength`, or of the entries of its summary.
         flip_probability: Probability that a label was flipped, as assumed.
         method: How the draws were computed.
         seed: Seed of the draws.
@@ -63,6 +65,7 @@ class Posterior:
     mean_anchor: MeanAnchor = "prior"
     beta: float = 0.1
     strength: Float[np.ndarray, "samples annotators"] | None = None
+    strength_summary: dict[str, np.ndarray] = field(default_factory=dict)
     annotators: tuple[str, ...] = ()
     flip_probability: float = 0.0
     method: str = "laplace"
@@ -99,15 +102,24 @@ class Posterior:
         """A point in place of the draws, repeated; annotators' strengths are dropped."""
         return replace(
             self, mean=np.full(num_samples, mean), cv=np.full(num_samples, cv), strength=None,
-            annotators=(), sample_stats={}, num_chains=1,
+            strength_summary={}, annotators=(), sample_stats={}, num_chains=1,
         )  # fmt: skip
 
     def columns(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
-        """Column of each annotator in `strength`; -1 where the posterior does not know them."""
-        if self.strength is None:
-            return np.array([-1 for _ in labels], dtype=int)
+        """Column of each annotator in `strength`; -1 where the posterior does not know them.
+
+        Raises:
+            ValueError: If the posterior holds one of them as a summary only.
+        """
         column = {label: k for k, label in enumerate(self.annotators)}
-        return np.array([column.get(label, -1) for label in labels], dtype=int)
+        found = np.array([column.get(label, -1) for label in labels], dtype=int)
+        if self.strength is None and (found >= 0).any():
+            raise ValueError(
+                "Expected draws of the annotators' strengths, got a posterior with summaries of "
+                "them; keep draws by fit(..., draw_strengths=True) or mixdpo diagnose "
+                "--draw_strengths"
+            )
+        return found
 
     def validate(self) -> Self:
         """This posterior, if its draws are draws of a strength.
@@ -178,17 +190,24 @@ class Posterior:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             group = tree["posterior"].to_dataset().load()
             attributes = {str(name): _plain(value) for name, value in tree.attrs.items()}
+            summary = (
+                tree["strength_summary"].to_dataset().load() if "strength_summary" in tree else {}
+            )
             stats = tree["sample_stats"].to_dataset().load() if "sample_stats" in tree else {}
         draws = {str(k): _flat(v) for k, v in group.data_vars.items()}
         if missing := {"mean", "cv"} - draws.keys():
             raise ValueError(f"variable {min(missing)!r} of group 'posterior' is missing")
-        labels = group["annotator"].to_numpy().astype(str).tolist() if "strength" in draws else ()
+        holder = group if "strength" in draws else summary
+        labels = (
+            holder["annotator"].to_numpy().astype(str).tolist() if "annotator" in holder else ()
+        )
         attributes.pop("inference_library"), attributes.pop("inference_library_version")
         known = {name: attributes.pop(name) for name in _FIELDS}
         return cls(
             mean=draws["mean"],
             cv=draws["cv"],
             strength=draws.get("strength"),
+            strength_summary={str(k): v.to_numpy() for k, v in summary.items()},
             annotators=tuple(labels),
             num_chains=group.sizes["chain"],
             sample_stats={str(k): _flat(stats[k]) for k in stats},
@@ -197,12 +216,21 @@ class Posterior:
         )
 
     def to_datasets(self) -> dict[str, "xr.Dataset"]:
-        """The groups `posterior` and `sample_stats`, dims `chain` and `draw`."""
+        """The groups `posterior` and `sample_stats`, dims `chain` and `draw`.
+
+        Where strengths are summarised also `strength_summary`, dim `annotator`.
+        """
+        import xarray as xr
+
         coords = {"annotator": np.array(self.annotators)}
-        return {
+        datasets = {
             "posterior": make_dataset(self.draws, coords, self.num_chains),
             "sample_stats": make_dataset(self.sample_stats, coords, self.num_chains),
         }
+        if self.strength_summary:
+            summary = {k: ("annotator", v) for k, v in self.strength_summary.items()}
+            datasets["strength_summary"] = xr.Dataset(summary, coords)
+        return datasets
 
     def attributes(self) -> dict[str, Any]:
         """Attributes of the file's root."""
@@ -228,13 +256,20 @@ class Posterior:
         import pandas as pd
 
         rows = {"mean": self.mean, "cv": self.cv}
-        for k, label in enumerate(self.annotators[:num_annotators]):
+        shown = self.annotators[:num_annotators]
+        for k, label in enumerate(shown if self.strength is not None else ()):
             rows[f"strength[{label}]"] = self.draws["strength"][:, k]
         columns = np.stack(list(rows.values()), axis=1)
         table = {"mean": columns.mean(0), "sd": columns.std(0, ddof=1)}
         for percent in (5, 50, 95):
             table[f"{percent}%"] = np.percentile(columns, percent, axis=0)
-        return pd.DataFrame(table, index=list(rows))
+        found = pd.DataFrame(table, index=list(rows))
+        if not self.strength_summary:
+            return found
+        names = {"mean": "mean", "sd": "sd", "q05": "5%", "q50": "50%", "q95": "95%"}
+        renamed = {new: self.strength_summary[name] for name, new in names.items()}
+        known = pd.DataFrame(renamed, index=[f"strength[{label}]" for label in self.annotators])
+        return pd.concat([found, known[:num_annotators]])
 
 
 def format_interval(draws: np.ndarray) -> str:

@@ -41,7 +41,7 @@ class PreferenceModel(PyroModule):
     no latent sites and is DPO.
 
     Args:
-        family: Law of the strength, see `mixed_logit_log_prob`.
+        family: Distribution of the strength, see `mixed_logit_log_prob`.
         mean_anchor: `"prior"` as above; `"fixed"`: the mean is `beta`; `"free"`: neither `mean`
             nor `cv` has a prior, which is the paper.
         beta: Prior median of the mean, or its fixed value: DPO's usual beta, positive.

@@ -26,9 +26,11 @@ CHUNK = 1_000_000
 """Pairs, or table cells, that are held as temporaries at once."""
 
 
-def lagrange_basis(x: Float[Tensor, "*points"]) -> list[Float[Tensor, "*points"]]:
-    """Lagrange basis through the nodes 0, 1, ..., 7, at `x`."""
-    nodes = range(ORDER)
+def lagrange_basis(
+    x: Float[Tensor, "*points"], order: int = ORDER
+) -> list[Float[Tensor, "*points"]]:
+    """Lagrange basis through the nodes 0, 1, ..., order - 1, at `x`."""
+    nodes = range(order)
     difference = [x - m for m in nodes]
     return [
         reduce(torch.mul, (difference[m] for m in nodes if m != k))

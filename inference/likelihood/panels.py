@@ -6,11 +6,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import wrightomega
 from torch import Tensor
 
-from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.choices import Choices, select_annotators
 from mixdpo_pyro.inference.likelihood.interpolation import (
     CHUNK,
     MEAN_RANGE,
@@ -21,8 +21,40 @@ from mixdpo_pyro.inference.likelihood.interpolation import (
     sum_terms,
 )
 from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
+from mixdpo_pyro.models.quadrature import choice_log_prob
 
-__all__ = ["PanelTable", "tabulate"]
+__all__ = ["PanelGrid", "PanelTable", "log_likelihood_at", "tabulate"]
+
+_COARSEST = 0.1
+"""Largest grid step; the log of a strength's density bends on a scale of one."""
+
+_CURVATURE = 0.44
+r"""Largest :math:`x^2 \sigma(x) \sigma(-x)`: information of a choice about the log strength."""
+
+_SIZE_RATIO = 16
+"""Numbers of choices that share a grid differ by this at most; its step by the root, four."""
+
+_MANY = 32
+"""Choices per annotator from which on weighted nodes are cheaper than the choices themselves."""
+
+_MARGIN_STEP = 0.05
+r"""Distance of nodes in the log margin, in which :math:`\log\sigma(\pm\beta e^t)` is analytic
+within :math:`\pi/2` of the real line: twelve of them are off by 3e-14 nats a choice."""
+
+_MARGIN_ORDER = 12
+"""Points of the interpolation between margins."""
+
+_PART = 200_000
+"""Choices whose weights on nodes are held at once, with twelve temporaries each."""
+
+_QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
+"""Quantiles that describe a strength."""
+
+_NUM_DRAWN = 200
+"""Draws that describe strengths whose distribution is narrower than the grid."""
+
+_UNDERFLOW = 1e-250
+"""Evidence, relative to the largest likelihood, below which sums are taken in logs."""
 
 _NARROW = torch.linspace(-16, 16, 65, dtype=torch.float64)
 """Nodes of a distribution that is narrow beside the grid, in its standard deviations.
@@ -47,6 +79,77 @@ _OUTLYING = 1e-12
 
 @dataclass(frozen=True)
 class PanelTable:
+    """Each annotator's log-likelihood tabulated over the strength, on grids by number of choices.
+
+    More choices need a finer grid; were it one for all, one diligent annotator would make it as
+    fine for everybody.
+
+    Attributes:
+        grids: Tables of annotators with about equally many choices.
+        members: Indices of the annotators of each grid.
+    """
+
+    grids: tuple["PanelGrid", ...]
+    members: tuple[Int[Tensor, " members"], ...]
+
+    def __call__(
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of all annotators at each point, in nats."""
+        return sum_terms(grid(mean, cv) for grid in self.grids)
+
+    @property
+    def num_annotators(self) -> int:
+        """Number of annotators."""
+        return sum(map(len, self.members))
+
+    @property
+    def num_cells(self) -> int:
+        """Numbers that are held: annotators times strengths."""
+        return sum(grid.log_likelihood.numel() for grid in self.grids)
+
+    def per_annotator(
+        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+    ) -> Float[Tensor, " annotators *points"]:
+        """Log-likelihood of each annotator's choices, their strength integrated out."""
+        return torch.cat([grid.per_annotator(mean, cv) for grid in self.grids])[self._place]
+
+    def draw_strengths(
+        self,
+        mean: Float[Tensor, " samples"],
+        cv: Float[Tensor, " samples"],
+        rng: np.random.Generator,
+    ) -> Float[Tensor, "samples annotators"]:
+        """One strength per annotator given their choices, for each draw of (mean, cv)."""
+        value = torch.empty(len(mean), self.num_annotators, dtype=torch.float64)
+        for k in range(len(mean)):
+            uniform = torch.from_numpy(1 - rng.random((self.num_annotators, 1)))
+            for grid, member in zip(self.grids, self.members, strict=True):
+                point = mean[k : k + 1], cv[k : k + 1]
+                value[k, member] = grid.draw_strengths(*point, uniform[member])
+        return value
+
+    def summarise_strengths(
+        self, mean: Float[np.ndarray, " samples"], cv: Float[np.ndarray, " samples"]
+    ) -> dict[str, Float[np.ndarray, " annotators"]]:
+        """Posterior of each annotator's strength, averaged over draws of (mean, cv).
+
+        Returns:
+            `mean`, `sd`, the quantiles `q05`, `q50` and `q95`, `log_sd` (NaN where strengths may
+            be negative) and `p_not_positive`.
+        """
+        point = torch.from_numpy(mean), torch.from_numpy(cv)
+        parts = [grid.summarise_strengths(*point) for grid in self.grids]
+        return {k: torch.cat([part[k] for part in parts])[self._place].numpy() for k in parts[0]}
+
+    @cached_property
+    def _place(self) -> Tensor:
+        """Where each annotator stands in the grids, one after another."""
+        return torch.cat(self.members).argsort()
+
+
+@dataclass(frozen=True)
+class PanelGrid:
     r"""Each annotator's log-likelihood tabulated over the strength.
 
     The strength is :math:`\beta(z)` on an equally spaced grid of z: for a positive family
@@ -69,7 +172,7 @@ class PanelTable:
     def __call__(
         self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
-        """Log-likelihood of all annotators at each point, in nats."""
+        """Log-likelihood of all its annotators at each point, in nats."""
         return self.per_annotator(mean, cv).sum(0)
 
     def per_annotator(
@@ -80,14 +183,11 @@ class PanelTable:
         flat_mean, flat_cv = mean.reshape(-1), cv.reshape(-1)
         wide = self._is_wide(flat_cv).nonzero()[:, 0]
         narrow = (~self._is_wide(flat_cv)).nonzero()[:, 0]
+        num_wide = max(1, CHUNK // len(self.z))
+        num_narrow = max(1, CHUNK // (len(_NARROW) * len(self.log_likelihood)))
         parts = [
-            self._wide(flat_mean[wide], flat_cv[wide]),
-            *(
-                self._narrow(flat_mean[part], flat_cv[part])
-                for part in narrow.split(
-                    max(1, CHUNK // (len(_NARROW) * len(self.log_likelihood)))
-                )
-            ),
+            *(self._wide(flat_mean[part], flat_cv[part]) for part in wide.split(num_wide)),
+            *(self._narrow(flat_mean[part], flat_cv[part]) for part in narrow.split(num_narrow)),
         ]
         order = torch.cat([wide, narrow]).argsort()
         return torch.cat(parts, dim=1)[:, order].reshape(-1, *mean.shape)
@@ -95,22 +195,56 @@ class PanelTable:
     @torch.no_grad()
     def draw_strengths(
         self,
-        mean: Float[Tensor, " samples"],
-        cv: Float[Tensor, " samples"],
-        rng: np.random.Generator,
-    ) -> Float[Tensor, "samples annotators"]:
-        """One strength per annotator given their choices, for each draw of (mean, cv)."""
-        value = torch.empty(len(mean), len(self.log_likelihood), dtype=torch.float64)
-        wide = self._is_wide(cv)
-        for k in range(len(mean)):
-            point = mean[k : k + 1], cv[k : k + 1]
-            uniform = torch.from_numpy(1 - rng.random((len(self.log_likelihood), 1)))
-            if wide[k]:
-                value[k] = self._draw_from_grid(self._log_mass(*point)[:, 0], uniform)
-            else:
-                beta, log_mass = (x[0] for x in self._narrow_rule(*point))
-                value[k] = _draw_rows(beta, _density(self._at(beta) + log_mass), uniform)
-        return value
+        mean: Float[Tensor, " 1"],
+        cv: Float[Tensor, " 1"],
+        uniform: Float[Tensor, "annotators 1"],
+    ) -> Float[Tensor, " annotators"]:
+        """One strength per annotator given their choices and (mean, cv), by inversion."""
+        if self._is_wide(cv):
+            return self._draw_from_grid(self._log_mass(mean, cv)[:, 0], uniform)
+        beta, log_mass = (x[0] for x in self._narrow_rule(mean, cv))
+        return _draw_rows(beta, _density(self._at(beta) + log_mass), uniform)
+
+    @torch.no_grad()
+    def summarise_strengths(
+        self, mean: Float[Tensor, " samples"], cv: Float[Tensor, " samples"]
+    ) -> dict[str, Float[Tensor, " annotators"]]:
+        """See :meth:`PanelTable.summarise_strengths`.
+
+        The nodes of a narrow distribution are its own, so that strengths are drawn there.
+        """
+        if self._is_wide(cv).all():
+            return _describe(self._strength, self._mixture(mean, cv))
+        rng, shape = np.random.default_rng(0), (len(self.log_likelihood), 1)
+        points = zip(mean[:_NUM_DRAWN].split(1), cv[:_NUM_DRAWN].split(1), strict=True)
+        draws = [
+            self.draw_strengths(*point, torch.from_numpy(1 - rng.random(shape)))
+            for point in points
+        ]
+        return _describe_draws(torch.stack(draws, 1))
+
+    def _mixture(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators grid"]:
+        """Each annotator's posterior density over the grid, summed over draws of (mean, cv)."""
+        factor, likelihood = torch.zeros_like(self.log_likelihood), self._relative_likelihood
+        is_rare = torch.zeros(len(factor), dtype=torch.bool)
+        size = max(1, CHUNK // max(likelihood.shape))
+        for part in zip(mean.split(size), cv.split(size), strict=True):
+            mass = self._log_mass(*part).exp()
+            evidence = likelihood @ mass
+            is_rare |= (evidence < _UNDERFLOW).any(1)
+            factor += evidence.clamp(min=_UNDERFLOW).reciprocal() @ mass.T
+        factor *= likelihood
+        for row in is_rare.nonzero()[:, 0]:
+            factor[row] = self._rare_mixture(row, mean, cv)
+        return factor
+
+    def _rare_mixture(self, row: Tensor, mean: Tensor, cv: Tensor) -> Float[Tensor, " grid"]:
+        """The same for an annotator so far out that the likelihood underflows."""
+        size = max(1, CHUNK // len(self.z))
+        return sum_terms(
+            (self.log_likelihood[row, :, None] + self._log_mass(*part)).softmax(0).sum(1)
+            for part in zip(mean.split(size), cv.split(size), strict=True)
+        )
 
     def _draw_from_grid(
         self, log_mass: Float[Tensor, " grid"], uniform: Float[Tensor, "annotators 1"]
@@ -169,6 +303,8 @@ class PanelTable:
     def _narrow(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
         """The distribution is narrow: interpolate the log-likelihood at its nodes."""
         beta, log_mass = self._narrow_rule(mean, cv)
+        if len(mean) == 1:
+            return (self._at(beta[0]) + log_mass).logsumexp(-1, keepdim=True)
         return (self._at(beta) + log_mass).logsumexp(-1)
 
     def _narrow_rule(self, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,6 +323,11 @@ class PanelTable:
         position = (self._coordinate(beta) - self.z[0]) / self.step
         first = (position.detach().long() - PAD).clamp(0, len(self.z) - ORDER)
         basis = lagrange_basis(position - first)
+        if first.ndim == 1 and first.max() - first.min() < 64:  # as a product, twice as fast
+            column = (first - first.min())[:, None] + torch.arange(ORDER)
+            weight = torch.zeros(len(first), int(column.max()) + 1, dtype=beta.dtype)
+            weight = weight.scatter(1, column, torch.stack(basis, 1))
+            return (weight @ self._by_strength[first.min() : first.max() + ORDER]).T
         terms = (self._by_strength[first + k] * basis[k][..., None] for k in range(ORDER))
         return sum_terms(terms).movedim(-1, 0)
 
@@ -199,19 +340,16 @@ class PanelTable:
         """The coordinate z of a strength."""
         if self.family == "normal":
             return torch.asinh(beta / math.exp(self.origin))
-        t = beta.log() - self.origin
-        z = (t + torch.from_numpy(wrightomega(-t.detach().numpy()))).detach()
-        decay = torch.exp(-z)
-        return z + (t - (z - decay)) / (
-            1 + decay
-        )  # a Newton step of size zero, for the derivative
+        return _coordinate_at(beta, self.origin)
 
 
 def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) -> PanelTable:
     r"""Tabulate every annotator's log-likelihood over the strength.
 
-    The grid step is half of :math:`(0.44 \max_g n_g)^{-1/2}`, the narrowest that n choices can
-    make a likelihood of the log strength (:math:`x^2 \sigma(x) \sigma(-x) \le 0.44`), at most 0.1.
+    Annotators with at least a sixteenth of the largest n choices share a grid, whose step is half
+    of :math:`(0.44\,n)^{-1/2}`, the narrowest that n choices can make a likelihood of the log
+    strength (:math:`x^2 \sigma(x) \sigma(-x) \le 0.44`), at most 0.1; the others do the same
+    among themselves. Cells grow with the sum of the roots of n, not with the largest.
 
     Args:
         choices: Data with annotator ids.
@@ -223,12 +361,42 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
     """
     if choices.annotator is None:
         raise ValueError("Expected choices with annotator ids")
-    size = np.bincount(choices.annotator)
-    energy = np.sqrt(np.bincount(choices.annotator, choices.margin**2).max())
-    step = min(0.1, 0.5 / math.sqrt(0.44 * size.max()))
-    typical = 1 / np.median(np.abs(choices.margin[choices.margin != 0]))
+    members = _size_classes(np.bincount(choices.annotator))
     # Right end: thirteen e-folds above 1 / median margin, where choices have long been certain.
-    high = math.log(typical) + 13
+    high = 13 - math.log(np.median(np.abs(choices.margin[choices.margin != 0])))
+    # Left end: where even the most that anybody's choices say hardly depends on the strength.
+    energy = math.sqrt(np.bincount(choices.annotator, choices.margin**2).max())
+    alike = (choices if len(members) == 1 else select_annotators(choices, m) for m in members)
+    grids = (_tabulate_alike(c, family, flip_probability, energy, high) for c in alike)
+    return PanelTable(tuple(grids), tuple(torch.from_numpy(m) for m in members))
+
+
+def log_likelihood_at(
+    beta: Float[Tensor, " strengths"], choices: Choices, flip_probability: float = 0.0
+) -> Float[Tensor, "annotators strengths"]:
+    """Log-likelihood of every annotator's choices at each strength, which may be negative.
+
+    Many choices are replaced by weighted nodes, so that the cost is that of reading them once.
+    """
+    if choices.num_pairs < _MANY * choices.num_annotators or not choices.margin.any():
+        return _plain_log_likelihood(beta, choices, flip_probability)
+    return _compressed_log_likelihood(beta, choices, flip_probability)
+
+
+def _size_classes(size: Int[np.ndarray, " annotators"]) -> list[Int[np.ndarray, " members"]]:
+    """Annotators in classes of similar numbers of choices; those of the coarsest grid are one."""
+    size = np.maximum(size, 0.25 / _CURVATURE / _COARSEST**2)
+    level = np.floor(np.log(size.max() / size) / math.log(_SIZE_RATIO))
+    return [np.flatnonzero(level == each) for each in np.unique(level)]
+
+
+def _tabulate_alike(
+    choices: Choices, family: Family, flip_probability: float, energy: float, high: float
+) -> PanelGrid:
+    """One grid for annotators with about equally many choices, up to the log strength `high`."""
+    assert choices.annotator is not None
+    size = np.bincount(choices.annotator).max()
+    step = min(_COARSEST, 0.5 / math.sqrt(_CURVATURE * size))
     if family == "normal":
         origin = math.log(1 / energy)
         half = np.arange(step / 2, math.asinh(math.exp(high - 3 - origin)), step)
@@ -238,7 +406,7 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
         grid = np.arange(-6.5, high - origin, step)
     z = torch.from_numpy(grid)
     beta = _strength_at(z, origin, family)
-    return PanelTable(family, z, origin, _log_likelihood_at(beta, choices, flip_probability))
+    return PanelGrid(family, z, origin, log_likelihood_at(beta, choices, flip_probability))
 
 
 def _strength_at(z: Tensor, origin: float, family: Family) -> Tensor:
@@ -247,10 +415,19 @@ def _strength_at(z: Tensor, origin: float, family: Family) -> Tensor:
     return torch.exp(origin + z - torch.exp(-z))
 
 
-def _log_likelihood_at(
+def _coordinate_at(strength: Tensor, origin: float) -> Tensor:
+    """The coordinate z of a positive strength, differentiable."""
+    t = strength.log() - origin
+    z = (t + torch.from_numpy(wrightomega(-t.detach().numpy()))).detach()
+    decay = torch.exp(-z)
+    # A Newton step of size zero, for the derivative.
+    return z + (t - (z - decay)) / (1 + decay)
+
+
+def _plain_log_likelihood(
     beta: Float[Tensor, " strengths"], choices: Choices, flip_probability: float
 ) -> Float[Tensor, "annotators strengths"]:
-    """Log-likelihood of every annotator at each strength; a negative one mirrors the margins."""
+    """Choice by choice; a negative strength mirrors the margins."""
     margin, annotator = torch.from_numpy(choices.margin), torch.from_numpy(choices.annotator)
     value = torch.empty(len(beta), choices.num_annotators, dtype=torch.float64)
     rows = max(1, CHUNK // choices.num_pairs)
@@ -266,6 +443,41 @@ def _log_likelihood_at(
                 flip_probability=flip_probability,
             )
     return value.T.contiguous()
+
+
+def _compressed_log_likelihood(
+    beta: Float[Tensor, " strengths"], choices: Choices, flip_probability: float
+) -> Float[Tensor, "annotators strengths"]:
+    r"""Through weighted nodes, those of :class:`CompressedMargins` with another coordinate.
+
+    Nodes are equally spaced in the coordinate z of the strengths' grid, with :math:`|\Delta|` in
+    place of the strength, so that :math:`\log\sigma(\pm\beta|\Delta(z)|)` is as smooth at the
+    largest strength as at the smallest; margins of either sign have nodes of their own.
+    """
+    assert choices.annotator is not None
+    order = np.argsort(choices.annotator, kind="stable")
+    margin, annotator = (torch.from_numpy(x[order]) for x in (choices.margin, choices.annotator))
+    origin = math.log(0.3 / beta.abs().max())
+    tiny = math.exp(origin - 200)  # at every strength a coin flip
+    position = _coordinate_at(margin.abs().clamp(min=tiny), origin) / _MARGIN_STEP
+    low, pad = float(position.min()), _MARGIN_ORDER // 2 - 1
+    steps = torch.arange(int(position.max() - low) + _MARGIN_ORDER, dtype=torch.float64) - pad
+    node = _strength_at((low + steps) * _MARGIN_STEP, origin, "lognormal")
+    node = torch.cat([node, -node])
+    at_nodes = torch.empty(len(node), len(beta), dtype=torch.float64)
+    for part in torch.arange(len(beta)).split(max(1, CHUNK // len(node))):
+        at_nodes[:, part] = choice_log_prob(node[:, None] * beta[part], flip_probability)
+    value = torch.zeros(choices.num_annotators, len(beta), dtype=torch.float64)
+    for part in torch.arange(len(margin)).split(_PART):
+        who = annotator[part]
+        cell = (position[part] - low).long()
+        basis = lagrange_basis(position[part] - low - cell + pad, _MARGIN_ORDER)
+        column = cell + (who - who[0]) * len(node) + (margin[part] < 0) * len(steps)
+        weight = torch.zeros(int(who[-1] - who[0] + 1) * len(node), dtype=torch.float64)
+        for k in range(_MARGIN_ORDER):
+            weight += torch.bincount(column + k, basis[k], minlength=len(weight))
+        value[who[0] : who[-1] + 1] += weight.view(-1, len(node)) @ at_nodes
+    return value
 
 
 def _log_density(beta: Tensor, mean: Tensor, cv: Tensor, family: Family) -> Tensor:
@@ -289,3 +501,32 @@ def _draw_rows(
     below = torch.where(cell > 0, cumulative.gather(1, (cell - 1).clamp(min=0)), 0.0)
     fraction = (target - below) / (cumulative.gather(1, cell) - below)
     return (value[cell] + fraction * (value[cell + 1] - value[cell]))[:, 0]
+
+
+def _describe(
+    strength: Float[Tensor, " grid"], density: Float[Tensor, "annotators grid"]
+) -> dict[str, Float[Tensor, " annotators"]]:
+    """Moments and quantiles of densities over an equally spaced grid of z."""
+    share = density / density.sum(1, keepdim=True)
+    level = torch.ones(len(density), 1, dtype=torch.float64)
+    log = strength.log()  # NaN below zero
+    mean, log_mean = share @ strength, share @ log
+    return {
+        "mean": mean,
+        "sd": (share @ strength.square() - mean.square()).clamp(min=0).sqrt(),
+        **{k: _draw_rows(strength, density, q * level) for k, q in _QUANTILES.items()},
+        "log_sd": (share @ log.square() - log_mean.square()).clamp(min=0).sqrt(),
+        "p_not_positive": share @ (strength <= 0).double(),
+    }
+
+
+def _describe_draws(
+    draws: Float[Tensor, "annotators samples"],
+) -> dict[str, Float[Tensor, " annotators"]]:
+    return {
+        "mean": draws.mean(1),
+        "sd": draws.std(1),
+        **{k: draws.quantile(q, dim=1) for k, q in _QUANTILES.items()},
+        "log_sd": draws.log().std(1),
+        "p_not_positive": (draws <= 0).double().mean(1),
+    }

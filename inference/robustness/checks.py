@@ -6,7 +6,7 @@ from enum import StrEnum
 import numpy as np
 
 from mixdpo_pyro.inference.choices import Choices, select_annotators, with_margins
-from mixdpo_pyro.inference.fitting import Fit, fit
+from mixdpo_pyro.inference.fitting import Fit, StrengthDraws, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
@@ -81,7 +81,10 @@ class DiagnosisFits:
     num_samples: int
 
     def fit(
-        self, family: Family, margin: np.ndarray | None = None, draw_strengths: bool = False
+        self,
+        family: Family,
+        margin: np.ndarray | None = None,
+        draw_strengths: StrengthDraws = False,
     ) -> Fit:
         """Fit these choices, or other margins of the same choices with a prior of their own."""
         choices, beta = self.choices, self.beta

@@ -1,6 +1,7 @@
 """Does it matter who chose? A permutation test that holds for any link."""
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +16,9 @@ _MAX_PERMUTED = 1_000_000
 
 _BIN_SIZE, _MAX_BINS = 25, 200
 """Pairs per bin of equal margins, at least, and number of bins, at most."""
+
+_LARGE_BIN = 1000
+"""Pairs per bin from which on bins are rotated, which is nine times faster than sorting."""
 
 
 # Who chose
@@ -85,7 +89,10 @@ def permute_annotators(
     size = np.abs(choices.margin)
     agrees = agreement(choices.margin)
     bins = _bins(size, stratum)
-    order = np.argsort(bins, kind="stable")
+    are_large = len(bins) > _LARGE_BIN * len(np.unique(bins))
+    order = (
+        np.lexsort((rng.random(len(bins)), bins)) if are_large else np.argsort(bins, kind="stable")
+    )
     bins, agrees, annotator = bins[order], agrees[order], choices.annotator[order]
     count = np.bincount(bins)
     residual = agrees - (np.bincount(bins, agrees) / count)[bins]
@@ -97,13 +104,31 @@ def permute_annotators(
 
     observed = statistic(residual)
     draws = np.empty(num_permutations)
+    permute = _rotate if are_large else _shuffle
     for k in range(num_permutations):
-        draws[k] = statistic(residual[np.argsort(bins + rng.random(len(bins)))])
+        draws[k] = statistic(permute(residual, bins, rng))
     exceeding = int((draws >= observed * (1 - 1e-12)).sum())
     return PermutationTest(
         observed, float(draws.mean()), float(draws.std()),
         (1 + exceeding) / (1 + num_permutations), num_permutations, len(bins),
     )  # fmt: skip
+
+
+def _shuffle(value: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Values permuted within bins, which are in ascending order."""
+    return value[np.argsort(bins + rng.random(len(bins)))]
+
+
+def _rotate(value: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Values rotated within bins, each by a random number of places.
+
+    Rotations are a group, so that a test by them is exact as well; the order within a bin is
+    random, and they are as many as the product of the bins' sizes.
+    """
+    parts = np.split(value, np.flatnonzero(np.diff(bins)) + 1)
+    places = rng.integers([len(part) for part in parts])
+    halves = ((part[k:], part[:k]) for part, k in zip(parts, places, strict=True))
+    return np.concatenate(list(chain.from_iterable(halves)))
 
 
 def _limit(

@@ -34,6 +34,11 @@ class DiagnoseConfig:
         "Median of the mean strength's prior. Default: the one strength that fits best.", None
     )
     num_samples: int = option("Posterior draws.", 1000)
+    draw_strengths: bool = option(
+        "Keep draws of every annotator's strength in `posterior.nc`, however many; otherwise more "
+        "than 2,000,000 become mean, sd and quantiles.",
+        False,
+    )
     seed: int = option("Seed of everything that is drawn.", 0)
     output_dir: str | None = option(
         "Folder for tables, posterior and report. Default: print only.", None, short="-o"

@@ -61,6 +61,7 @@ def diagnose(
             beta=config.beta,
             num_samples=config.num_samples,
             seed=config.seed,
+            draw_strengths=config.draw_strengths,
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error

@@ -8,15 +8,11 @@ from scipy.special import polygamma
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.choices import agreement
-from mixdpo_pyro.inference.diagnosis import Diagnosis
+from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.margins.table import MarginData
 
 __all__ = ["annotator_table", "group_table"]
-
-_MAX_STRENGTHS = 20_000_000
-"""Draws times annotators held for the table of annotators: 160 MB."""
-
 
 # Tables
 
@@ -39,7 +35,7 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     table.insert(0, "annotator", choices.labels)
     if "normal" in diagnosis.fits:
         normal = _strengths(diagnosis.fits["normal"], seed)
-        table["p_not_positive"] = (normal <= 0).mean(0)
+        table["p_not_positive"] = normal["p_not_positive"]
     return table.sort_values("mean", ascending=False, ignore_index=True)
 
 
@@ -78,34 +74,46 @@ def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.Dat
 def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     choices = result.choices
     assert choices.annotator is not None
-    draws = _strengths(result, seed)
+    strength = _strengths(result, seed)
     agrees = agreement(choices.margin)
     count = np.bincount(choices.annotator)
     mean, cv = result.posterior.mean, result.posterior.cv
     is_gamma = result.posterior.family == "gamma"
     variance = (polygamma(1, cv**-2.0) if is_gamma else np.log1p(cv**2)).mean()
-    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
     return pd.DataFrame(
         {
             "pairs": count,
             "agreement": np.bincount(choices.annotator, agrees) / count,
-            "mean": draws.mean(0),
-            "sd": draws.std(0, ddof=1),
-            "q05": low,
-            "q95": high,
-            "relative": draws.mean(0) / mean.mean(),
-            "shrinkage": np.clip(np.log(draws).var(0, ddof=1) / variance, 0, 1),
+            **{name: strength[name] for name in ("mean", "sd", "q05", "q95")},
+            "relative": strength["mean"] / mean.mean(),
+            "shrinkage": np.clip(strength["log_sd"] ** 2 / variance, 0, 1),
         }
     )
 
 
-def _strengths(result: Fit, seed: int) -> np.ndarray:
-    """Draws of every annotator's strength; fewer where annotators are many."""
+def _strengths(result: Fit, seed: int) -> dict[str, np.ndarray]:
+    """Every annotator's strength: from draws where they are few, or averaged over densities."""
     posterior, choices = result.posterior, result.choices
-    limit = _MAX_STRENGTHS // choices.num_annotators
-    num_draws = int(np.clip(limit, 50, posterior.num_samples))
+    if posterior.strength_summary:
+        return posterior.strength_summary
     if posterior.strength is not None:
-        return posterior.strength[:num_draws]
-    mean, cv = (torch.from_numpy(x[:num_draws]) for x in (posterior.mean, posterior.cv))
+        return _describe(posterior.strength)
     table = tabulate(choices, posterior.family, posterior.flip_probability)
-    return table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy()
+    if posterior.num_samples * choices.num_annotators > MAX_STRENGTHS:
+        return table.summarise_strengths(posterior.mean, posterior.cv)
+    mean, cv = (torch.from_numpy(x) for x in (posterior.mean, posterior.cv))
+    return _describe(table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy())
+
+
+def _describe(draws: np.ndarray) -> dict[str, np.ndarray]:
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # strengths below zero have no log
+        log_sd = np.log(draws).std(0, ddof=1)
+    return {
+        "mean": draws.mean(0),
+        "sd": draws.std(0, ddof=1),
+        "q05": low,
+        "q95": high,
+        "log_sd": log_sd,
+        "p_not_positive": (draws <= 0).mean(0),
+    }

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from mixdpo_pyro.inference.diagnosis import Diagnosis
+from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
-from mixdpo_pyro.reporting.figures.annotators import plot_annotators
+from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
 from mixdpo_pyro.reporting.figures.diagnosis import (
     plot_agreement,
     plot_cv_by_family,
@@ -93,15 +95,23 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             plot_cv_by_family(draws),
         ),
     }
-    strength = diagnosis.result.posterior.strength
-    if annotators is not None and strength is not None:
+    posterior = diagnosis.result.posterior
+    if annotators is not None and posterior.annotators:
         figures["annotators"] = (
             "Annotators",
             f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals; "
             "of many, forty evenly spread over the order.",
-            plot_annotators(strength, diagnosis.result.posterior.annotators),
+            _plot_annotators(posterior),
         )
     return figures
+
+
+def _plot_annotators(posterior: Posterior) -> Figure:
+    if posterior.strength is not None:
+        return plot_annotators(posterior.strength, posterior.annotators)
+    summary = posterior.strength_summary
+    low, middle, high = (summary[k] / summary["mean"].mean() for k in ("q05", "q50", "q95"))
+    return plot_annotator_intervals(low, middle, high, posterior.annotators)
 
 
 def _curves(diagnosis: Diagnosis) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -22,7 +22,7 @@ class MixDPOConfig(DPOConfig):
     `gradient_checkpointing` default to off, since both only slow a CPU down.
 
     Args:
-        family: Law of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
+        family: Distribution of the strength: `lognormal`, `gamma`, or `fixed` (plain DPO).
         estimator: How its expectation is computed: `draws` (Monte Carlo, the paper's estimator
             for LogNormal), `quadrature`, `series` (Gamma only), or `auto`, the exact one.
         mean_anchor: What is assumed of the mean strength: `fixed` (the mean is `beta`, as in DPO,
@@ -55,7 +55,7 @@ class MixDPOConfig(DPOConfig):
     """
 
     family: Family = field(
-        default="lognormal", metadata={"help": "Law of the preference strength."}
+        default="lognormal", metadata={"help": "Distribution of the preference strength."}
     )
     estimator: EstimatorName = field(
         default="auto",

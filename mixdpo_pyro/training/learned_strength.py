@@ -1,4 +1,4 @@
-"""The learned strength as one object: its configuration, its objective, its law, its files."""
+"""The learned strength as one object: its configuration, its objective, its distribution, its files."""
 
 import json
 import math
@@ -202,7 +202,7 @@ def _read_config(path: Path) -> StrengthConfig:
 
 
 def law_quantile(probability: float, mean: float, cv: float, family: str) -> float:
-    r"""Quantile of the strength :math:`\beta` under the law with this mean and cv."""
+    r"""Quantile of the strength :math:`\beta` of the distribution with this mean and cv."""
     if family == "fixed" or cv == 0:
         return mean
     if family == "gamma":

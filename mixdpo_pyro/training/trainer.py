@@ -73,7 +73,7 @@ class MixDPOTrainer(DPOTrainer):
 
     It takes the arguments of `trl.DPOTrainer`; `args` is a :class:`MixDPOConfig`. Metrics keep
     TRL's names; `rewards/*` use the current mean strength, and `strength/mean`, `strength/cv`,
-    `strength/q05`, `strength/q95` describe the learned law (mean, coefficient of variation and
+    `strength/q05`, `strength/q95` describe the learned distribution (mean, coefficient of variation and
     quantiles of beta at the guide's median). Checkpoints hold the strength beside the policy.
 
     Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
@@ -427,7 +427,7 @@ class MixDPOTrainer(DPOTrainer):
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics and the law of the strength."""
+        """Log TRL's metrics and the distribution of the strength."""
         prefix = "" if self.model.training else "eval_"
         summary = self.strength.summary()
         for name, value in summary.items():

@@ -223,3 +223,14 @@ def test_choices_with_other_margins_lose_those_without_one():
     assert left.labels == ("a", "c")
     assert left.annotator.tolist() == [0, 1, 0]
     assert with_margins(read_choices([1.0, 2.0]), np.array([np.nan, 3.0])).margin.tolist() == [3.0]
+
+
+def test_an_id_of_100000_characters_is_refused_without_a_copy_per_row():
+    """An array of fixed width would take 400,000 bytes for every one of 20,000 rows: 7.5 GiB."""
+    ids = ["x" * 100_000, "a"] * 10_000
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="at most 1,000 characters") as error:
+        read_choices(np.linspace(-1, 2, 20_000), ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24 and len(str(error.value)) < 200

@@ -7,6 +7,8 @@ import torch
 import xarray as xr
 
 from mixdpo_pyro.inference import fit, save_arviz, to_arviz, to_inference_data
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.predictive import choice_probabilities
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +155,21 @@ def test_inference_data_of_arviz_023_has_the_same_groups(panel):
 def test_unusable_limit_raises(pairs):
     with pytest.raises(ValueError, match="max_pairs >= 1, got 0"):
         to_arviz(pairs, max_pairs=0)
+
+
+def test_summaries_of_strengths_stand_for_their_draws_in_the_file(simulate, tmp_path):
+    margin, annotator, _ = simulate(20, 10, 0.6)
+    drawn = fit(margin, annotator=annotator, num_samples=400)
+    result = fit(margin, annotator=annotator, num_samples=400, draw_strengths="summary")
+    posterior = Posterior.load(save_arviz(to_arviz(result), tmp_path / "posterior.nc"))
+    again = Posterior.load(posterior.save(tmp_path / "again.nc"))
+    assert again.strength is None and again.annotators == drawn.posterior.annotators
+    for name, value in result.posterior.strength_summary.items():
+        np.testing.assert_array_equal(again.strength_summary[name], value)
+    means = drawn.posterior.strength.mean(0)
+    np.testing.assert_allclose(again.strength_summary["mean"], means, rtol=0.2)
+    assert list(again.summary().index) == list(drawn.summary().index)
+    assert to_arviz(result)["posterior_predictive"]["choice"].shape == (1, 400, 200)
+    with pytest.raises(ValueError, match="draw_strengths=True"):
+        choice_probabilities(again, [1.0], annotator=["3"])
+    assert choice_probabilities(again, [1.0], annotator=["new"]).shape == (400, 1)

@@ -14,7 +14,7 @@ from mixdpo_pyro.reporting.figures.style import (
     make_figure,
 )
 
-__all__ = ["plot_annotators"]
+__all__ = ["plot_annotator_intervals", "plot_annotators"]
 
 _MAX_ANNOTATORS = 40
 
@@ -31,6 +31,17 @@ def plot_annotators(
     """
     relative = strengths / strengths.mean(axis=1, keepdims=True)
     low, middle, high = np.quantile(relative, [0.05, 0.5, 0.95], axis=0)
+    return plot_annotator_intervals(low, middle, high, labels, truth)
+
+
+def plot_annotator_intervals(
+    low: np.ndarray,
+    middle: np.ndarray,
+    high: np.ndarray,
+    labels: Sequence[str],
+    truth: dict[str, float] | None = None,
+) -> Figure:
+    """The same from the 5%, 50% and 95% quantiles of relative strengths."""
     order = np.argsort(middle)
     if len(order) > _MAX_ANNOTATORS:
         order = order[np.linspace(0, len(order) - 1, _MAX_ANNOTATORS).round().astype(int)]

@@ -9,6 +9,7 @@ from scipy.special import expit, log_expit
 from mixdpo_pyro.inference import Posterior, fit, read_choices
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.methods.log_joint import LogJoint, maximise
+from mixdpo_pyro.inference.robustness import permutation
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
@@ -247,3 +248,15 @@ def test_evidence_of_margins_is_wilcoxons_test():
     assert margin_evidence(read_choices(margin)) == pytest.approx(expected, rel=0.01)
     balanced = read_choices([1.0, -1.0, 2.0, -2.0], ["a", "a", "b", "b"])
     assert margin_evidence(balanced) == 0.5
+
+
+def test_rotations_of_large_bins_reject_as_permutations_do(monkeypatch, simulate):
+    """Equal people: a p-value below 2% is unlikely; different ones: the least of 99."""
+    monkeypatch.setattr(permutation, "_LARGE_BIN", 20)
+    monkeypatch.setattr(permutation, "_shuffle", None)
+    p_values = []
+    for cv in (0.0, 0.8):
+        margin, annotator, _ = simulate(60, 40, cv, seed=3)
+        choices = read_choices(margin, annotator)
+        p_values.append(permutation.permute_annotators(choices, num_permutations=99).p_value)
+    assert p_values[0] > 0.02 and p_values[1] == 0.01
