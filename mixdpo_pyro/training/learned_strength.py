@@ -1,4 +1,4 @@
-"""The learned strength as one object: its configuration, its objective, its distribution, its files."""
+"""The learned strength as one object: configuration, objective, distribution and files."""
 
 import json
 import math

@@ -73,8 +73,9 @@ class MixDPOTrainer(DPOTrainer):
 
     It takes the arguments of `trl.DPOTrainer`; `args` is a :class:`MixDPOConfig`. Metrics keep
     TRL's names; `rewards/*` use the current mean strength, and `strength/mean`, `strength/cv`,
-    `strength/q05`, `strength/q95` describe the learned distribution (mean, coefficient of variation and
-    quantiles of beta at the guide's median). Checkpoints hold the strength beside the policy.
+    `strength/q05`, `strength/q95` describe the learned distribution (mean,
+    coefficient of variation and quantiles of beta at the guide's median). Checkpoints hold
+    the strength beside the policy.
 
     Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
     `group_column` over groups (`eval_macro/*`, `eval_worst_group/*`), with 90% bootstrap

@@ -265,18 +265,20 @@ def test_debug_shows_the_traceback(config):
         main(["train", "--config", str(config(dataset_name="nowhere.jsonl")), "--debug"])
 
 
-def test_interrupted_run_resumes_from_its_checkpoint(capsys, tmp_path, config):
+def test_interrupted_run_resumes_from_its_checkpoint(capsys, tmp_path, config, monkeypatch):
     """The interrupted run leaves its folder; --resume ends where a whole run ends."""
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = config(output_dir=str(tmp_path / "whole"), **settings)
     assert run_cli(capsys, "train", "--config", whole)[0] == 0
-    (tmp_path / "whole").rename(tmp_path / "run.partial")
-    expected = (tmp_path / "run.partial" / "policy" / "model.safetensors").read_bytes()
-    for path in (tmp_path / "run.partial").iterdir():
-        if path.is_file():
-            path.unlink()
-        elif path.name != "checkpoint-2":
-            shutil.rmtree(path)
+    expected = (tmp_path / "whole" / "policy" / "model.safetensors").read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mixdpo_pyro.workflows.train._save_policy", interrupt)
+        assert run_cli(capsys, "train", "--config", config(**settings))[0] == 130
+    shutil.rmtree(tmp_path / "run.partial" / "checkpoint-4")
     status, _, _ = run_cli(capsys, "train", "--config", config(**settings), "--resume", "true")
     assert status == 0
     assert (tmp_path / "run" / "policy" / "model.safetensors").read_bytes() == expected
