@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -121,7 +121,7 @@ class Posterior:
             )
         return found
 
-    def validate(self) -> Self:
+    def validate(self) -> "Posterior":
         """This posterior, if its draws are draws of a strength.
 
         Raises:

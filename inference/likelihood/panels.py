@@ -90,10 +90,10 @@ class PanelTable:
     """
 
     grids: tuple["PanelGrid", ...]
-    members: tuple[Int[Tensor, " members"], ...]
+    members: tuple[Int[Tensor, " _"], ...]
 
     def __call__(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of all annotators at each point, in nats."""
         return sum_terms(grid(mean, cv) for grid in self.grids)
@@ -109,7 +109,7 @@ class PanelTable:
         return sum(grid.log_likelihood.numel() for grid in self.grids)
 
     def per_annotator(
-        self, mean: Float[Tensor, "*points"], cv: Float[Tensor, "*points"]
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood of each annotator's choices, their strength integrated out."""
         return torch.cat([grid.per_annotator(mean, cv) for grid in self.grids])[self._place]
