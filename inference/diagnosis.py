@@ -127,8 +127,8 @@ def diagnose_choices(
         seed: Seed of everything that is drawn.
         thorough: Compare all families, draw annotators' strengths, and look at other explanations
             too where they cannot change the answer.
-        draw_strengths: Keep draws of every annotator's strength however many they are; otherwise
-            more than two million are replaced by mean, sd and quantiles.
+        draw_strengths: Keep up to 50 million draws of the annotators' strengths, in place of two
+            million; more are replaced by mean, sd and quantiles.
 
     Raises:
         ValueError: If the data or an argument cannot be used; the message says which and why.

@@ -23,7 +23,7 @@ from mixdpo_pyro.inference.likelihood.interpolation import (
 from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
 from mixdpo_pyro.models.quadrature import choice_log_prob
 
-__all__ = ["PanelGrid", "PanelTable", "log_likelihood_at", "tabulate"]
+__all__ = ["PanelGrid", "PanelTable", "describe_draws", "log_likelihood_at", "tabulate"]
 
 _COARSEST = 0.1
 """Largest grid step; the log of a strength's density bends on a scale of one."""
@@ -221,7 +221,8 @@ class PanelGrid:
             self.draw_strengths(*point, torch.from_numpy(1 - rng.random(shape)))
             for point in points
         ]
-        return _describe_draws(torch.stack(draws, 1))
+        described = describe_draws(torch.stack(draws).numpy())
+        return {name: torch.from_numpy(value) for name, value in described.items()}
 
     def _mixture(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators grid"]:
         """Each annotator's posterior density over the grid, summed over draws of (mean, cv)."""
@@ -520,13 +521,17 @@ def _describe(
     }
 
 
-def _describe_draws(
-    draws: Float[Tensor, "annotators samples"],
-) -> dict[str, Float[Tensor, " annotators"]]:
+def describe_draws(
+    draws: Float[np.ndarray, "samples annotators"],
+) -> dict[str, Float[np.ndarray, " annotators"]]:
+    """Each annotator's strength by its draws, as :meth:`PanelTable.summarise_strengths` does."""
+    with np.errstate(invalid="ignore", divide="ignore"):  # strengths below zero have no log
+        log_sd = np.log(draws).std(0, ddof=1)
+    quantiles = np.quantile(draws, list(_QUANTILES.values()), axis=0)
     return {
-        "mean": draws.mean(1),
-        "sd": draws.std(1),
-        **{k: draws.quantile(q, dim=1) for k, q in _QUANTILES.items()},
-        "log_sd": draws.log().std(1),
-        "p_not_positive": (draws <= 0).double().mean(1),
+        "mean": draws.mean(0),
+        "sd": draws.std(0, ddof=1),
+        **dict(zip(_QUANTILES, quantiles, strict=True)),
+        "log_sd": log_sd,
+        "p_not_positive": (draws <= 0).mean(0),
     }

@@ -35,8 +35,8 @@ class DiagnoseConfig:
     )
     num_samples: int = option("Posterior draws.", 1000)
     draw_strengths: bool = option(
-        "Keep draws of every annotator's strength in `posterior.nc`, however many; otherwise more "
-        "than 2,000,000 become mean, sd and quantiles.",
+        "Keep up to 50,000,000 draws of the annotators' strengths in `posterior.nc`, in place of "
+        "2,000,000; more become mean, sd and quantiles.",
         False,
     )
     seed: int = option("Seed of everything that is drawn.", 0)

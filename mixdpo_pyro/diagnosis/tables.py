@@ -9,7 +9,7 @@ from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
-from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.margins.table import MarginData
 
 __all__ = ["annotator_table", "group_table"]
@@ -97,23 +97,11 @@ def _strengths(result: Fit, seed: int) -> dict[str, np.ndarray]:
     if posterior.strength_summary:
         return posterior.strength_summary
     if posterior.strength is not None:
-        return _describe(posterior.strength)
+        return describe_draws(posterior.strength)
     table = tabulate(choices, posterior.family, posterior.flip_probability)
     if posterior.num_samples * choices.num_annotators > MAX_STRENGTHS:
         return table.summarise_strengths(posterior.mean, posterior.cv)
     mean, cv = (torch.from_numpy(x) for x in (posterior.mean, posterior.cv))
-    return _describe(table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy())
-
-
-def _describe(draws: np.ndarray) -> dict[str, np.ndarray]:
-    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # strengths below zero have no log
-        log_sd = np.log(draws).std(0, ddof=1)
-    return {
-        "mean": draws.mean(0),
-        "sd": draws.std(0, ddof=1),
-        "q05": low,
-        "q95": high,
-        "log_sd": log_sd,
-        "p_not_positive": (draws <= 0).mean(0),
-    }
+    return describe_draws(
+        table.draw_strengths(mean, cv, np.random.default_rng((seed, 17))).numpy()
+    )

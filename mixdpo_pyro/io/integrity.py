@@ -1,13 +1,15 @@
-"""Is a file on the disk whole? Cheap checks: headers, sizes, and the directories of archives."""
+"""Is a file on the disk whole, by cheap checks of headers and sizes; and is it the same?"""
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["find_fault", "find_model_fault"]
+__all__ = ["find_fault", "find_model_fault", "hash_files"]
 
 _MODEL_FILES = (
     "config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -73,3 +75,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"expected keys and values, got {type(value).__name__}")
     return value
+
+
+def hash_files(paths: Iterable[Path], more: str = "") -> str:
+    """SHA-256 of files of one folder, by name and content in the order of names, and of a text."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(more.encode())
+    return digest.hexdigest()

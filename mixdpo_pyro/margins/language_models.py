@@ -1,6 +1,5 @@
 """The policy and the reference of a table of margins: loading, digests, log-probabilities."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.utils import find_adapter_config_file
 
 from mixdpo_pyro.data.tokenization import first_line, is_adapter, load_tokenizer
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.io.integrity import find_model_fault
+from mixdpo_pyro.io.integrity import find_model_fault, hash_files
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.weights import (
     TELL_ALL,
@@ -163,16 +162,15 @@ def _digest_model(name: str, model: Any) -> str:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return f"{name}@{getattr(model.config, '_commit_hash', None)}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".bin") or path.name.endswith("config.json"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    if is_adapter(folder):
-        base = model.peft_config[model.active_adapter].base_model_name_or_path
-        digest.update(_digest_model(base, model).encode())
-    return digest.hexdigest()
+    weights = [
+        path
+        for path in folder.iterdir()
+        if path.suffix in (".safetensors", ".bin") or path.name.endswith("config.json")
+    ]
+    if not is_adapter(folder):
+        return hash_files(weights)
+    base = model.peft_config[model.active_adapter].base_model_name_or_path
+    return hash_files(weights, _digest_model(base, model))
 
 
 def _check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, reference_name: str) -> None:

@@ -7,6 +7,7 @@ from trl import DPOConfig
 
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.options import check_positive
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
 from mixdpo_pyro.training.losses.accepted import check_losses
 from mixdpo_pyro.training.losses.baselines import BaselineName
@@ -164,11 +165,7 @@ class MixDPOConfig(DPOConfig):
 
     def _check_strength(self) -> None:
         self.strength_config()
-        if not 0 < self.strength_learning_rate < float("inf"):
-            raise ConfigError(
-                "strength_learning_rate: expected a finite number > 0, "
-                f"got {self.strength_learning_rate}"
-            )
+        check_positive("strength_learning_rate", self.strength_learning_rate)
         at_least = {"annotator_block_size": 1, "strength_warmup_steps": 0, "bootstrap_samples": 2}
         for name, least in at_least.items():
             if getattr(self, name) < least:

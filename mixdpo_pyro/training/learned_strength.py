@@ -4,13 +4,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.special import gammaincinv, ndtri
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
@@ -28,7 +27,6 @@ __all__ = [
     "Family",
     "Strength",
     "StrengthConfig",
-    "follow_new_group",
     "law_quantile",
 ]  # fmt: skip
 
@@ -209,20 +207,3 @@ def law_quantile(probability: float, mean: float, cv: float, family: str) -> flo
         return mean * cv**2 * float(gammaincinv(cv**-2, probability))
     sigma = math.sqrt(math.log1p(cv**2))
     return mean * math.exp(sigma * float(ndtri(probability)) - sigma**2 / 2)
-
-
-def follow_new_group(scheduler: Any) -> None:
-    """Let a scheduler follow the group that its optimizer was given last, as it follows the first.
-
-    Args:
-        scheduler: A scheduler of `torch.optim.lr_scheduler`, also one made of others.
-    """
-    for part in getattr(scheduler, "_schedulers", ()):
-        follow_new_group(part)
-    if not hasattr(scheduler, "base_lrs"):
-        return
-    group = scheduler.optimizer.param_groups[-1]
-    group.setdefault("initial_lr", group["lr"])
-    scheduler.base_lrs.append(group["initial_lr"])
-    if isinstance(scheduler, LambdaLR):
-        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])

@@ -20,6 +20,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,7 +41,7 @@ from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
 from mixdpo_pyro.training.group_metrics import evaluate_groups
-from mixdpo_pyro.training.learned_strength import Strength, follow_new_group
+from mixdpo_pyro.training.learned_strength import Strength
 from mixdpo_pyro.training.losses.trl_batch import FirstOutputs, MarginTap, TRLBatch, pair_weights
 from mixdpo_pyro.training.mean_drift import why_mean_drifts
 from mixdpo_pyro.training.model_card import PAPER, append_strength
@@ -73,9 +74,9 @@ class MixDPOTrainer(DPOTrainer):
 
     It takes the arguments of `trl.DPOTrainer`; `args` is a :class:`MixDPOConfig`. Metrics keep
     TRL's names; `rewards/*` use the current mean strength, and `strength/mean`, `strength/cv`,
-    `strength/q05`, `strength/q95` describe the learned distribution (mean,
-    coefficient of variation and quantiles of beta at the guide's median). Checkpoints hold
-    the strength beside the policy.
+    `strength/q05`, `strength/q95` describe the learned distribution (mean, coefficient of
+    variation and quantiles of beta at the guide's median). Checkpoints hold the strength beside
+    the policy.
 
     Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
     `group_column` over groups (`eval_macro/*`, `eval_worst_group/*`), with 90% bootstrap
@@ -424,7 +425,7 @@ class MixDPOTrainer(DPOTrainer):
                 }
             )
             if self.lr_scheduler is not None:
-                follow_new_group(self.lr_scheduler)
+                _follow_new_group(self.lr_scheduler)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -513,6 +514,23 @@ def _names_of_the_model(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.save_pretrained
+
+
+def _follow_new_group(scheduler: Any) -> None:
+    """Let a scheduler follow the group that its optimizer was given last, as it follows the first.
+
+    Args:
+        scheduler: A scheduler of `torch.optim.lr_scheduler`, also one made of others.
+    """
+    for part in getattr(scheduler, "_schedulers", ()):
+        _follow_new_group(part)
+    if not hasattr(scheduler, "base_lrs"):
+        return
+    group = scheduler.optimizer.param_groups[-1]
+    group.setdefault("initial_lr", group["lr"])
+    scheduler.base_lrs.append(group["initial_lr"])
+    if isinstance(scheduler, LambdaLR):
+        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
 
 
 @dataclass

@@ -15,6 +15,7 @@ from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
 from mixdpo_pyro.data.validation import TEXT_COLUMNS, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io.integrity import find_model_fault
+from mixdpo_pyro.options import check_positive
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -98,14 +99,9 @@ def _check_plan(plan: TrainPlan) -> None:
         ConfigError: Naming the key.
     """
     training = plan.training
-    positive = {"learning_rate": training.learning_rate}
-    if training.max_steps == -1:  # whole epochs
-        positive["num_train_epochs"] = training.num_train_epochs
-    else:
-        positive["max_steps"] = training.max_steps
-    for name, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
+    length = "num_train_epochs" if training.max_steps == -1 else "max_steps"
+    for name in ("learning_rate", length):
+        check_positive(name, getattr(training, name))
     if (column := training.annotator_column) in {*TEXT_COLUMNS, *RESULT_COLUMNS}:
         raise ConfigError(
             f"annotator_column: '{column}' holds texts or results, not annotator ids"

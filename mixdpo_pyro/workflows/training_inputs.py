@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
 from mixdpo_pyro.errors import ConfigError, OutputError
+from mixdpo_pyro.io.integrity import hash_files
 from mixdpo_pyro.reporting.records import read_record, write_record
 from mixdpo_pyro.workflows.run_config import TrainPlan
 
@@ -150,13 +151,7 @@ def _digest_model(name: str, revision: str) -> str:
         except (OSError, ValueError):  # said where the model is loaded
             return f"{name}@{revision}"
         return f"{name}@{getattr(config, '_commit_hash', None) or revision}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _MODEL_FILES:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return hash_files(path for path in folder.iterdir() if path.suffix in _MODEL_FILES)
 
 
 def _shown(value: Any) -> str:

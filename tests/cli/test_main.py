@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from datasets import DatasetDict
-from scenarios import TRAINING_MARKS, small_world
+from scenarios import TRAINING_MARKS, run_values, small_world
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.training.learned_strength import Strength
@@ -31,20 +31,7 @@ def config(tmp_path, policy_folder):
 
 def run_file(tmp_path, policy_folder):
     """A run on 48 pairs of 6 annotators, as a file, a dictionary, and a way to change it."""
-    small_world().remove_columns(["source_row", "reward_margin"]).to_json(tmp_path / "pairs.jsonl")
-    values = {
-        "model_name_or_path": policy_folder,
-        "dataset_name": str(tmp_path / "pairs.jsonl"),
-        "output_dir": str(tmp_path / "run"),
-        "test_fraction": 0.5,
-        "max_steps": 3,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "max_length": 128,
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": 1,
-    }
+    values = run_values(tmp_path, policy_folder)
 
     def write(**changes):
         path = tmp_path / "run.yaml"

@@ -136,13 +136,19 @@ def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, fam
         assert draws[:, g].std() == pytest.approx(sd, rel=5 / np.sqrt(2 * size) + 0.01)
 
 
+def _outlier(count, spread):
+    """Choices of an annotator with strength 2, in a table with one whose choices are random."""
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0, spread, count)
+    own = np.where(rng.random(count) < expit(2 * difference), difference, -difference)
+    margin = np.append(own, rng.normal(0, 30, 20))
+    table = tabulate(read_choices(margin, np.repeat([0, 1], [count, 20])), "lognormal")
+    return table, own
+
+
 def test_strengths_of_an_outlier_are_drawn_where_the_distribution_has_almost_no_mass():
     """600 choices at a strength of 2, distributed around 0.1: the weights underflow by 1e-100."""
-    rng = np.random.default_rng(0)
-    difference = rng.normal(0, 2.0, 600)
-    own = np.where(rng.random(600) < expit(2 * difference), difference, -difference)
-    margin = np.append(own, rng.normal(0, 30, 20))
-    table = tabulate(read_choices(margin, np.repeat([0, 1], [600, 20])), "lognormal")
+    table, own = _outlier(600, 2.0)
     size, distribution = (
         2_000,
         stats.lognorm(math.sqrt(math.log1p(0.01)), scale=0.1 / math.sqrt(1.01)),
@@ -259,11 +265,7 @@ def test_summaries_are_those_of_draws(simulate, family):
 
 
 def test_summaries_of_a_narrow_distribution_and_of_an_outlier_are_finite(simulate):
-    rng = np.random.default_rng(0)
-    difference = rng.normal(0, 20.0, 6_000)
-    own = np.where(rng.random(6_000) < expit(2 * difference), difference, -difference)
-    margin = np.append(own, rng.normal(0, 30, 20))
-    table = tabulate(read_choices(margin, np.repeat([0, 1], [6_000, 20])), "lognormal")
+    table, _ = _outlier(6_000, 20.0)
     narrow, rare = (
         table.summarise_strengths(np.full(9, 0.01), np.full(9, cv)) for cv in (1e-3, 0.1)
     )
