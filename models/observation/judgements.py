@@ -37,7 +37,7 @@ class _Judgement(Observation):
         """Check the data and make them ready; without outcomes the first response has won."""
         check_finite("margins", margin)
         if choice_set is not None:
-            raise ValueError(f"Expected no choice_set, one margin being one choice of {self}")
+            raise ValueError(f"Expected no choice_set, a margin being a choice, got {choice_set}")
         last = self.num_outcomes - 1
         outcome = torch.full_like(margin, last) if outcome is None else outcome
         if outcome.shape != margin.shape:
