@@ -16,21 +16,45 @@ from mixdpo_pyro.models.gamma.lerch import lerch_phi_minus_one
 from mixdpo_pyro.models.gamma.series import gamma_log_prob
 from mixdpo_pyro.models.individual_strength import ConditionalStrength, conditional_strength
 from mixdpo_pyro.models.mixed_logit import mixed_logit_log_prob
+from mixdpo_pyro.models.observation import (
+    BestOf,
+    BestWorst,
+    Davidson,
+    Graded,
+    Lapse,
+    Observation,
+    Pair,
+    Ranking,
+    RaoKupper,
+    observed_log_prob,
+)
+from mixdpo_pyro.models.observed_choices import MixedObservation, ObservationModel
 from mixdpo_pyro.models.pyro_models import LatentStrengthModel, PreferenceModel
 
 __all__ = [
     "FAMILIES",
+    "BestOf",
+    "BestWorst",
     "ConditionalStrength",
+    "Davidson",
     "Draws",
     "Estimator",
     "Family",
     "GammaLogit",
+    "Graded",
+    "Lapse",
     "LatentStrengthModel",
     "LogNormalLogit",
     "MixedLogit",
+    "MixedObservation",
     "NormalLogit",
+    "Observation",
+    "ObservationModel",
+    "Pair",
     "PreferenceModel",
     "Quadrature",
+    "Ranking",
+    "RaoKupper",
     "Series",
     "conditional_strength",
     "cv_prior",
@@ -41,5 +65,6 @@ __all__ = [
     "mean_prior",
     "mixed_logit_log_prob",
     "normal_parameters",
+    "observed_log_prob",
     "strength_distribution",
 ]

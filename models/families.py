@@ -18,6 +18,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "check_family",
+    "check_parameters",
     "cv_prior",
     "gamma_parameters",
     "lognormal_parameters",
@@ -178,3 +179,24 @@ def check_family(family: str) -> None:
     """
     if family not in FAMILIES:
         raise ValueError(f"Expected family to be one of {', '.join(FAMILIES)}, got {family!r}")
+
+
+def check_parameters(
+    like: Tensor, mean: Tensor | float, cv: Tensor | float, family: Family
+) -> tuple[Tensor, Tensor]:
+    """Mean and cv as float64 tensors on the device of `like`, checked.
+
+    Raises:
+        ValueError: If `mean`, or `cv` where the family has one, is not positive and finite.
+    """
+    parameters = []
+    for name, value in (("mean", mean), ("cv", cv)):
+        if not isinstance(value, Tensor):
+            value = torch.tensor(value, dtype=torch.float64)
+        tensor = value.to(like.device, torch.float64)
+        valid = (tensor > 0) & tensor.isfinite()
+        if not (name == "cv" and family == "fixed") and not bool(valid.all()):
+            wrong = tensor[~valid].flatten()[0].item()
+            raise ValueError(f"Expected {name} to be positive and finite, got {wrong}")
+        parameters.append(tensor)
+    return parameters[0], parameters[1]

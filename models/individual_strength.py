@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mixdpo_pyro.models.families import Family, check_family
+from mixdpo_pyro.models.families import Family, check_family, check_parameters
 from mixdpo_pyro.models.gamma.series import gamma_conditional_moments
-from mixdpo_pyro.models.mixed_logit import bounded_margin, check_parameters, flat_panel
+from mixdpo_pyro.models.mixed_logit import bounded_margin, flat_panel
 from mixdpo_pyro.models.quadrature import Nodes, Panel, posterior_nodes
 
 __all__ = ["ConditionalStrength", "conditional_strength"]

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
-from mixdpo_pyro.models.families import Family, check_family
+from mixdpo_pyro.models.families import Family, check_family, check_parameters
 from mixdpo_pyro.models.gamma.series import gamma_log_prob
 from mixdpo_pyro.models.monte_carlo import draw_strengths, draws_log_prob, segment_sum
+from mixdpo_pyro.models.observation import Observation, observed_log_prob
 from mixdpo_pyro.models.quadrature import (
     Panel,
     choice_log_prob,
@@ -23,7 +24,7 @@ from mixdpo_pyro.models.quadrature import (
     quadrature_log_prob,
 )
 
-__all__ = ["bounded_margin", "check_parameters", "flat_panel", "mixed_logit_log_prob"]
+__all__ = ["bounded_margin", "flat_panel", "mixed_logit_log_prob"]
 
 
 def mixed_logit_log_prob(
@@ -35,6 +36,9 @@ def mixed_logit_log_prob(
     annotator: Int[Tensor, " pairs"] | None = None,
     *,
     flip_probability: float = 0.0,
+    observation: Observation | None = None,
+    outcome: Int[Tensor, " pairs"] | None = None,
+    choice_set: Int[Tensor, " pairs"] | None = None,
 ) -> Float[Tensor, "..."]:
     r"""Log-probability in nats of the observed choices, the strength integrated out.
 
@@ -62,9 +66,14 @@ def mixed_logit_log_prob(
             `Draws` with its options; see `resolve_estimator`.
         annotator: Ids of the annotators, shape `(pairs,)`, in any order.
         flip_probability: Probability :math:`\epsilon` in [0, 1/2) that a label was flipped.
+        observation: What annotators did where it is not a choice from each pair: best of a set,
+            a ranking, ties, grades; see `observed_log_prob`, which takes over.
+        outcome: With `observation`: what was done, per row.
+        choice_set: With `observation`: ids of the sets, per row.
 
     Returns:
-        Log-probabilities in nats, one per pair, or one per annotator in the order of their ids.
+        Log-probabilities in nats, one per pair, or one per annotator in the order of their ids;
+        with sets, one per set in the order of their ids.
 
     Raises:
         ValueError: If the family or estimator is unknown or they do not fit, a parameter is not
@@ -81,6 +90,22 @@ def mixed_logit_log_prob(
         >>> mixed_logit_log_prob(margin, 0.1, 0.5, "gamma", annotator=torch.tensor([7, 7, 3]))
         tensor([-0.0914, -1.6409])
     """
+    if observation is not None:
+        if flip_probability:
+            raise ValueError(f"Expected Lapse for a flip_probability of {observation}")
+        return observed_log_prob(
+            observation,
+            margin,
+            mean,
+            cv,
+            family,
+            estimator,
+            outcome=outcome,
+            choice_set=choice_set,
+            annotator=annotator,
+        )
+    if outcome is not None or choice_set is not None:
+        raise ValueError("Expected an observation model for an outcome or a choice_set")
     check_family(family)
     chosen = resolve_estimator(estimator, family, panel=annotator is not None)
     if not 0 <= flip_probability < 0.5:
@@ -96,27 +121,6 @@ def mixed_logit_log_prob(
     else:
         value = _panel(margin.double(), mean, cv, family, chosen, annotator, flip_probability)
     return value.to(dtype)
-
-
-def check_parameters(
-    margin: Tensor, mean: Tensor | float, cv: Tensor | float, family: Family
-) -> tuple[Tensor, Tensor]:
-    """Mean and cv as float64 tensors on the margin's device, checked.
-
-    Raises:
-        ValueError: If `mean`, or `cv` where the family has one, is not positive and finite.
-    """
-    parameters = []
-    for name, value in (("mean", mean), ("cv", cv)):
-        if not isinstance(value, Tensor):
-            value = torch.tensor(value, dtype=torch.float64)
-        tensor = value.to(margin.device, torch.float64)
-        valid = (tensor > 0) & tensor.isfinite()
-        if not (name == "cv" and family == "fixed") and not bool(valid.all()):
-            wrong = tensor[~valid].flatten()[0].item()
-            raise ValueError(f"Expected {name} to be positive and finite, got {wrong}")
-        parameters.append(tensor)
-    return parameters[0], parameters[1]
 
 
 def _noisy_pair(

@@ -11,7 +11,7 @@ posteriors of long panels are covered too. Nodes are constants when differentiat
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -21,19 +21,15 @@ from torch.nn.functional import logsigmoid
 from mixdpo_pyro.models.families import lognormal_parameters
 
 __all__ = [
+    "Integrand",
     "Nodes",
     "Panel",
     "choice_log_prob",
     "default_num_nodes",
+    "piece_lengths",
     "posterior_nodes",
     "quadrature_log_prob",
 ]
-
-# The integrand is cut where it is exp(-21) = 8e-10 of its peak, that of the derivative by a margin
-# at exp(-19) = 6e-9 of its own: the wider the window, the coarser the steps.
-_WINDOW_NATS = 21.0
-
-_SLOPE_NATS = 19.0
 
 _REFINEMENT = 8
 
@@ -62,6 +58,53 @@ _SHARPEST_KINK = 1e-6
 _WIDEST_GAMMA_STEP = 0.45
 
 
+class Integrand(Protocol):
+    """Choices by groups that share a strength each: what is integrated over the strength.
+
+    Attributes:
+        mean: Mean strength of each group.
+        cv: Coefficient of variation of each group.
+        group: Group of each choice, ascending; None where every choice is its own group.
+        leaves: Tensors that the value is differentiated by.
+        leaf_groups: Group of each entry of each leaf; None where there is one entry per group.
+        window_nats: Depth below its peak at which the integrand is cut.
+        slope_nats: Depth at which the integrand times the strength is cut.
+    """
+
+    @property
+    def mean(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def cv(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def group(self) -> Tensor | None: ...  # noqa: D102
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]: ...  # noqa: D102
+
+    @property
+    def leaf_groups(self) -> tuple[Tensor | None, ...]: ...  # noqa: D102
+
+    @property
+    def window_nats(self) -> float: ...  # noqa: D102
+
+    @property
+    def slope_nats(self) -> float: ...  # noqa: D102
+
+    def with_leaves(self, leaves: tuple[Tensor, ...]) -> "Integrand":
+        """The same choices with other leaves."""
+
+    def log_likelihood(self, beta: Float[Tensor, "nodes groups"]) -> Float[Tensor, "nodes groups"]:
+        """Log-probability of all choices of each group at given strengths, at most zero."""
+
+    def largest_utility(self) -> Float[Tensor, " groups"]:
+        """Largest margin of each group in absolute value, times the mean strength."""
+
+    def pieces(self, num_nodes: int) -> Iterator["Integrand"]:
+        """Consecutive runs of whole groups, each of about 2^18 pairs times nodes."""
+
+
 class Panel(NamedTuple):
     """Choices sorted by group, one strength per group; without `group` every pair is its own."""
 
@@ -70,6 +113,30 @@ class Panel(NamedTuple):
     cv: Float[Tensor, " groups"]
     group: Int[Tensor, " pairs"] | None = None
     flip_probability: float = 0.0
+
+    @property
+    def window_nats(self) -> float:
+        """Cut where it is exp(-21) = 8e-10 of the peak: the wider, the coarser the steps."""
+        return 21.0
+
+    @property
+    def slope_nats(self) -> float:
+        """The derivative by a margin is cut at exp(-19) = 6e-9 of its own peak."""
+        return 19.0
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Margins, means and cvs."""
+        return self.margin, self.mean, self.cv
+
+    @property
+    def leaf_groups(self) -> tuple[Tensor | None, ...]:
+        """Groups of the margins; the others are one per group."""
+        return self.group, None, None
+
+    def with_leaves(self, leaves: tuple[Tensor, ...]) -> "Panel":
+        """The same choices with other margins, means and cvs."""
+        return Panel(leaves[0], leaves[1], leaves[2], self.group, self.flip_probability)
 
     def log_likelihood(self, beta: Float[Tensor, "nodes groups"]) -> Float[Tensor, "nodes groups"]:
         """Log-probability of all choices of each group at given strengths."""
@@ -86,7 +153,7 @@ class Panel(NamedTuple):
         return zeros.scatter_reduce(0, self.group, self.margin.abs(), "amax") * self.mean
 
     def pieces(self, num_nodes: int) -> Iterator["Panel"]:
-        """Consecutive runs of whole groups, each of about `_CHUNK` pairs times nodes."""
+        """Consecutive runs of whole groups, each of about 2^18 pairs times nodes."""
         if len(self.margin) * num_nodes <= _CHUNK:
             yield self
             return
@@ -94,16 +161,21 @@ class Panel(NamedTuple):
             sizes = torch.ones_like(self.mean, dtype=torch.long)
         else:
             sizes = self.group.bincount(minlength=len(self.mean))
-        start = sizes.cumsum(0) - sizes
-        _, groups = (start * num_nodes // _CHUNK).unique_consecutive(return_counts=True)
         first, offset = 0, 0
-        for count in groups.tolist():
+        for count in piece_lengths(sizes, num_nodes):
             pairs = int(sizes[first : first + count].sum())
             inside = slice(offset, offset + pairs)
             group = None if self.group is None else self.group[inside] - first
             mean, cv = (value[first : first + count] for value in (self.mean, self.cv))
             yield Panel(self.margin[inside], mean, cv, group, self.flip_probability)
             first, offset = first + count, offset + pairs
+
+
+def piece_lengths(sizes: Int[Tensor, " groups"], num_nodes: int) -> list[int]:
+    """Numbers of consecutive groups, of these sizes, whose pairs times nodes are about 2^18."""
+    start = sizes.cumsum(0) - sizes
+    _, groups = (start * num_nodes // _CHUNK).unique_consecutive(return_counts=True)
+    return groups.tolist()
 
 
 class Nodes(NamedTuple):
@@ -159,7 +231,7 @@ def default_num_nodes(family: str, cv: Tensor, pair: bool = False) -> int:
     return 32 * (level + (1 if pair and family == "lognormal" else 2))
 
 
-def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
+def quadrature_log_prob(panel: Integrand, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
     """Log-probability of all choices of each group, its strength integrated out.
 
     Memory is of the order of the number of pairs, for backward too: the first derivatives are
@@ -174,15 +246,14 @@ def quadrature_log_prob(panel: Panel, family: str, num_nodes: int) -> Float[Tens
     Returns:
         Log-probabilities in nats, shape `(groups,)`.
     """
-    inputs = panel.margin, panel.mean, panel.cv
-    if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
-        return _Streamed.apply(*inputs, panel, family, num_nodes)
+    if torch.is_grad_enabled() and any(leaf.requires_grad for leaf in panel.leaves):
+        return _Streamed.apply(panel, family, num_nodes, *panel.leaves)
     return torch.cat(
         [_log_integral(piece, family, num_nodes) for piece in panel.pieces(num_nodes)]
     )
 
 
-def posterior_nodes(panel: Panel, family: str, num_nodes: int) -> Nodes:
+def posterior_nodes(panel: Integrand, family: str, num_nodes: int) -> Nodes:
     """Nodes over the strength whose log weights are those of its posterior given the choices."""
     coordinate = _COORDINATES[family]
     with torch.no_grad():
@@ -206,44 +277,37 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        margin: Tensor,
-        mean: Tensor,
-        cv: Tensor,
-        panel: Panel,
-        family: str,
-        num_nodes: int,
+        ctx: Any, panel: Integrand, family: str, num_nodes: int, *leaves: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(margin, mean, cv)
-        ctx.options = panel.group, panel.flip_probability, family, num_nodes
+        ctx.save_for_backward(*leaves)
+        ctx.options = panel, family, num_nodes
         values, slopes = [], []
-        for piece in panel._replace(margin=margin, mean=mean, cv=cv).pieces(num_nodes):
-            leaves = [v.detach().requires_grad_() for v in (piece.margin, piece.mean, piece.cv)]
+        for piece in panel.with_leaves(leaves).pieces(num_nodes):
+            inputs = tuple(leaf.detach().requires_grad_() for leaf in piece.leaves)
             with torch.enable_grad():
-                piece = Panel(leaves[0], leaves[1], leaves[2], piece.group, piece.flip_probability)
-                value = _log_integral(piece, family, num_nodes)
-                slopes.append(torch.autograd.grad(value.sum(), leaves))
+                value = _log_integral(piece.with_leaves(inputs), family, num_nodes)
+                slopes.append(torch.autograd.grad(value.sum(), inputs))
             values.append(value.detach())
         ctx.slopes = [torch.cat(parts) for parts in zip(*slopes, strict=True)]
         return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        group, flip_probability, family, num_nodes = ctx.options
-        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        panel, family, num_nodes = ctx.options
+        leaves, needed = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # double backward: differentiate the sum over nodes itself
-            margin, mean, cv = inputs
-            panel = Panel(margin, mean, cv, group, flip_probability)
-            value = _log_integral(panel, family, num_nodes)
-            wanted = [v for v, need in zip(inputs, needed, strict=True) if need]
+            value = _log_integral(panel.with_leaves(leaves), family, num_nodes)
+            wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
             slopes = iter(torch.autograd.grad(value, wanted, grad, create_graph=True))
-            return *(next(slopes) if need else None for need in needed), None, None, None
-        by_margin, by_mean, by_cv = ctx.slopes
-        by_pair = grad if group is None else grad[group]
-        return by_pair * by_margin, grad * by_mean, grad * by_cv, None, None, None
+            return None, None, None, *(next(slopes) if need else None for need in needed)
+        by_leaf = (
+            slope * (grad if group is None else grad[group])
+            for slope, group in zip(ctx.slopes, panel.leaf_groups, strict=True)
+        )
+        return None, None, None, *by_leaf
 
 
-def _log_integral(panel: Panel, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
+def _log_integral(panel: Integrand, family: str, num_nodes: int) -> Float[Tensor, " groups"]:
     return posterior_nodes(panel, family, num_nodes).log_weight.logsumexp(0)
 
 
@@ -253,7 +317,7 @@ def _grid(low: Tensor, high: Tensor, num_points: int) -> Float[Tensor, "nodes gr
 
 
 def _window(
-    panel: Panel, coordinate: "_Coordinate", low: Tensor, high: Tensor
+    panel: Integrand, coordinate: "_Coordinate", low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The part of the bracket `low` to `high` where the integrand matters, per group.
 
@@ -267,7 +331,7 @@ def _window(
     for _ in range(_MAX_SCANS):
         heights = _heights(_grid(low, high, _SCAN_STEPS + 1), panel, nodes)
         peaks = heights.amax(1, keepdim=True)
-        inside = _matters(heights, peaks)
+        inside = _matters(heights, peaks, panel)
         first = (torch.where(inside, index, _SCAN_STEPS).amin(0) - 1).clamp(min=0)
         last = (torch.where(inside, index, 0).amax(0) + 1).clamp(max=_SCAN_STEPS)
         step = (high - low) / _SCAN_STEPS
@@ -282,23 +346,25 @@ def _window(
     start, inward = low + step * torch.stack([first, last]), step * index.new_tensor([[1], [-1]])
     fraction = torch.arange(1, _REFINEMENT, device=low.device, dtype=low.dtype) / _REFINEMENT
     points = start + fraction.view(-1, 1, 1) * inward
-    inside = _matters(_heights(points.flatten(0, 1), panel, nodes), peaks).view(points.shape)
+    inside = _matters(_heights(points.flatten(0, 1), panel, nodes), peaks, panel).view(
+        points.shape
+    )
     beyond = torch.where(inside, fraction.view(-1, 1, 1), 1.0).amin(0) - 1 / _REFINEMENT
     outer = start + beyond * inward
     return outer[0], outer[1]
 
 
-def _heights(t: Tensor, panel: Panel, nodes: "_NodesAt") -> Float[Tensor, "2 nodes groups"]:
+def _heights(t: Tensor, panel: Integrand, nodes: "_NodesAt") -> Float[Tensor, "2 nodes groups"]:
     """Log integrands of the likelihood and of its slope by a margin, which has a factor beta."""
     beta, log_density = nodes(t)
     value = panel.log_likelihood(beta) + log_density
     return torch.stack([value, value + beta.abs().log()])
 
 
-def _matters(heights: Tensor, peaks: Tensor) -> Tensor:
+def _matters(heights: Tensor, peaks: Tensor, panel: Integrand) -> Tensor:
     """Whether either integrand is within its depth of its peak."""
     value, slope = heights - peaks
-    return (value >= -_WINDOW_NATS) | (slope >= -_SLOPE_NATS)
+    return (value >= -panel.window_nats) | (slope >= -panel.slope_nats)
 
 
 _NodesAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -307,11 +373,11 @@ _NodesAt: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 class _Coordinate(NamedTuple):
     """A family's coordinate: strengths and log density at its points, and certain bounds."""
 
-    nodes: Callable[[Panel], _NodesAt]
-    bracket: Callable[[Panel], tuple[Tensor, Tensor]]
+    nodes: Callable[[Integrand], _NodesAt]
+    bracket: Callable[[Integrand], tuple[Tensor, Tensor]]
 
 
-def _lognormal_nodes(panel: Panel) -> _NodesAt:
+def _lognormal_nodes(panel: Integrand) -> _NodesAt:
     """Coordinate z with log beta = mu + sigma z."""
     location, scale = lognormal_parameters(panel.mean, panel.cv)
 
@@ -321,14 +387,16 @@ def _lognormal_nodes(panel: Panel) -> _NodesAt:
     return at
 
 
-def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
+def _lognormal_bracket(panel: Integrand) -> tuple[Tensor, Tensor]:
     """The prior costs z^2 / 2 and the likelihood gains at most what it lacks at some z.
 
     A factor beta moves the prior's peak by sigma.
     """
     location, scale = lognormal_parameters(panel.mean, panel.cv)
     z = torch.stack([torch.zeros_like(scale), scale / 2 + _log_mild_strength(panel) / scale])
-    lacking = _WINDOW_NATS - panel.log_likelihood((location + scale * z).clamp(max=600.0).exp())
+    lacking = panel.window_nats - panel.log_likelihood(
+        (location + scale * z).clamp(max=600.0).exp()
+    )
     low, high = (
         (2 * lacking + (z - peak).square()).amin(0).sqrt()
         for peak in (torch.zeros_like(scale), scale)
@@ -336,7 +404,7 @@ def _lognormal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
     return -low, high + scale
 
 
-def _normal_nodes(panel: Panel) -> _NodesAt:
+def _normal_nodes(panel: Integrand) -> _NodesAt:
     """Coordinate t with beta = m cv sinh(t) / kappa: nodes crowd around the kink at beta = 0.
 
     The standardised strength z is held fixed when differentiating. Where the window stays clear
@@ -358,27 +426,27 @@ def _normal_nodes(panel: Panel) -> _NodesAt:
     return at
 
 
-def _normal_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
+def _normal_bracket(panel: Integrand) -> tuple[Tensor, Tensor]:
     reach, kappa = _normal_reach(panel), _normal_sharpness(panel)
     clear = reach * panel.cv < 1
     low, high = (torch.asinh(kappa * (1 / panel.cv + z)) for z in (-reach, reach))
     return torch.where(clear, -reach, low), torch.where(clear, reach, high)
 
 
-def _normal_reach(panel: Panel) -> Tensor:
+def _normal_reach(panel: Integrand) -> Tensor:
     """Bound of z: the likelihood gains at most what it lacks at beta = m, or else at beta = 0."""
     at_mean = panel.log_likelihood(panel.mean.unsqueeze(0)).squeeze(0)
     at_zero = panel.log_likelihood(torch.zeros_like(panel.mean).unsqueeze(0)).squeeze(0)
     gain = torch.minimum(-at_mean, panel.cv.square().reciprocal() / 2 - at_zero)
-    return (2 * (_WINDOW_NATS + 5.0 + gain)).sqrt()  # 5 nats for a factor beta
+    return (2 * (panel.window_nats + 5.0 + gain)).sqrt()  # 5 nats for a factor beta
 
 
-def _normal_sharpness(panel: Panel) -> Tensor:
+def _normal_sharpness(panel: Integrand) -> Tensor:
     """Kinks per standard deviation of the strength."""
     return (panel.largest_utility() * panel.cv).clamp(0.1, 1 / _SHARPEST_KINK)
 
 
-def _log_mild_strength(panel: Panel) -> Tensor:
+def _log_mild_strength(panel: Integrand) -> Tensor:
     """Log of the largest strength, in units of the mean and at most one, with no utility above 1.
 
     Whatever the margins, a choice is not improbable there.
@@ -386,7 +454,7 @@ def _log_mild_strength(panel: Panel) -> Tensor:
     return -panel.largest_utility().clamp(min=1.0).log()
 
 
-def _gamma_nodes(panel: Panel) -> _NodesAt:
+def _gamma_nodes(panel: Integrand) -> _NodesAt:
     """Coordinate t with log(beta / m) = s = u + kappa (1 - exp(-u)), u = t min(1, cv).
 
     The lower tail exp(a s) of a heavy-tailed distribution becomes doubly exponential (Takahasi and
@@ -412,7 +480,7 @@ def _gamma_nodes(panel: Panel) -> _NodesAt:
     return at
 
 
-def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
+def _gamma_bracket(panel: Integrand) -> tuple[Tensor, Tensor]:
     """The prior costs a (e^s - 1 - s), the likelihood gains at most what it lacks at some s.
 
     From e^s - 1 - s <= r follows that s is between -(r + sqrt(2r)) and log(1 + r + sqrt(2r)).
@@ -420,7 +488,7 @@ def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
     s = torch.stack([torch.zeros_like(panel.cv), _log_mild_strength(panel)])
     # Less s for a factor beta, and 30 nats more for it and for the coordinate's slope where the
     # distribution is heavy-tailed.
-    lacking = _WINDOW_NATS + 30.0 - s - panel.log_likelihood(panel.mean * s.exp())
+    lacking = panel.window_nats + 30.0 - s - panel.log_likelihood(panel.mean * s.exp())
     excess = ((s.expm1() - s).clamp(min=0.0) + panel.cv.square() * lacking).amin(0)
     reach, onset = excess + (2 * excess).sqrt(), _gamma_onset(panel)
     low = torch.minimum(reach, (onset + reach).log() - onset.log())
@@ -428,7 +496,7 @@ def _gamma_bracket(panel: Panel) -> tuple[Tensor, Tensor]:
     return -low / scale, torch.log1p(reach) / scale
 
 
-def _gamma_onset(panel: Panel) -> Tensor:
+def _gamma_onset(panel: Integrand) -> Tensor:
     return 1 / (1 + panel.largest_utility())
 
 
