@@ -17,13 +17,19 @@ from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
     mean_choice_probability,
     replicate_choices,
+    replicate_outcomes,
     sample_new_strengths,
 )
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
 from mixdpo_pyro.inference.sbc import SBCResult, calibrate, plot_calibration
-from mixdpo_pyro.inference.simulation import Design, simulate_choices
+from mixdpo_pyro.inference.simulation import (
+    Design,
+    SimulatedChoices,
+    simulate,
+    simulate_choices,
+)
 from mixdpo_pyro.inference.verdict import Verdict, assess_heterogeneity
 
 __all__ = [
@@ -42,6 +48,7 @@ __all__ = [
     "SBCResult",
     "SVIProgress",
     "SVIState",
+    "SimulatedChoices",
     "StrengthObjective",
     "Verdict",
     "assess_heterogeneity",
@@ -59,10 +66,12 @@ __all__ = [
     "profile_label_noise",
     "read_choices",
     "replicate_choices",
+    "replicate_outcomes",
     "run_nuts",
     "run_svi",
     "sample_new_strengths",
     "save_arviz",
+    "simulate",
     "simulate_choices",
     "to_arviz",
     "to_inference_data",

@@ -4,13 +4,16 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+
+from mixdpo_pyro.inference.outcomes import Outcomes, Ties, read_outcomes
+from mixdpo_pyro.models.observation import Observation
 
 __all__ = [
     "Choices",
@@ -25,8 +28,12 @@ __all__ = [
     "read_choices",
     "read_ids",
     "select_annotators",
+    "select_choices",
+    "select_units",
     "typical_size",
     "with_margins",
+    "with_observation",
+    "without_ids",
 ]
 
 _ID_RULE = "an annotator id (text or a whole number)"
@@ -53,20 +60,32 @@ class Choices:
         margin: Chosen minus rejected log-ratio in nats, float64, shape `(pairs,)`.
         annotator: Index of the annotator of each pair into `labels`, or None without ids.
         labels: Annotator ids as text, in the order of :func:`number_ids`; empty without ids.
+        outcomes: What was done where choices are not plain pairs; rows are then those of sets (the
+            chosen response over each other one), or pairs with ties or grades.
     """
 
     margin: Float[np.ndarray, " pairs"]
     annotator: Int[np.ndarray, " pairs"] | None = None
     labels: tuple[str, ...] = ()
+    outcomes: Outcomes | None = None
 
     def __repr__(self) -> str:
         annotators = f"{self.num_annotators:,} annotators" if self.labels else "no annotator ids"
-        return f"Choices({self.num_pairs:,} pairs, {annotators})"
+        return f"Choices({self.describe()}, {annotators})"
+
+    def describe(self) -> str:
+        """What the choices are, such as "1,000 pairs"."""
+        return f"{self.num_pairs:,} pairs" if self.outcomes is None else self.outcomes.describe()
 
     @property
     def num_pairs(self) -> int:
-        """Number of pairs."""
+        """Number of rows: pairs of the chosen and another response."""
         return len(self.margin)
+
+    @property
+    def num_choices(self) -> int:
+        """Number of choices: pairs, or sets."""
+        return self.num_pairs if self.outcomes is None else self.outcomes.num_choices
 
     @property
     def num_annotators(self) -> int:
@@ -75,22 +94,60 @@ class Choices:
 
     @property
     def num_units(self) -> int:
-        """Independent units: people where they chose repeatedly, otherwise pairs."""
-        return self.num_annotators if self.has_panels else self.num_pairs
+        """Independent units: people where they chose repeatedly, otherwise choices."""
+        return self.num_annotators if self.has_panels else self.num_choices
 
     @property
     def has_panels(self) -> bool:
         """Whether ids are given and somebody chose more than once."""
-        return 0 < self.num_annotators < self.num_pairs
+        return 0 < self.num_annotators < self.num_choices
+
+    @property
+    def choice(self) -> Int[np.ndarray, " pairs"]:
+        """Number of the choice of each row."""
+        return np.arange(self.num_pairs) if self.outcomes is None else self.outcomes.choice
+
+    @property
+    def unit(self) -> Int[np.ndarray, " pairs"]:
+        """Number of the independent unit of each row, see `num_units`."""
+        return self.annotator if self.has_panels else self.choice  # type: ignore[return-value]
+
+    def by_choice(self, value: Any) -> np.ndarray:
+        """Values of the choices, from values of rows that are equal within each of them."""
+        value = np.asarray(value)
+        return value if self.outcomes is None else value[np.unique(self.choice, True)[1]]
+
+    @property
+    def agrees(self) -> Float[np.ndarray, " choices"]:
+        """Whether choices agree with their margins: 1 or 0, and in between what says neither.
+
+        Of a set, whether the response with the largest utility was chosen, ties shared; of a
+        judgement, one half for a tie, and for a grade how far it goes.
+        """
+        if self.outcomes is None:
+            return agreement(self.margin)
+        if not self.outcomes.are_sets:
+            return (1 + np.sign(self.margin) * self.outcomes.sign) / 2
+        lowest = np.full(self.num_choices, np.inf)
+        np.minimum.at(lowest, self.choice, self.margin)
+        shared = np.bincount(self.choice, self.margin == 0, self.num_choices)
+        return np.where(lowest < 0, 0.0, 1 / (1 + shared))
 
 
 def with_margins(choices: Choices, margin: Float[np.ndarray, " pairs"]) -> Choices:
-    """The same choices with other margins; those whose margin is NaN are dropped."""
+    """The same choices with other margins; rows whose margin is NaN are dropped.
+
+    A set loses the responses of these rows, which leaves the odds of the others as they were.
+    """
     is_kept = ~np.isnan(margin)
-    if choices.annotator is None or is_kept.all():
-        return Choices(margin[is_kept], choices.annotator, choices.labels)
-    kept = Choices(margin[is_kept], choices.annotator[is_kept], choices.labels)
-    return select_annotators(kept, np.unique(choices.annotator[is_kept]))
+    changed = replace(choices, margin=margin)
+    return changed if is_kept.all() else _take_rows(changed, is_kept)
+
+
+def with_observation(choices: Choices, observation: Observation) -> Choices:
+    """The same choices under an observation model with other parameters."""
+    assert choices.outcomes is not None
+    return replace(choices, outcomes=replace(choices.outcomes, observation=observation))
 
 
 def agreement(margin: Float[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:
@@ -121,23 +178,38 @@ def random_subset(size: int, limit: int, rng: np.random.Generator) -> Int[np.nda
     return np.sort(rng.choice(size, limit, replace=False))
 
 
-def read_choices(margin: Any, annotator: Any = None) -> Choices:
-    """Check margins and annotator ids.
+def read_choices(
+    margin: Any,
+    annotator: Any = None,
+    *,
+    choice_set: Any = None,
+    rank: Any = None,
+    outcome: Any = None,
+    ties: Ties = "rao-kupper",
+) -> Choices:
+    """Check margins, annotator ids and what was done.
 
-    Both may be lists, numpy arrays, torch tensors, or columns of pandas, polars and pyarrow.
+    All may be lists, numpy arrays, torch tensors, or columns of pandas, polars and pyarrow.
 
     Args:
         margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked choices, which
             are returned as they are.
         annotator: Annotator ids, same length, as :func:`read_ids` reads them, or None.
+        choice_set: Ids of choice sets; rows of one set are one choice among several responses, the
+            chosen one over each other one. Sets of one row are pairs.
+        rank: Ranks of the rejected responses in their set, 2, 3, ..., the chosen one being 1;
+            a last rank that several share, or None: not ranked further.
+        outcome: `"win"`, `"tie"` or `"loss"` of the first response of each pair, whose margin is
+            that over the second one; or a grade -k, ..., k, 0 being a tie.
+        ties: Model of ties: `"rao-kupper"` (a threshold) or `"davidson"`.
 
     Returns:
         The checked data.
 
     Raises:
         ValueError: If there are no margins, a margin is not finite or too large beside the others,
-            all are equal, an id is missing, the lengths differ, or all choices are one
-            annotator's.
+            all are equal, an id is missing, the lengths differ, all choices are one annotator's,
+            ranks or outcomes are impossible, or a set has several annotators.
         TypeError: If margins are not numbers, or ids neither text nor whole numbers.
 
     Example:
@@ -148,20 +220,20 @@ def read_choices(margin: Any, annotator: Any = None) -> Choices:
         return margin
     margin = margin_array(margin)
     _check_margin(margin)
+    sets = None if choice_set is None else _ids_of_rows(choice_set, margin, "choice_set")
+    outcomes, margin = read_outcomes(margin, sets, rank, outcome, ties)
     if annotator is None:
-        return Choices(margin)
-    ids = read_ids(annotator)
-    if len(ids) != margin.size:
-        raise ValueError(
-            f"Expected one annotator id per margin ({margin.size}), got {len(ids)} ids"
-        )
+        return Choices(margin, outcomes=outcomes)
+    ids = _ids_of_rows(annotator, margin, "annotator")
     labels, index = number_ids(ids)
     if len(labels) == 1:
         raise ValueError(
             f"Expected at least two annotators, got {labels[0]} only: one person's choices say "
             "nothing about differences between people; fit without annotator ids"
         )
-    return Choices(margin, index, labels)
+    if outcomes is not None:
+        _check_one_annotator(outcomes, index, labels, sets)
+    return Choices(margin, index, labels, outcomes)
 
 
 def select_annotators(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
@@ -171,7 +243,59 @@ def select_annotators(choices: Choices, person: Int[np.ndarray, " people"]) -> C
     new_index[person] = np.arange(len(person))
     index = new_index[choices.annotator]
     labels = tuple(choices.labels[k] for k in person)
-    return Choices(choices.margin[index >= 0], index[index >= 0], labels)
+    return _take_rows(replace(choices, annotator=index, labels=labels), index >= 0)
+
+
+def select_units(choices: Choices, unit: Int[np.ndarray, " units"]) -> Choices:
+    """The choices of some units only: of annotators with panels, or these choices themselves."""
+    if choices.has_panels:
+        return select_annotators(choices, unit)
+    return select_choices(choices, unit)
+
+
+def select_choices(choices: Choices, choice: Int[np.ndarray, " kept"]) -> Choices:
+    """Some choices only, with all their rows."""
+    return _take_rows(choices, np.isin(choices.choice, choice))
+
+
+def without_ids(choices: Choices) -> Choices:
+    """The same choices, nobody's."""
+    return replace(choices, annotator=None, labels=())
+
+
+def _take_rows(choices: Choices, rows: Bool[np.ndarray, " pairs"]) -> Choices:
+    """Some rows, in their order; annotators without one are dropped."""
+    outcomes = None if choices.outcomes is None else choices.outcomes.take(rows)
+    margin = choices.margin[rows]
+    if choices.annotator is None:
+        return replace(choices, margin=margin, outcomes=outcomes)
+    known, annotator = np.unique(choices.annotator[rows], return_inverse=True)
+    labels = tuple(choices.labels[k] for k in known)
+    return Choices(margin, annotator, labels, outcomes)
+
+
+def _ids_of_rows(ids: Any, margin: np.ndarray, name: str) -> np.ndarray:
+    found = read_ids(ids)
+    if len(found) != margin.size:
+        raise ValueError(
+            f"Expected one {name} id per margin ({margin.size}), got {len(found)} ids"
+        )
+    return found
+
+
+def _check_one_annotator(
+    outcomes: Outcomes, index: np.ndarray, labels: tuple[str, ...], sets: np.ndarray | None
+) -> None:
+    """Raise where the rows of a set have several annotators."""
+    first = index[np.unique(outcomes.choice, return_index=True)[1]]
+    other = np.flatnonzero(first[outcomes.choice] != index)
+    if other.size:
+        row = int(other[0])
+        names = labels[first[outcomes.choice[row]]], labels[index[row]]
+        raise ValueError(
+            f"Expected one annotator per choice set, got {names[0]} and {names[1]} in "
+            f"{'one' if sets is None else repr(sets[row])} (index {row})"
+        )
 
 
 # Annotators

@@ -21,6 +21,7 @@ from mixdpo_pyro.inference.loo import (
     compare_loo,
     leave_one_out,
 )
+from mixdpo_pyro.inference.outcomes import Ties
 from mixdpo_pyro.inference.robustness.checks import (
     LEVEL,
     DiagnosisFits,
@@ -87,6 +88,10 @@ def diagnose_choices(
     margin: Any,
     *,
     annotator: Sequence[Any] | np.ndarray | None = None,
+    choice_set: Sequence[Any] | np.ndarray | None = None,
+    rank: Any = None,
+    outcome: Any = None,
+    ties: Ties = "rao-kupper",
     family: Family = "lognormal",
     families: Sequence[Family] = ("lognormal", "gamma", "normal"),
     length: Float[np.ndarray, " pairs"] | None = None,
@@ -114,6 +119,11 @@ def diagnose_choices(
     Args:
         margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids, one per margin, or None.
+        choice_set: Ids of choice sets: rows of one set are one choice, see
+            :func:`~mixdpo_pyro.inference.read_choices`, as for the next three.
+        rank: Ranks of the rejected responses in their set.
+        outcome: `"win"`, `"tie"` or `"loss"`, or grades.
+        ties: Model of ties.
         family: Family that the verdict rests on.
         families: Families that are fitted and compared.
         length: Difference in length, chosen minus rejected, in any unit.
@@ -122,7 +132,7 @@ def diagnose_choices(
         stratum: Strata, such as topics, in which who chose is permuted.
         beta: Median of the mean's prior; default, the one strength that fits best.
         num_samples: Posterior draws.
-        max_units: Pairs, or annotators, left out one by one; of more, a random subset.
+        max_units: Choices, or annotators, left out one by one; of more, a random subset.
         num_permutations: Permutations of who chose.
         seed: Seed of everything that is drawn.
         thorough: Compare all families, draw annotators' strengths, and look at other explanations
@@ -140,7 +150,9 @@ def diagnose_choices(
         >>> diagnose_choices(margin, annotator=annotator, families=("lognormal",)).verdict.value
         'heterogeneous'
     """
-    choices = read_choices(margin, annotator)
+    choices = read_choices(
+        margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties
+    )
     median = anchor_strength(choices) if beta is None else beta
     shared = DiagnosisFits(choices, median, seed, num_samples)
     are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS
@@ -157,7 +169,7 @@ def diagnose_choices(
     main = assess_heterogeneity(result)
     checks = [check_prediction(main, differences[family], loo[family], choices)]
     further = (
-        lambda: check_who_chose(main, choices, stratum, num_permutations, seed),
+        lambda: check_who_chose(main, result.choices, stratum, num_permutations, seed),
         lambda: check_priors(main, result),
         lambda: check_families(main, fits, family),
         lambda: check_length(main, shared, family, length),

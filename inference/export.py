@@ -1,17 +1,26 @@
 """A fit as an ArviZ object: named groups, dims and coords, written against the 1.x API."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mixdpo_pyro.inference.choices import orient_at_random, random_subset, select_annotators
+from mixdpo_pyro.inference.choices import (
+    Choices,
+    orient_at_random,
+    random_subset,
+    select_annotators,
+    select_choices,
+    select_units,
+    without_ids,
+)
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
-from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, tabulate
+from mixdpo_pyro.inference.outcomes import prior_parameters
 from mixdpo_pyro.inference.posterior import Posterior, make_dataset
-from mixdpo_pyro.inference.predictive import replicate_choices
+from mixdpo_pyro.inference.predictive import replicate_choices, replicate_outcomes
 from mixdpo_pyro.models import cv_prior, mean_prior
 
 if TYPE_CHECKING:
@@ -25,7 +34,10 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
 
     Pairs are oriented at random: `choice` is 1 where the response called first was chosen and
     `margin` is that of the first over the second; were the chosen response always first, every
-    predictive check would be vacuous. Groups:
+    predictive check would be vacuous. With ties or grades `choice` is the outcome, from 0, the
+    strongest preference against the first response; of a choice set it is the place of the chosen
+    response, 0 being the one with the largest utility, and `num_responses` stands in place of
+    `margin`. Groups:
 
     - `posterior`: `mean`, `cv`, and `strength` (dim `annotator`) for panels whose draws were kept;
     - `strength_summary`: mean, sd and quantiles of each strength, in place of draws;
@@ -51,19 +63,18 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
         raise ValueError(f"Expected max_pairs >= 1, got {max_pairs}")
     rng = np.random.default_rng(seed)
     choices, posterior = result.choices, result.posterior
-    pair = random_subset(choices.num_pairs, max_pairs, rng)
+    pair = random_subset(choices.num_choices, max_pairs, rng)
     annotator = random_subset(choices.num_annotators, max_pairs, rng)
-    margin, is_first = orient_at_random(choices.margin[pair], rng)
-    ids = None if choices.annotator is None else np.array(choices.labels)[choices.annotator[pair]]
+    shown = _Shown.of(result, pair, rng)
     variables: dict[str, dict[str, np.ndarray]] = {
-        "posterior_predictive": _replicated(_with_draws(result, pair, seed), margin, ids, seed),
+        "posterior_predictive": shown.replicated(_with_draws(result, pair, seed), seed),
         "log_likelihood": _log_likelihood(result, pair, annotator),
     }
     if posterior.mean_anchor != "free":
-        prior = _prior(posterior, rng)
+        prior = _prior(result, rng)
         variables |= {
             "prior": prior.draws,
-            "prior_predictive": _replicated(prior, margin, ids, seed + 1),
+            "prior_predictive": shown.replicated(prior, seed + 1),
         }
     coords = {"pair": pair, "annotator": np.array(choices.labels)}
     subset = coords | {"annotator": coords["annotator"][annotator]}
@@ -73,10 +84,9 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
         )
         for name, values in variables.items()
     }
-    constant = {"margin": margin} | ({} if ids is None else {"annotator_id": ids})
     datasets |= {
-        "observed_data": make_dataset({"choice": is_first.astype(np.int8)}, coords),
-        "constant_data": make_dataset(constant, coords),
+        "observed_data": make_dataset({"choice": shown.seen.astype(np.int8)}, coords),
+        "constant_data": make_dataset(shown.constant, coords),
     }
     tree = xr.DataTree.from_dict(datasets)
     tree.attrs = posterior.attributes() | {
@@ -101,11 +111,50 @@ def to_inference_data(tree: "xr.DataTree") -> Any:
     return arviz.InferenceData(attrs=tree.attrs, **groups)
 
 
-def _replicated(
-    posterior: Posterior, margin: np.ndarray, ids: np.ndarray | None, seed: int
-) -> dict[str, np.ndarray]:
-    choices = replicate_choices(posterior, margin, annotator=ids, seed=seed)
-    return {"choice": choices.astype(np.int8)}
+@dataclass(frozen=True)
+class _Shown:
+    """The choices that are kept, oriented at random where they are pairs.
+
+    Attributes:
+        choices: The choices, with the margins of the first over the second response.
+        seen: What was done in each.
+        constant: Variables of `constant_data`.
+    """
+
+    choices: Choices
+    seen: np.ndarray
+    constant: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, result: Fit, pair: np.ndarray, rng: np.random.Generator) -> "_Shown":
+        """The choices of these numbers."""
+        choices = select_choices(result.choices, pair)
+        outcomes, constant = choices.outcomes, {}
+        if outcomes is not None and outcomes.are_sets:
+            constant["num_responses"] = outcomes.sizes
+            seen = outcomes.seen(choices.margin)
+        else:
+            margin, is_first = orient_at_random(choices.margin, rng)
+            constant["margin"] = margin
+            seen = is_first
+            if outcomes is not None:
+                last = len(outcomes.observation.support()) - 1
+                seen = np.where(is_first, outcomes.code, last - outcomes.code)
+            choices = replace(choices, margin=margin)
+        if choices.annotator is not None:
+            ids = np.array(choices.labels)[choices.annotator]
+            constant["annotator_id"] = choices.by_choice(ids)
+        return cls(choices, seen, constant)
+
+    def replicated(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
+        """Replications of what was done."""
+        choices = self.choices
+        if choices.outcomes is not None:
+            value = replicate_outcomes(posterior, choices, seed=seed)
+        else:
+            ids = self.constant.get("annotator_id")
+            value = replicate_choices(posterior, choices.margin, annotator=ids, seed=seed)
+        return {"choice": value.astype(np.int8)}
 
 
 def _with_draws(result: Fit, pair: np.ndarray, seed: int) -> Posterior:
@@ -114,15 +163,17 @@ def _with_draws(result: Fit, pair: np.ndarray, seed: int) -> Posterior:
     if not posterior.strength_summary:
         return posterior
     assert choices.annotator is not None
-    shown = select_annotators(choices, np.unique(choices.annotator[pair]))
+    owner = choices.by_choice(choices.annotator)
+    shown = select_annotators(choices, np.unique(owner[pair]))
     table = tabulate(shown, posterior.family, posterior.flip_probability)
     point = torch.from_numpy(posterior.mean), torch.from_numpy(posterior.cv)
     strength = table.draw_strengths(*point, np.random.default_rng((seed, 1))).numpy()
     return replace(posterior, strength=strength, annotators=shown.labels)
 
 
-def _prior(posterior: Posterior, rng: np.random.Generator) -> Posterior:
+def _prior(result: Fit, rng: np.random.Generator) -> Posterior:
     """Draws from the prior in place of the posterior's."""
+    posterior = result.posterior
     shape = posterior.cv.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
@@ -130,7 +181,10 @@ def _prior(posterior: Posterior, rng: np.random.Generator) -> Posterior:
         cv = cv_prior()(shape).double().numpy()
     if posterior.mean_anchor == "fixed":
         mean = np.full(shape, posterior.beta)
-    return replace(posterior, mean=mean, cv=cv, strength=None, strength_summary={}, annotators=())
+    return replace(
+        posterior, mean=mean, cv=cv, strength=None, strength_summary={}, annotators=(),
+        parameters=prior_parameters(result.choices.outcomes, len(mean), rng),
+    )  # fmt: skip
 
 
 def _log_likelihood(result: Fit, pair: np.ndarray, annotator: np.ndarray) -> dict[str, np.ndarray]:
@@ -138,7 +192,13 @@ def _log_likelihood(result: Fit, pair: np.ndarray, annotator: np.ndarray) -> dic
     mean, cv = posterior.mean, posterior.cv
     family, flip = posterior.family, posterior.flip_probability
     if not choices.has_panels:
-        return {"choice": pair_log_prob(choices.margin[pair], mean, cv, family, flip)}
-    table = tabulate(select_annotators(choices, annotator), family, flip)
-    per_person = table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv))
-    return {"choices": per_person.T.numpy()}
+        if choices.outcomes is None:
+            return {"choice": pair_log_prob(choices.margin[pair], mean, cv, family, flip)}
+        name, units = "choice", select_units(without_ids(choices), pair)
+    else:
+        name, units = "choices", select_annotators(choices, annotator)
+    if family == "fixed":
+        return {name: log_likelihood_at(torch.from_numpy(mean), units, flip).T.numpy()}
+    table = tabulate(units, family, flip)
+    per_unit = table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv))
+    return {name: per_unit.T.numpy()}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixdpo_pyro.inference.choices import Choices, read_choices
+from mixdpo_pyro.inference.choices import Choices, read_choices, with_observation
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.panels import PanelTable
 from mixdpo_pyro.inference.methods.chebyshev import InterpolatedLikelihood, interpolate
@@ -19,6 +19,12 @@ from mixdpo_pyro.inference.methods.log_joint import LogJoint, Maximum, maximise,
 from mixdpo_pyro.inference.methods.nuts import run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import run_svi
+from mixdpo_pyro.inference.methods.thresholds import (
+    ThresholdDraws,
+    ThresholdJoint,
+    fit_thresholds,
+)
+from mixdpo_pyro.inference.outcomes import Ties, describe_observation, name_parameters
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import FAMILIES, Family, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
@@ -87,6 +93,10 @@ def fit(
     margin: Any,
     *,
     annotator: Sequence[Any] | np.ndarray | None = None,
+    choice_set: Sequence[Any] | np.ndarray | None = None,
+    rank: Any = None,
+    outcome: Any = None,
+    ties: Ties = "rao-kupper",
     family: Family = "lognormal",
     method: Method = "laplace",
     mean_anchor: MeanAnchor = "prior",
@@ -105,9 +115,18 @@ def fit(
     With annotator ids the product over an annotator's choices goes inside the expectation, and
     each annotator's strength is drawn as well. Ids that never repeat change nothing.
 
+    A choice need not be a pair: rows of a `choice_set` are one choice among several responses, or
+    their ranking, and `outcome` says of each pair whether it is a tie, or how clear the preference
+    is. Thresholds of ties and grades are estimated with the strength (method `"laplace"`), each
+    log step between cut points, or log threshold, with the prior Normal(0, 1).
+
     Args:
         margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids of any type, one per margin.
+        choice_set: Ids of choice sets, see :func:`read_choices`, as for the next three.
+        rank: Ranks of the rejected responses in their set.
+        outcome: `"win"`, `"tie"` or `"loss"`, or grades.
+        ties: Model of ties, `"rao-kupper"` or `"davidson"`.
         family: Family of the strength: `"lognormal"`, `"gamma"`, `"normal"` (may be negative), or
             `"fixed"` (one strength for everybody, cv = 0).
         method: `"laplace"`, corrected by quadrature over (log mean, log cv), the default; `"svi"`,
@@ -136,13 +155,25 @@ def fit(
         ['cv', 'mean']
     """
     _check_arguments(family, method, mean_anchor, beta, num_samples, flip_probability)
-    choices = read_choices(margin, annotator)
+    choices = read_choices(
+        margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties
+    )
     _check_identified(choices, mean_anchor)
     _check_method(method, family, mean_anchor)
+    thresholds = None
+    if _has_thresholds(choices):
+        _check_thresholds(method, options, flip_probability)
+        thresholds = fit_thresholds(
+            ThresholdJoint(choices, family, mean_anchor, beta), num_samples, seed
+        )
+        choices = _at_median(choices, thresholds.vector)
     likelihood = build_likelihood(choices, family, flip_probability)
     log_joint = LogJoint(likelihood, mean_anchor, beta)
     task = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
-    if family == "fixed":
+    if thresholds is not None:
+        maximum, null = thresholds.maximum, thresholds.null
+        draws = _Draws({"mean": thresholds.mean, "cv": thresholds.cv})
+    elif family == "fixed":
         maximum = null = maximum_at(log_joint, 0.0, np.log(beta))
         draws = _fixed(task, null)
     else:
@@ -151,7 +182,8 @@ def fit(
     mean, cv = draws.posterior.get("mean", np.full(num_samples, beta)), draws.posterior["cv"]
     strength, summary = _describe_strengths(task, mean, cv, draw_strengths)
     with np.errstate(divide="ignore"):
-        stats = {} if family == "fixed" else {"lp": log_joint(np.log(mean), np.log(cv))}
+        has_lp = family != "fixed" and thresholds is None
+        stats = {"lp": log_joint(np.log(mean), np.log(cv))} if has_lp else {}
     posterior = Posterior(
         mean=mean,
         cv=cv,
@@ -162,6 +194,8 @@ def fit(
         strength_summary=summary,
         annotators=() if strength is None and not summary else choices.labels,
         flip_probability=flip_probability,
+        observation=describe_observation(choices.outcomes),
+        parameters=_name_parameters(choices, thresholds),
         method=method,
         seed=seed,
         num_chains=draws.num_chains,
@@ -171,10 +205,44 @@ def fit(
     return Fit(posterior, choices, maximum, null)
 
 
+def _has_thresholds(choices: Choices) -> bool:
+    """Whether the observation model has parameters of its own."""
+    return (
+        choices.outcomes is not None and choices.outcomes.observation.unconstrained().numel() > 0
+    )
+
+
+def _check_thresholds(method: str, options: dict[str, Any], flip_probability: float) -> None:
+    if method != "laplace" or options:
+        raise ValueError(
+            "Expected method='laplace' without further options for ties and grades, whose "
+            f"thresholds are estimated, got {method!r}"
+        )
+    if flip_probability:
+        raise ValueError(
+            "Expected flip_probability=0 for ties and grades: their lapses are estimated by "
+            "diagnose_choices"
+        )
+
+
+def _at_median(choices: Choices, vector: np.ndarray) -> Choices:
+    """The choices under the posterior medians of the observation model's parameters."""
+    assert choices.outcomes is not None
+    centre = torch.from_numpy(np.median(vector, axis=0))
+    return with_observation(choices, choices.outcomes.observation.constrained(centre))
+
+
+def _name_parameters(choices: Choices, thresholds: ThresholdDraws | None) -> dict[str, np.ndarray]:
+    if choices.outcomes is None or thresholds is None:
+        return {}
+    return name_parameters(choices.outcomes.observation, thresholds.vector)
+
+
 def _provenance(choices: Choices, maximum: Maximum, null: Maximum) -> dict[str, Any]:
     """What a posterior was computed from."""
     return {
         "num_pairs": choices.num_pairs,
+        "num_choices": choices.num_choices,
         "num_annotators": choices.num_annotators,
         "log_likelihood_maximum": maximum.log_likelihood,
         "log_likelihood_null": null.log_likelihood,
@@ -305,7 +373,7 @@ def _describe_strengths(
 ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
     """Draws of the annotators' strengths, or their summary."""
     table = task.log_joint.likelihood
-    if not (draw_strengths and isinstance(table, PanelTable)):
+    if not (draw_strengths and task.choices.has_panels and isinstance(table, PanelTable)):
         return None, {}
     if draw_strengths == "summary" or len(cv) * table.num_annotators > _MAX_STRENGTH_CELLS:
         return None, table.summarise_strengths(mean, cv)

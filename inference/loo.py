@@ -1,9 +1,11 @@
 """Leave-one-out comparison of the families, the strengths integrated out.
 
-The unit that is left out is a pair, or an annotator where annotators chose repeatedly: what is
+The unit that is left out is a choice, or an annotator where annotators chose repeatedly: what is
 predicted is then a new annotator. The posterior without a unit is reached from the full one by
 Pareto-smoothed importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017);
 many units are subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
+Thresholds of ties and grades stand at their posterior medians: what they cost in prediction, about
+a nat each, is the same for all families.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from mixdpo_pyro.inference.choices import Choices, random_subset, select_annotators
+from mixdpo_pyro.inference.choices import Choices, random_subset, select_units, without_ids
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
@@ -41,7 +43,7 @@ class LeaveOneOut:
         se: Standard error: sampling of the units, and of the subsample where there is one.
         effective_parameters: Log-likelihood at the posterior minus `elpd`.
         worst_k: Largest Pareto shape of the importance ratios; above 0.7 `elpd` is unreliable.
-        num_units: Pairs, or annotators where they repeat.
+        num_units: Choices, or annotators where they repeat.
         unit: Indices of the units that were evaluated.
         pointwise: Log predictive density of each of them.
         surrogate: Log-likelihood of each of them at the posterior mean.
@@ -78,7 +80,7 @@ class LooDifference:
 
 
 def leave_one_out(result: Fit, max_units: int = 2000, seed: int = 0) -> LeaveOneOut:
-    r"""Leave out each pair, or each annotator, and predict it.
+    r"""Leave out each choice, or each annotator, and predict it.
 
     .. math:: \widehat{\text{elpd}} = \sum_i s_i + \frac{n}{|S|} \sum_{i \in S}
               (\log p(y_i \mid y_{-i}) - s_i)
@@ -182,10 +184,12 @@ def _pointwise(
 ) -> Float[np.ndarray, "samples evaluated"]:
     mean, cv, flip = posterior.mean, posterior.cv, posterior.flip_probability
     if not choices.has_panels:
-        return pair_log_prob(choices.margin[unit], mean, cv, posterior.family, flip)
-    annotators = select_annotators(choices, unit)
+        if choices.outcomes is None:
+            return pair_log_prob(choices.margin[unit], mean, cv, posterior.family, flip)
+        choices = without_ids(choices)
+    units = select_units(choices, unit)
     if posterior.family == "fixed":
-        return log_likelihood_at(torch.from_numpy(mean), annotators, flip).T.numpy()
-    table = tabulate(annotators, posterior.family, flip)
+        return log_likelihood_at(torch.from_numpy(mean), units, flip).T.numpy()
+    table = tabulate(units, posterior.family, flip)
     with torch.no_grad():
         return table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv)).T.numpy()

@@ -25,10 +25,13 @@ DIMS: dict[Any, Any] = {
     "choice": ["pair"],
     "margin": ["pair"],
     "annotator_id": ["pair"],
+    "cut_points": ["grade"],
 }
 """Dimensions of every variable that is written, beside chain and draw."""
 
-_FIELDS = ("family", "mean_anchor", "beta", "flip_probability", "method", "seed")
+_FIELDS = (
+    "family", "mean_anchor", "beta", "flip_probability", "observation", "method", "seed"
+)  # fmt: skip
 """Fields that are attributes of the file's root."""
 
 _SHOWN_ANNOTATORS = 10
@@ -51,6 +54,10 @@ class Posterior:
             `log_sd` and `p_not_positive`; or empty.
         annotators: Labels of the columns of `strength`, or of the entries of its summary.
         flip_probability: Probability that a label was flipped, as assumed.
+        observation: What was observed: `"pairs"`, `"sets"`, `"rao-kupper"`, `"davidson"` or
+            `"grades"`.
+        parameters: Draws of the thresholds of ties or grades by name, and of a lapse rate: see
+            :func:`~mixdpo_pyro.inference.outcomes.name_parameters`.
         method: How the draws were computed.
         seed: Seed of the draws.
         num_chains: Chains that the draws come from, in order; 1 where draws are independent.
@@ -68,6 +75,8 @@ class Posterior:
     strength_summary: dict[str, np.ndarray] = field(default_factory=dict)
     annotators: tuple[str, ...] = ()
     flip_probability: float = 0.0
+    observation: str = "pairs"
+    parameters: dict[str, np.ndarray] = field(default_factory=dict)
     method: str = "laplace"
     seed: int = 0
     num_chains: int = 1
@@ -81,17 +90,28 @@ class Posterior:
 
     @property
     def draws(self) -> dict[str, np.ndarray]:
-        """Draws by name: `mean`, `cv` and, where it is known, `strength`."""
-        found = {"mean": self.mean, "cv": self.cv}
+        """Draws by name: `mean`, `cv`, `parameters` and, where it is known, `strength`."""
+        found = {"mean": self.mean, "cv": self.cv, **self.parameters}
         return found if self.strength is None else {**found, "strength": self.strength}
+
+    @property
+    def scalars(self) -> dict[str, np.ndarray]:
+        """Draws of each threshold or rate by name, such as `cut_points[1]`."""
+        found: dict[str, np.ndarray] = {}
+        for name, value in self.parameters.items():
+            columns = value.reshape(len(value), -1).T
+            many = value.ndim > 1
+            found |= {f"{name}[{k + 1}]" if many else name: v for k, v in enumerate(columns)}
+        return found
 
     def take(self, rows: Int[np.ndarray, " rows"]) -> "Posterior":
         """The posterior with these draws only, as independent draws."""
         strength = None if self.strength is None else self.strength[rows]
         stats = {name: value[rows] for name, value in self.sample_stats.items()}
+        parameters = {name: value[rows] for name, value in self.parameters.items()}
         return replace(
             self, mean=self.mean[rows], cv=self.cv[rows], strength=strength, sample_stats=stats,
-            num_chains=1,
+            parameters=parameters, num_chains=1,
         )  # fmt: skip
 
     def first(self, num_samples: int) -> "Posterior":
@@ -100,9 +120,11 @@ class Posterior:
 
     def at(self, mean: float, cv: float, num_samples: int = 1) -> "Posterior":
         """A point in place of the draws, repeated; annotators' strengths are dropped."""
+        medians = {k: np.median(v, axis=0, keepdims=True) for k, v in self.parameters.items()}
         return replace(
             self, mean=np.full(num_samples, mean), cv=np.full(num_samples, cv), strength=None,
             strength_summary={}, annotators=(), sample_stats={}, num_chains=1,
+            parameters={k: v.repeat(num_samples, 0) for k, v in medians.items()},
         )  # fmt: skip
 
     def columns(self, labels: Iterable[str]) -> Int[np.ndarray, " labels"]:
@@ -128,7 +150,11 @@ class Posterior:
             ValueError: Naming the variable and how many of its draws are out of its domain.
         """
         strength = self.draws.get("strength", np.ones(1))
-        bad = {
+        positive = {
+            name: ("finite and > 0", ~(np.isfinite(value) & (value > 0)))
+            for name, value in self.parameters.items()
+        }
+        bad = positive | {
             "mean": ("finite and > 0", ~(np.isfinite(self.mean) & (self.mean > 0))),
             "cv": ("finite and >= 0", ~(np.isfinite(self.cv) & (self.cv >= 0))),
             "strength": ("finite", ~np.isfinite(strength)),
@@ -145,7 +171,7 @@ class Posterior:
         return self
 
     def interval(self, name: str = "cv") -> tuple[float, float]:
-        """5% and 95% quantiles of the draws of `mean` or `cv`."""
+        """5% and 95% quantiles of the draws of `mean`, `cv` or a threshold."""
         low, high = np.quantile(self.draws[name], [0.05, 0.95])
         return float(low), float(high)
 
@@ -166,7 +192,7 @@ class Posterior:
     def summary(self) -> "pd.DataFrame":
         """Mean, sd and the 5%, 50% and 95% quantiles of every parameter, one per row.
 
-        Rows are `mean`, `cv` and `strength[LABEL]`.
+        Rows are `mean`, `cv`, thresholds such as `cut_points[1]`, and `strength[LABEL]`.
         """
         return self._summary(len(self.annotators))
 
@@ -207,6 +233,7 @@ class Posterior:
             mean=draws["mean"],
             cv=draws["cv"],
             strength=draws.get("strength"),
+            parameters={k: v for k, v in draws.items() if k not in ("mean", "cv", "strength")},
             strength_summary={str(k): v.to_numpy() for k, v in summary.items()},
             annotators=tuple(labels),
             num_chains=group.sizes["chain"],
@@ -243,6 +270,8 @@ class Posterior:
 
     def __repr__(self) -> str:
         words = f"mean {format_interval(self.mean)}, cv {format_interval(self.cv)}"
+        named = (f", {k} {format_interval(v)}" for k, v in self.parameters.items() if v.ndim == 1)
+        words += "".join(named)
         known = f", {len(self.annotators):,} annotators" if self.annotators else ""
         how = f"{self.family}, {self.num_samples:,} draws by {self.method}"
         return f"Posterior({how}: {words}{known})"
@@ -255,7 +284,7 @@ class Posterior:
     def _summary(self, num_annotators: int) -> "pd.DataFrame":
         import pandas as pd
 
-        rows = {"mean": self.mean, "cv": self.cv}
+        rows = {"mean": self.mean, "cv": self.cv, **self.scalars}
         shown = self.annotators[:num_annotators]
         for k, label in enumerate(shown if self.strength is not None else ()):
             rows[f"strength[{label}]"] = self.draws["strength"][:, k]

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import margin_array, number_ids, read_ids
+from mixdpo_pyro.inference.choices import Choices, margin_array, number_ids, read_ids
+from mixdpo_pyro.inference.likelihood.observed import with_lapses
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.models import Family, strength_distribution
@@ -18,6 +19,7 @@ __all__ = [
     "draw_choice_probabilities",
     "mean_choice_probability",
     "replicate_choices",
+    "replicate_outcomes",
     "sample_new_strengths",
     "sample_strengths",
     "with_label_noise",
@@ -122,6 +124,50 @@ def replicate_choices(
     ids = None if annotator is None else read_ids(annotator)
     probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids)
     return rng.random(probability.shape) < probability
+
+
+def replicate_outcomes(
+    posterior: Posterior, choices: Choices, *, seed: int = 0, are_new: bool = False
+) -> np.ndarray:
+    """Replicated outcomes of choices that are not plain pairs, shape `(samples, choices)`.
+
+    Of a judgement the outcome as the model codes it, from 0, the strongest preference against the
+    first response; of a set the place of the chosen response, 0 being the one with the largest
+    utility. Thresholds are those of each draw.
+
+    Args:
+        posterior: A posterior of such choices.
+        choices: Choices with outcomes, see :func:`~mixdpo_pyro.inference.read_choices`.
+        seed: Seed of strengths and outcomes.
+        are_new: Draw new strengths for annotators that the posterior knows as well.
+
+    Raises:
+        ValueError: If the choices are plain pairs, see :func:`replicate_choices`.
+    """
+    outcomes = with_lapses(choices, posterior.flip_probability).outcomes
+    if outcomes is None:
+        raise ValueError("Expected choices with outcomes, got pairs: use replicate_choices")
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    labels = choices.labels or [str(k) for k in range(choices.num_choices)]
+    owner = (
+        np.arange(choices.num_choices)
+        if choices.annotator is None
+        else choices.by_choice(choices.annotator)
+    )
+    is_known = bool(choices.labels) and not are_new
+    column = posterior.columns(labels) if is_known else np.full(len(labels), -1)
+    shape = (posterior.num_samples, len(labels))
+    mean, cv = (np.broadcast_to(x[:, None], shape) for x in (posterior.mean, posterior.cv))
+    beta = sample_strengths(posterior.family, mean, cv, rng)
+    if (column >= 0).any():
+        beta[:, column >= 0] = posterior.draws["strength"][:, column[column >= 0]]
+    return np.stack(
+        [
+            outcomes.at(posterior.parameters, k).sample(choices.margin, beta[k, owner], generator)
+            for k in range(posterior.num_samples)
+        ]
+    )
 
 
 def sample_new_strengths(posterior: Posterior, seed: int = 0) -> Float[np.ndarray, " samples"]:

@@ -17,7 +17,7 @@ from mixdpo_pyro.models import Family
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from mixdpo_pyro.inference.simulation import Design, simulate_choices
+from mixdpo_pyro.inference.simulation import Design, SimulatedChoices, simulate
 
 __all__ = ["SBCResult", "Sampler", "calibrate", "plot_calibration"]
 
@@ -79,7 +79,8 @@ def calibrate(
         method: Method of :func:`fit`.
         num_datasets: Number of simulated datasets.
         num_draws: Posterior draws per dataset that the truth is ranked among.
-        design: Shape of the data; default, 20 annotators with 10 choices each.
+        design: Shape and kind of the data; default, 20 annotators with 10 pairs each. Thresholds
+            of ties and grades stand at fixed values that the fit does not know.
         sampler: Takes margins, annotators and a seed, and returns draws of `mean` and `cv`;
             default, `fit`. With another one the calibration of anything can be looked at.
         seed: Seed of everything.
@@ -97,12 +98,16 @@ def calibrate(
     # Neighbours of a Markov chain are alike: every fourth draw is ranked.
     num_samples = 4 * num_draws if method == "nuts" else num_draws
 
-    def default(margin: np.ndarray, annotator: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    def sample(world: SimulatedChoices, seed: int) -> dict[str, np.ndarray]:
+        if sampler is not None:
+            return sampler(world.margin, world.annotator, seed)
         arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
-        result = fit(margin, annotator=annotator, family=family, method=method, **arguments)
+        result = fit(
+            world.margin, annotator=world.annotator, family=family, method=method, **world.done,
+            **arguments,
+        )  # fmt: skip
         return result.posterior.draws
 
-    sample = sampler or default
     ranks: dict[str, list[int]] = {name: [] for name in _PARAMETERS}
     for k in tqdm(range(num_datasets), disable=not progress, desc=f"{method} {family}"):
         rng = np.random.default_rng((seed, k))
@@ -110,8 +115,8 @@ def calibrate(
             "mean": shape.beta * np.exp(0.5 * rng.standard_normal()),
             "cv": abs(rng.standard_normal()),
         }
-        margin, annotator, _ = simulate_choices(**truth, family=family, design=shape, rng=rng)
-        draws = sample(margin, annotator, int(rng.integers(2**31)))
+        world = simulate(**truth, family=family, design=shape, rng=rng)
+        draws = sample(world, int(rng.integers(2**31)))
         apart = np.linspace(0, len(draws["cv"]) - 1, num_draws).astype(int)
         for name in _PARAMETERS:
             ranks[name].append(int((draws[name][apart] < truth[name]).sum()))

@@ -1,7 +1,7 @@
 """The likelihood of panels: each annotator's log-likelihood, tabulated over the strength."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.special import wrightomega
 from torch import Tensor
 
-from mixdpo_pyro.inference.choices import Choices, select_annotators
+from mixdpo_pyro.inference.choices import Choices, select_annotators, select_units
 from mixdpo_pyro.inference.likelihood.interpolation import (
     CHUNK,
     MEAN_RANGE,
@@ -20,16 +20,29 @@ from mixdpo_pyro.inference.likelihood.interpolation import (
     lagrange_basis,
     sum_terms,
 )
+from mixdpo_pyro.inference.likelihood.observed import (
+    LARGEST_INFORMATION,
+    information_bound,
+    observed_log_likelihood,
+    with_lapses,
+)
 from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
 from mixdpo_pyro.models.quadrature import choice_log_prob
 
-__all__ = ["PanelGrid", "PanelTable", "describe_draws", "log_likelihood_at", "tabulate"]
+__all__ = [
+    "PanelGrid",
+    "PanelTable",
+    "describe_draws",
+    "log_likelihood_at",
+    "panel_sizes",
+    "tabulate",
+]
 
 _COARSEST = 0.1
 """Largest grid step; the log of a strength's density bends on a scale of one."""
 
-_CURVATURE = 0.44
-r"""Largest :math:`x^2 \sigma(x) \sigma(-x)`: information of a choice about the log strength."""
+_SMOOTH = 0.2
+"""Grid step of smooth likelihoods in the width that information gives them: errors of 3e-7."""
 
 _SIZE_RATIO = 16
 """Numbers of choices that share a grid differ by this at most; its step by the root, four."""
@@ -162,12 +175,15 @@ class PanelGrid:
         z: Grid, equally spaced.
         origin: Constant c (positive families) or log b (normal).
         log_likelihood: Shape `(annotators, grid)`, in nats.
+        is_smooth: Whether the likelihoods themselves, and not only their logs, are polynomials
+            between grid points, which spares a pass over all of them for narrow distributions.
     """
 
     family: Family
     z: Float[Tensor, " grid"]
     origin: float
     log_likelihood: Float[Tensor, "annotators grid"]
+    is_smooth: bool = False
 
     def __call__(
         self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
@@ -304,9 +320,30 @@ class PanelGrid:
     def _narrow(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators points"]:
         """The distribution is narrow: interpolate the log-likelihood at its nodes."""
         beta, log_mass = self._narrow_rule(mean, cv)
+        if self.is_smooth:
+            return self._smooth(beta, log_mass)
         if len(mean) == 1:
             return (self._at(beta[0]) + log_mass).logsumexp(-1, keepdim=True)
         return (self._at(beta) + log_mass).logsumexp(-1)
+
+    def _smooth(
+        self, beta: Float[Tensor, "points nodes"], log_mass: Float[Tensor, "points nodes"]
+    ) -> Float[Tensor, "annotators points"]:
+        """Interpolate the likelihoods: the mass of the nodes goes to the grid points beside."""
+        first, basis = self._interpolation(beta)
+        mass, column = log_mass.exp(), torch.arange(ORDER)
+        share = torch.stack(basis, -1) * mass[..., None]
+        at_grid = beta.new_zeros(len(beta), len(self.z)).scatter_add(
+            1, (first[..., None] + column).flatten(1), share.flatten(1)
+        )
+        expected = self._relative_likelihood @ at_grid.T
+        is_rare = (expected < _UNDERFLOW).any(1)
+        value = expected.clamp(min=_UNDERFLOW).log() + self._peak[:, None]
+        if is_rare.any():
+            exact = replace(self, log_likelihood=self.log_likelihood[is_rare])
+            value = value.clone()
+            value[is_rare] = (exact._at(beta) + log_mass).logsumexp(-1)
+        return value
 
     def _narrow_rule(self, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths at the distribution's nodes and its log mass there, `(points, nodes)`."""
@@ -321,9 +358,7 @@ class PanelGrid:
 
     def _at(self, beta: Float[Tensor, "*points"]) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood at any strength inside the table, by interpolation of degree 7."""
-        position = (self._coordinate(beta) - self.z[0]) / self.step
-        first = (position.detach().long() - PAD).clamp(0, len(self.z) - ORDER)
-        basis = lagrange_basis(position - first)
+        first, basis = self._interpolation(beta)
         if first.ndim == 1 and first.max() - first.min() < 64:  # as a product, twice as fast
             column = (first - first.min())[:, None] + torch.arange(ORDER)
             weight = torch.zeros(len(first), int(column.max()) + 1, dtype=beta.dtype)
@@ -331,6 +366,12 @@ class PanelGrid:
             return (weight @ self._by_strength[first.min() : first.max() + ORDER]).T
         terms = (self._by_strength[first + k] * basis[k][..., None] for k in range(ORDER))
         return sum_terms(terms).movedim(-1, 0)
+
+    def _interpolation(self, beta: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """First of the grid points beside each strength, and the weights of all of them."""
+        position = (self._coordinate(beta) - self.z[0]) / self.step
+        first = (position.detach().long() - PAD).clamp(0, len(self.z) - ORDER)
+        return first, lagrange_basis(position - first)
 
     @cached_property
     def _by_strength(self) -> Float[Tensor, "grid annotators"]:
@@ -344,7 +385,12 @@ class PanelGrid:
         return _coordinate_at(beta, self.origin)
 
 
-def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) -> PanelTable:
+def tabulate(
+    choices: Choices,
+    family: Family,
+    flip_probability: float = 0.0,
+    sizes: Float[np.ndarray, " annotators"] | None = None,
+) -> PanelTable:
     r"""Tabulate every annotator's log-likelihood over the strength.
 
     Annotators with at least a sixteenth of the largest n choices share a grid, whose step is half
@@ -353,22 +399,30 @@ def tabulate(choices: Choices, family: Family, flip_probability: float = 0.0) ->
     among themselves. Cells grow with the sum of the roots of n, not with the largest.
 
     Args:
-        choices: Data with annotator ids.
+        choices: Data with annotator ids. Without them every choice, which must not be a plain
+            pair, is taken for another annotator's.
         family: Family of the strength, positive or normal.
         flip_probability: Probability that a label was flipped.
+        sizes: Pairs that say as much as each annotator's choices can at most, where grids are to
+            be those of other thresholds; default, by :func:`panel_sizes`.
 
     Raises:
-        ValueError: If there are no ids.
+        ValueError: If there are no ids of plain pairs.
     """
-    if choices.annotator is None:
-        raise ValueError("Expected choices with annotator ids")
-    members = _size_classes(np.bincount(choices.annotator))
+    choices = with_lapses(choices, flip_probability)
+    sizes = panel_sizes(choices) if sizes is None else sizes
+    members = _size_classes(sizes)
     # Right end: thirteen e-folds above 1 / median margin, where choices have long been certain.
     high = 13 - math.log(np.median(np.abs(choices.margin[choices.margin != 0])))
     # Left end: where even the most that anybody's choices say hardly depends on the strength.
-    energy = math.sqrt(np.bincount(choices.annotator, choices.margin**2).max())
-    alike = (choices if len(members) == 1 else select_annotators(choices, m) for m in members)
-    grids = (_tabulate_alike(c, family, flip_probability, energy, high) for c in alike)
+    energy = math.sqrt(np.bincount(_unit(choices), choices.margin**2).max())
+    select = select_units if choices.annotator is None else select_annotators
+    alike = (choices if len(members) == 1 else select(choices, m) for m in members)
+    flip_probability = flip_probability if choices.outcomes is None else 0.0
+    grids = (
+        _tabulate_alike(c, family, flip_probability, energy, high, float(sizes[m].max()))
+        for c, m in zip(alike, members, strict=True)
+    )
     return PanelTable(tuple(grids), tuple(torch.from_numpy(m) for m in members))
 
 
@@ -377,27 +431,50 @@ def log_likelihood_at(
 ) -> Float[Tensor, "annotators strengths"]:
     """Log-likelihood of every annotator's choices at each strength, which may be negative.
 
-    Many choices are replaced by weighted nodes, so that the cost is that of reading them once.
+    Many pairs are replaced by weighted nodes, so that the cost is that of reading them once.
     """
+    if choices.outcomes is not None:
+        choices = with_lapses(choices, flip_probability)
+        return observed_log_likelihood(beta, choices, _unit(choices))
     if choices.num_pairs < _MANY * choices.num_annotators or not choices.margin.any():
         return _plain_log_likelihood(beta, choices, flip_probability)
     return _compressed_log_likelihood(beta, choices, flip_probability)
 
 
-def _size_classes(size: Int[np.ndarray, " annotators"]) -> list[Int[np.ndarray, " members"]]:
+def _unit(choices: Choices) -> Int[np.ndarray, " rows"]:
+    """Row of the table that each pair belongs to."""
+    if choices.annotator is not None:
+        return choices.annotator
+    if choices.outcomes is None:
+        raise ValueError("Expected choices with annotator ids")
+    return choices.choice
+
+
+def panel_sizes(choices: Choices) -> Float[np.ndarray, " annotators"]:
+    """Pairs that say as much about the strength as each annotator's choices can at most."""
+    weight = None if choices.outcomes is None else information_bound(choices)
+    return np.bincount(_unit(choices), weight).astype(np.float64)
+
+
+def _size_classes(size: Float[np.ndarray, " annotators"]) -> list[Int[np.ndarray, " members"]]:
     """Annotators in classes of similar numbers of choices; those of the coarsest grid are one."""
-    size = np.maximum(size, 0.25 / _CURVATURE / _COARSEST**2)
+    size = np.maximum(size, 0.25 / LARGEST_INFORMATION / _COARSEST**2)
     level = np.floor(np.log(size.max() / size) / math.log(_SIZE_RATIO))
     return [np.flatnonzero(level == each) for each in np.unique(level)]
 
 
 def _tabulate_alike(
-    choices: Choices, family: Family, flip_probability: float, energy: float, high: float
+    choices: Choices,
+    family: Family,
+    flip_probability: float,
+    energy: float,
+    high: float,
+    size: float,
 ) -> PanelGrid:
-    """One grid for annotators with about equally many choices, up to the log strength `high`."""
-    assert choices.annotator is not None
-    size = np.bincount(choices.annotator).max()
-    step = min(_COARSEST, 0.5 / math.sqrt(_CURVATURE * size))
+    """One grid for annotators with at most `size` choices, up to the log strength `high`."""
+    is_smooth = choices.annotator is None
+    width = (_SMOOTH if is_smooth else 0.5) / math.sqrt(LARGEST_INFORMATION * size)
+    step = min(_COARSEST, width)
     if family == "normal":
         origin = math.log(1 / energy)
         half = np.arange(step / 2, math.asinh(math.exp(high - 3 - origin)), step)
@@ -407,7 +484,8 @@ def _tabulate_alike(
         grid = np.arange(-6.5, high - origin, step)
     z = torch.from_numpy(grid)
     beta = _strength_at(z, origin, family)
-    return PanelGrid(family, z, origin, log_likelihood_at(beta, choices, flip_probability))
+    log_likelihood = log_likelihood_at(beta, choices, flip_probability)
+    return PanelGrid(family, z, origin, log_likelihood, is_smooth)
 
 
 def _strength_at(z: Tensor, origin: float, family: Family) -> Tensor:

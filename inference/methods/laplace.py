@@ -25,7 +25,7 @@ from mixdpo_pyro.inference.methods.log_joint import (
     maximum_at,
 )
 
-__all__ = ["Moments", "RidgeLattice", "explore"]
+__all__ = ["Moments", "RidgeLattice", "explore", "follow_ridge"]
 
 _RIDGE_POINTS = 32
 
@@ -121,7 +121,12 @@ class RidgeLattice:
 
 
 def explore(log_joint: LogJoint) -> RidgeLattice:
-    """Find where the posterior lives and evaluate the log joint there.
+    """Find where the posterior lives and evaluate the log joint there."""
+    return _lattice(log_joint, *follow_ridge(log_joint))
+
+
+def follow_ridge(log_joint: LogJoint) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grid of log cv over the posterior, and modes and deviations of the log mean on it.
 
     The window of log cv is narrowed until its interior fills a third of the grid.
     """
@@ -140,7 +145,7 @@ def explore(log_joint: LogJoint) -> RidgeLattice:
         low = log_cv[max(inside[0] - 1, 0)]
         high = log_cv[min(inside[-1] + 1, _RIDGE_POINTS - 1)]
         start = np.interp(np.linspace(low, high, _RIDGE_POINTS), log_cv, centre)
-    return _lattice(log_joint, log_cv, centre, scale)
+    return log_cv, centre, scale
 
 
 def _lattice(

@@ -101,7 +101,7 @@ def check_prediction(
     main: Verdict, difference: LooDifference, loo: LeaveOneOut, choices: Choices
 ) -> RobustnessCheck:
     """Do different strengths predict left-out units better than one strength?"""
-    unit = "annotators" if choices.has_panels else "pairs"
+    unit = "annotators" if choices.has_panels else "choices"
     sentence = (
         f"Different strengths predict left-out {unit} better than one strength by "
         f"{difference.elpd:.1f} nats (se {difference.se:.1f})."
@@ -157,13 +157,16 @@ def _excess(test: PermutationTest) -> str:
 
 
 def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
-    """Flipped labels, estimated together with cv."""
+    """Flipped labels, or careless choices, estimated together with cv."""
     noise = profile_label_noise(replace(result, choices=_some_people(result.choices)))
     low, high = noise.cv_interval
     flip_low, flip_high = noise.flip_interval
+    are_pairs = result.choices.outcomes is None
+    what = "flipped labels" if are_pairs else "careless choices"
+    middle = f"{'likeliest' if are_pairs else 'median'} {100 * noise.flip_probability:.1f}%"
     sentence = (
-        f"With flipped labels estimated too ({100 * flip_low:.1f} to {100 * flip_high:.1f}% of "
-        f"them, 90%; likeliest {100 * noise.flip_probability:.1f}%), cv is between {low:.2f} and "
+        f"With {what} estimated too ({100 * flip_low:.1f} to {100 * flip_high:.1f}% of "
+        f"them, 90%; {middle}), cv is between {low:.2f} and "
         f"{high:.2f}, p = {noise.p_value:.2g} against equal strengths."
     )
     if result.choices.num_annotators > _MAX_ANNOTATORS:

@@ -35,7 +35,8 @@ def fit_covariate(choices: Choices, covariate: Float[np.ndarray, " pairs"]) -> C
 
     Newton's method on :math:`\sum_i \log\sigma(m\Delta_i + \gamma x_i)`, with a penalty of
     1e-3 / 2 times the squared coefficients of standardised columns, so that it converges where
-    choices are separated.
+    choices are separated. Rows of choice sets count as pairs, which is consistent, and z allows
+    for their dependence; rows are oriented by their outcome, and ties are dropped.
 
     Args:
         choices: The data.
@@ -49,7 +50,9 @@ def fit_covariate(choices: Choices, covariate: Float[np.ndarray, " pairs"]) -> C
     if x.shape != choices.margin.shape or not np.isfinite(x).all() or not x.any():
         raise ValueError("Expected one finite covariate per pair, not all of them zero")
     scale = np.array([np.sqrt((v**2).mean()) for v in (choices.margin, x)])
-    columns = np.stack([choices.margin / scale[0], x / scale[1]])
+    sign = np.ones(len(x)) if choices.outcomes is None else np.sign(choices.outcomes.sign)
+    columns = sign * np.stack([choices.margin / scale[0], x / scale[1]])
+    columns, choice = columns[:, sign != 0], choices.choice[sign != 0]
     coefficient = np.zeros(2)
     for _ in range(100):
         logit = coefficient @ columns
@@ -59,7 +62,11 @@ def fit_covariate(choices: Choices, covariate: Float[np.ndarray, " pairs"]) -> C
         coefficient = coefficient + move * min(1.0, 2.0 / np.abs(move).max())
         if np.abs(move).max() < 1e-9:
             break
-    se = np.sqrt(np.linalg.inv(information)[1, 1])
+    covariance = np.linalg.inv(information)
+    if choices.outcomes is not None and choices.outcomes.are_sets:
+        scores = np.stack([np.bincount(choice, c * expit(-logit)) for c in columns])
+        covariance = covariance @ (scores @ scores.T) @ covariance
+    se = np.sqrt(covariance[1, 1])
     strength, gamma = coefficient / scale
     if strength <= 0:
         raise ValueError("Expected margins that predict choices beside the covariate; they do not")

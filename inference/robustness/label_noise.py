@@ -6,22 +6,27 @@ errors in the margins, omitted covariates and any other link; the second is not,
 permutation test looks at it alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize_scalar
+from scipy.special import logit
 
-from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.likelihood.marginal import Likelihood, build_likelihood
 from mixdpo_pyro.inference.likelihood.pairs import compress
 from mixdpo_pyro.inference.methods.log_joint import LogJoint, at_rows, climb_ridge
 from mixdpo_pyro.inference.robustness.priors import density_interval
 from mixdpo_pyro.inference.verdict import boundary_p_value
+from mixdpo_pyro.models.observation import Lapse
 
 __all__ = ["LabelNoise", "profile_label_noise"]
+
+_LAPSE_RATE = 0.02
+"""Prior median of the rate of careless choices; the prior of its logit is Normal(., 1)."""
 
 _MAX_FLIP = 0.4
 """The prior of the flip probability is uniform up to here."""
@@ -56,11 +61,15 @@ def profile_label_noise(result: Fit) -> LabelNoise:
 
     For every (epsilon, cv) on a lattice the likelihood is maximised, and integrated by Laplace's
     method, over the mean; the lattice is narrowed until it resolves the posterior, and then
-    interpolated by cubic splines.
+    interpolated by cubic splines. Choices that are not plain pairs are careless instead, every
+    outcome being equally likely then (:class:`~mixdpo_pyro.models.observation.Lapse`), and their
+    rate is estimated as thresholds are.
 
     Args:
         result: A fit without label noise.
     """
+    if result.choices.outcomes is not None:
+        return _fit_lapses(result)
     lattice = _NoiseLattice.whole(result)
     while (narrowed := lattice.narrowed()) is not None:
         lattice = narrowed
@@ -73,6 +82,31 @@ def profile_label_noise(result: Fit) -> LabelNoise:
         float(flip[np.unravel_index(profile.argmax(), profile.shape)[0]]),
         density_interval(flip, mass.sum(1)),
         density_interval(cv, mass.sum(0)),
+        ratio,
+        boundary_p_value(ratio),
+    )
+
+
+def _fit_lapses(result: Fit) -> LabelNoise:
+    outcomes = result.choices.outcomes
+    assert outcomes is not None
+    lapsing = replace(
+        outcomes,
+        observation=Lapse(outcomes.observation, _LAPSE_RATE),
+        prior=np.append(outcomes.prior, logit(_LAPSE_RATE)),
+    )
+    posterior = result.posterior
+    refit = fit(
+        replace(result.choices, outcomes=lapsing), family=posterior.family,
+        mean_anchor=posterior.mean_anchor, beta=posterior.beta, seed=posterior.seed,
+        num_samples=posterior.num_samples, draw_strengths=False,
+    )  # fmt: skip
+    ratio = max(0.0, 2 * (refit.maximum.penalised - refit.null.penalised))
+    low, high = refit.posterior.interval("lapse_rate")
+    return LabelNoise(
+        float(np.median(refit.posterior.parameters["lapse_rate"])),
+        (low, high),
+        refit.posterior.interval("cv"),
         ratio,
         boundary_p_value(ratio),
     )

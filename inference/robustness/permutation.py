@@ -4,10 +4,14 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import Choices, agreement, select_annotators
+from mixdpo_pyro.inference.choices import Choices, agreement, select_annotators, select_choices
+from mixdpo_pyro.inference.likelihood.observed import with_lapses
+from mixdpo_pyro.inference.robustness.scale import anchor_strength
+from mixdpo_pyro.models.observation import Terms
 
 __all__ = ["PermutationTest", "permute_annotators"]
 
@@ -16,6 +20,12 @@ _MAX_PERMUTED = 1_000_000
 
 _BIN_SIZE, _MAX_BINS = 25, 200
 """Pairs per bin of equal margins, at least, and number of bins, at most."""
+
+_STEP = 1e-3
+"""Step of differences in the log strength."""
+
+_MAX_GRID = 20_000
+"""Choices that the one strength for everybody is looked for among."""
 
 _LARGE_BIN = 1000
 """Pairs per bin from which on bins are rotated, which is nine times faster than sorting."""
@@ -34,7 +44,7 @@ class PermutationTest:
         null_sd: Its standard deviation over permutations.
         p_value: One-sided.
         num_permutations: Number of permutations.
-        num_pairs: Pairs that were permuted.
+        num_choices: Choices that were permuted.
     """
 
     statistic: float
@@ -42,7 +52,7 @@ class PermutationTest:
     null_sd: float
     p_value: float
     num_permutations: int
-    num_pairs: int
+    num_choices: int
 
 
 def permute_annotators(
@@ -67,6 +77,11 @@ def permute_annotators(
     judge a pair, a bin is the margins of exactly one size: what is particular to a pair is then
     shared by all who are compared.
 
+    Of choices that are not plain pairs y is the slope of their log-probability in the log strength
+    at the one strength and rate of lapses that fit everybody, w is 1, and the size is that of the
+    margin, or for sets the standard deviation that the slope of the first choice has. What is
+    permuted are whole choices.
+
     Args:
         choices: Data with annotator ids.
         stratum: Index per pair; agreement is permuted within strata, such as topics.
@@ -86,17 +101,19 @@ def permute_annotators(
     rng = np.random.default_rng((seed, 11))
     choices, stratum = _limit(choices, stratum, rng)
     assert choices.annotator is not None
-    size = np.abs(choices.margin)
-    agrees = agreement(choices.margin)
+    annotator = choices.by_choice(choices.annotator)
+    stratum = None if stratum is None else choices.by_choice(stratum)
+    size, agrees = _sizes_and_values(choices)
     bins = _bins(size, stratum)
     are_large = len(bins) > _LARGE_BIN * len(np.unique(bins))
     order = (
         np.lexsort((rng.random(len(bins)), bins)) if are_large else np.argsort(bins, kind="stable")
     )
-    bins, agrees, annotator = bins[order], agrees[order], choices.annotator[order]
+    bins, agrees, annotator = bins[order], agrees[order], annotator[order]
     count = np.bincount(bins)
     residual = agrees - (np.bincount(bins, agrees) / count)[bins]
-    weight = _score_weight(size[order], agrees)
+    are_pairs = choices.outcomes is None
+    weight = _score_weight(size[order], agrees) if are_pairs else np.ones(len(agrees))
     num_annotators = choices.num_annotators
 
     def statistic(value: np.ndarray) -> float:
@@ -112,6 +129,55 @@ def permute_annotators(
         observed, float(draws.mean()), float(draws.std()),
         (1 + exceeding) / (1 + num_permutations), num_permutations, len(bins),
     )  # fmt: skip
+
+
+def _sizes_and_values(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
+    """What choices are compared by, and what is permuted among those of equal size."""
+    outcomes = choices.outcomes
+    if outcomes is None:
+        return np.abs(choices.margin), agreement(choices.margin)
+    strength, rate = _best_strength(choices)
+    terms = _with_rate(choices, rate)
+    near = strength * torch.exp(_STEP * torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    above, below = terms.log_prob(near).numpy()
+    value = (above - below) / (2 * _STEP)
+    if not outcomes.are_sets:
+        return np.abs(choices.margin), value
+    return _first_stage_spread(choices, strength), value
+
+
+def _with_rate(choices: Choices, rate: float) -> Terms:
+    outcomes = with_lapses(choices, rate / 2).outcomes
+    assert outcomes is not None
+    return outcomes.terms(choices.margin)
+
+
+def _best_strength(choices: Choices) -> tuple[float, float]:
+    """The best strength and rate of lapses for everybody, of a grid; lapses bound the slope."""
+    if choices.num_choices > _MAX_GRID:
+        choices = select_choices(
+            choices, np.arange(0, choices.num_choices, choices.num_choices // _MAX_GRID)
+        )
+    strengths = anchor_strength(choices) * torch.logspace(-0.6, 0.9, 16, dtype=torch.float64)
+    best, chosen = -np.inf, (float(strengths[0]), 0.0)
+    for rate in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
+        value = _with_rate(choices, rate).log_prob(strengths[:, None]).sum(1)
+        if value.max() > best:
+            best, chosen = float(value.max()), (float(strengths[value.argmax()]), rate)
+    return chosen
+
+
+def _first_stage_spread(choices: Choices, strength: float) -> np.ndarray:
+    """Standard deviation of the scaled utility of the response that is chosen first, per set."""
+    assert choices.outcomes is not None
+    utility, _, choice = (x.numpy() for x in choices.outcomes.utilities(choices.margin))
+    utility = strength * utility
+    top = np.full(choices.num_choices, -np.inf)
+    np.maximum.at(top, choice, utility)
+    weight = np.exp(utility - top[choice])
+    moments = (np.bincount(choice, weight * utility**k) for k in range(3))
+    total, first, second = moments
+    return np.sqrt(np.maximum(second / total - (first / total) ** 2, 0.0))
 
 
 def _shuffle(value: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np.ndarray:

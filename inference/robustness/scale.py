@@ -17,10 +17,11 @@ def anchor_strength(choices: Choices) -> float:
 
     The maximum over m of :math:`\sum_i \log\sigma(m\Delta_i)` with a weak prior,
     :math:`\log m \sim \mathrm{Normal}(-\log \text{median}|\Delta|, 2)`, so that it exists where
-    every choice agrees with its margin.
+    every choice agrees with its margin. Rows of a choice set count as pairs, which is consistent,
+    the odds of two responses being those of a pair; ties are dropped.
     """
     typical = typical_size(choices.margin)
-    compressed = compress(choices.margin, "fixed")
+    compressed = compress(_as_pairs(choices), "fixed")
     grid = np.linspace(-10, 10, 801)
     with torch.no_grad():
         mean = torch.from_numpy(np.exp(grid) / typical)
@@ -40,12 +41,24 @@ def margin_evidence(choices: Choices) -> float:
     say nothing, a choice agrees with its margin as often as not, whatever its size, and z
     is standard normal where people are many. The groups are people, whose choices need not be
     independent, or single pairs without ids. A rank bounds what one margin can do: the largest of
-    n weighs no more than any other large one, of either sign and whatever its size.
+    n weighs no more than any other large one, of either sign and whatever its size. Of a set of K
+    each row has the weight 1 / (K - 1), of ties 0, of grades what they are of the highest one.
     """
     from scipy.stats import rankdata  # training does without its 22 MB
 
-    margin = choices.margin
+    margin, outcomes = choices.margin, choices.outcomes
     score = np.sign(margin) * rankdata(np.abs(margin))
-    total = score if choices.annotator is None else np.bincount(choices.annotator, score)
+    if outcomes is not None:
+        score *= outcomes.sign / (outcomes.sizes - 1)[outcomes.choice]
+    group = choices.choice if choices.annotator is None else choices.annotator
+    total = np.bincount(group, score)
     spread = np.sqrt((total**2).sum()) or 1.0  # 0 where every total is
     return float(ndtr(-total.sum() / spread))
+
+
+def _as_pairs(choices: Choices) -> np.ndarray:
+    """Margins of the better over the worse response, row by row."""
+    if choices.outcomes is None:
+        return choices.margin
+    sign = np.sign(choices.outcomes.sign)
+    return (sign * choices.margin)[sign != 0]

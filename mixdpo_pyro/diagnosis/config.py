@@ -1,5 +1,6 @@
 """Options of `mixdpo diagnose`, `mixdpo check` and `mixdpo power`."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,14 @@ class DiagnoseConfig:
         "Column of annotator ids. Default: `annotator` where there is one.", None
     )
     group: list[str] = option("Columns of groups, such as topic or policy: a table each.", [])
+    choice_set: str | None = option(
+        "Column of choice sets: rows of one set are one choice among several responses. Default: "
+        "`choice_set` where there is one; `none` keeps rows apart.",
+        None,
+    )
+    ties: Literal["rao-kupper", "davidson"] = option(
+        "Model of ties, where there is a column `outcome` (win, tie, loss).", "rao-kupper"
+    )
     second: str | None = option(
         "File with margins of another policy for the same rows, for errors in the margins.", None
     )
@@ -78,12 +87,33 @@ class CheckConfig:
         check_seed(self.seed)
 
 
+_DESIGN = re.compile("pairs|ties|grades:([3-9]|1[01])|(best-of|ranking):([2-9]|1[0-9]|2[0-6])")
+"""Those of :func:`mixdpo_pyro.inference.simulation.parse_kind`, without its imports."""
+
+
+def check_design(name: str) -> None:
+    """Raise a `ConfigError` where there is no such design."""
+    if not _DESIGN.fullmatch(name):
+        raise ConfigError(
+            "design: expected pairs, ties, grades:G (3 to 11 grades), best-of:K or ranking:K (2 "
+            f"to 26 responses), got {name!r}"
+        )
+
+
 @explained
 @dataclass(frozen=True)
 class PowerConfig:
     """How likely is each verdict, for data of this size?"""
 
-    pairs: int = option("Number of pairs.", 10_000)
+    pairs: int = option(
+        "Number of pairs; other designs get as many choices as read the same number of responses.",
+        10_000,
+    )
+    design: list[str] = option(
+        "What is asked of annotators: `pairs`, `ties` (pairs with ties), `grades:5`, `best-of:4` "
+        "or `ranking:4`, other numbers likewise. Several are compared at equal cost.",
+        ["pairs"],
+    )
     annotators: int = option(
         "Number of annotators, each with equally many pairs; 0 for data without ids.", 200
     )
@@ -98,6 +128,8 @@ class PowerConfig:
     seed: int = option("Seed of the simulations.", 0)
 
     def __post_init__(self) -> None:
+        for name in self.design:
+            check_design(name)
         if self.annotators < 0 or self.annotators == 1:
             raise ConfigError(f"annotators: expected 0 or at least 2, got {self.annotators}")
         # A diagnosis of a million pairs takes minutes, and the verdict changes little beyond.

@@ -1,6 +1,6 @@
 """`mixdpo diagnose`: from a file of margins to a verdict, its evidence, and who differs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,10 @@ from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE, DiagnoseConfig
 from mixdpo_pyro.diagnosis.tables import annotator_table, group_table
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import save_arviz, to_arviz
-from mixdpo_pyro.inference.choices import agreement, typical_size
+from mixdpo_pyro.inference.choices import typical_size
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.posterior import format_interval
+from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.reporting.diagnosis_record import (
@@ -25,6 +26,9 @@ from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["data_notes", "diagnose", "make_record", "summary_lines", "write_diagnosis"]
+
+_ALIKE = 0.02
+"""Share of rows that look like parts of one choice from which on there is no answer."""
 
 _EXTREME = 100
 """Margins of this many times the median size are named; of a million normal ones none is."""
@@ -47,12 +51,14 @@ def diagnose(
         DataError: Naming the file, column and row that cannot be used.
     """
     config = config or DiagnoseConfig()
-    data = read_margins(path, config.annotator, config.group)
+    data = read_margins(path, config.annotator, config.group, config.choice_set)
     second = None if config.second is None else _read_second(config.second, data)
     try:
         diagnosis = diagnose_choices(
             data.margin,
             annotator=data.annotator,
+            **data.done,
+            ties=config.ties,
             family=config.family,
             length=data.length,
             normalised=data.normalised,
@@ -65,7 +71,21 @@ def diagnose(
         )
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
+    if data.num_alike >= _ALIKE * len(data.margin):
+        diagnosis = replace(diagnosis, verdict=_doubt(diagnosis.verdict, data))
     return diagnosis, data
+
+
+def _doubt(verdict: Verdict, data: MarginData) -> Verdict:
+    """No answer where rows that count as choices look like parts of choices."""
+    reason = (
+        f"{data.num_alike:,} of {len(data.margin):,} rows share their annotator and their chosen "
+        "response, by its log-probabilities, with rows of another rejected response: they look "
+        "like choices among several responses that were cut into pairs, which would make equal "
+        "annotators look different. Give the column --choice_set, or --choice_set none if they "
+        "were chosen one by one."
+    )
+    return replace(verdict, value="inconclusive", reason=reason)
 
 
 def _read_second(path: str, data: MarginData) -> np.ndarray:
@@ -110,7 +130,7 @@ def write_diagnosis(
     """Write `diagnosis.json`, `posterior.nc`, the tables and `report.html` into a folder."""
     config = config or DiagnoseConfig()
     annotators = annotator_table(diagnosis, config.seed)
-    groups = group_table(diagnosis, data, config.seed)
+    groups = group_table(diagnosis, data, config.seed, config.ties)
     for name, table in (("annotators.csv", annotators), ("groups.csv", groups)):
         if table is not None:
             with written_whole(folder / name) as temporary:
@@ -134,11 +154,12 @@ def make_record(
         data=DiagnosisData(
             source=data.source,
             pairs=choices.num_pairs,
+            choices=choices.describe(),
             annotators=choices.num_annotators if choices.labels else None,
             annotator_column=data.annotator_column,
             has_panels=choices.has_panels,
             groups=list(data.groups),
-            agreement=float(agreement(choices.margin).mean()),
+            agreement=float(choices.agrees.mean()),
             margin_sd=float(np.sqrt((choices.margin**2).mean())),
             margin_p_value=diagnosis.margin_p_value,
         ),
@@ -146,6 +167,9 @@ def make_record(
         families={name: _summarise_family(diagnosis, name) for name in diagnosis.fits},
         checks=diagnosis.checks,
         contraction=dict(diagnosis.contraction),
+        parameters={
+            name: Quantiles.of(draws) for name, draws in diagnosis.result.posterior.scalars.items()
+        },
         share_not_positive=diagnosis.share_not_positive,
         beta=diagnosis.result.posterior.beta,
         config=asdict(config),
@@ -209,8 +233,12 @@ def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
         f"{verdict.value}: {verdict.reason}",
         diagnosis.error_rate,
         "",
-        f"{data.source}: {choices.num_pairs:,} pairs{annotators}",
+        f"{data.source}: {choices.describe()}{annotators}",
         *data_notes(diagnosis),
+        *(
+            f"{name}: {format_interval(draws)} (median and 90%)"
+            for name, draws in diagnosis.result.posterior.scalars.items()
+        ),
         "",
         f"{'family':12}{'cv, median and 90%':26}{'gain over one strength, nats (se)'}",
     ]

@@ -1,5 +1,6 @@
 """`mixdpo power`: how much data would settle it? Simulated diagnoses of data not yet collected."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,9 @@ import numpy as np
 from scipy.stats import beta
 
 from mixdpo_pyro.diagnosis.config import PowerConfig
-from mixdpo_pyro.inference import Design, simulate_choices
+from mixdpo_pyro.inference import Design, simulate
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
+from mixdpo_pyro.inference.simulation import parse_kind
 
 __all__ = ["PowerRow", "estimate_power", "power", "suggestion", "summary_lines"]
 
@@ -21,13 +23,17 @@ class PowerRow:
 
     Attributes:
         annotators: Number of annotators, 0 without ids.
-        choices_each: Choices of each annotator; all pairs without ids.
+        choices_each: Choices of each annotator; all choices without ids.
         counts: Verdict -> number of simulations.
+        design: What annotators are asked for.
+        width: Root mean square width of the 90% interval of cv.
     """
 
     annotators: int
     choices_each: int
     counts: dict[str, int]
+    design: str = "pairs"
+    width: float = math.nan
 
     @property
     def simulations(self) -> int:
@@ -68,17 +74,20 @@ def estimate_power(config: PowerConfig, progress: bool = False) -> PowerRow:
     """
     from tqdm import tqdm
 
-    each = config.pairs if config.annotators == 0 else config.pairs // config.annotators
-    design = Design(config.annotators or config.pairs, each if config.annotators else 1,
-                    config.sd, 1.0)  # fmt: skip
-    counts = dict.fromkeys(_VERDICTS, 0)
-    title = f"{config.annotators or 'no'} annotators, {each} choices"
+    kind = config.design[0]
+    size = parse_kind(kind)[1]
+    num_choices = max(2 * config.pairs // size, config.annotators, 2)
+    each = num_choices // config.annotators if config.annotators else 1
+    design = Design(config.annotators or num_choices, each, config.sd, 1.0, kind)
+    counts, widths = dict.fromkeys(_VERDICTS, 0), []
+    title = f"{kind}, {config.annotators or 'no'} annotators"
     for k in tqdm(range(config.simulations), desc=title, disable=not progress):
         rng = np.random.default_rng((config.seed, k))
-        margin, annotator, _ = simulate_choices(1.0, config.cv, "lognormal", design, rng)
+        world = simulate(1.0, config.cv, "lognormal", design, rng)
         diagnosis = diagnose_choices(
-            margin,
-            annotator=annotator if design.choices_each > 1 else None,
+            world.margin,
+            annotator=world.annotator if each > 1 else None,
+            **world.done,
             families=("lognormal", "gamma"),
             num_samples=500,
             max_units=500,
@@ -87,18 +96,24 @@ def estimate_power(config: PowerConfig, progress: bool = False) -> PowerRow:
             thorough=False,
         )
         counts[diagnosis.verdict.value] += 1
-    return PowerRow(config.annotators, each, counts)
+        widths.append(np.diff(diagnosis.verdict.cv_interval)[0])
+    shown = each if config.annotators else num_choices
+    width = float(np.sqrt(np.mean(np.square(widths))))
+    return PowerRow(config.annotators, shown, counts, kind, width)
 
 
 def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
-    yield config
+    for name in config.design:
+        yield replace(config, design=[name], more=False)
     if not config.more:
         return
     pairs, annotators = config.pairs, config.annotators
-    yield replace(config, pairs=2 * pairs, annotators=2 * annotators, more=False)
-    if annotators:
-        yield replace(config, pairs=2 * pairs, more=False)
-        yield replace(config, pairs=4 * pairs, annotators=2 * annotators, more=False)
+    for name in config.design:
+        larger = replace(config, design=[name], pairs=2 * pairs, more=False)
+        yield replace(larger, annotators=2 * annotators)
+        if annotators:
+            yield larger
+            yield replace(larger, pairs=4 * pairs, annotators=2 * annotators)
 
 
 def summary_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
@@ -107,12 +122,27 @@ def summary_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
         f"true cv {config.cv:g}, sd(mean strength * margin) {config.sd:g}, "
         f"{config.simulations} simulations; 95% Monte Carlo intervals",
         "",
-        f"{'annotators':>10} {'choices each':>12}   " + "".join(f"{v:24}" for v in _VERDICTS),
+        f"{'design':12}{'annotators':>10} {'choices each':>12} {'width of cv':>11}   "
+        + "".join(f"{v:24}" for v in _VERDICTS),
     ]
     for row in rows:
         cells = "".join(f"{_cell(row, verdict):24}" for verdict in _VERDICTS)
-        lines.append(f"{row.annotators or 'no ids':>10} {row.choices_each:>12}   {cells}")
-    return [*lines, "", suggestion(rows, config)]
+        lines.append(
+            f"{row.design:12}{row.annotators or 'no ids':>10} {row.choices_each:>12} "
+            f"{row.width:>11.2f}   {cells}"
+        )
+    return [*lines, "", *_compared(rows[: len(config.design)]), suggestion(rows, config)]
+
+
+def _compared(rows: list[PowerRow]) -> list[str]:
+    """What each design is worth beside the first, by the widths of the intervals of cv."""
+    first = rows[0]
+    worth = {row.design: (first.width / row.width) ** 2 for row in rows[1:]}
+    return [
+        f"{design}: narrows cv as {value:.1f} times as many {first.design} would, for the same "
+        "number of responses read."
+        for design, value in worth.items()
+    ]
 
 
 def suggestion(rows: list[PowerRow], config: PowerConfig) -> str:
@@ -122,9 +152,10 @@ def suggestion(rows: list[PowerRow], config: PowerConfig) -> str:
     if enough is not None and enough is rows[0]:
         return f"This design settles it: {wanted} in {100 * enough.probability(wanted):.0f}%."
     if enough is not None:
+        share = 100 * enough.probability(wanted)
         return (
-            f"Collect {enough.annotators or 'no ids,'} annotators with {enough.choices_each} "
-            f"choices each: {wanted} in {100 * enough.probability(wanted):.0f}%."
+            f"Collect {enough.design} of {enough.annotators or 'no ids,'} annotators with "
+            f"{enough.choices_each} choices each: {wanted} in {share:.0f}%."
         )
     if config.annotators == 0 and wanted == "heterogeneous":
         return (

@@ -7,9 +7,9 @@ from scipy.special import polygamma
 
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import Fit, fit
-from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
+from mixdpo_pyro.inference.outcomes import Ties
 from mixdpo_pyro.margins.table import MarginData
 
 __all__ = ["annotator_table", "group_table"]
@@ -20,9 +20,9 @@ __all__ = ["annotator_table", "group_table"]
 def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     r"""Every annotator's strength, strongest first, or None without repeated choices.
 
-    Columns: `annotator`, `pairs`, `agreement` (share of choices that agree with the sign of the
-    margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative` (mean over the distribution's
-    mean), `shrinkage`, and `p_not_positive` under the normal family.
+    Columns: `annotator`, `pairs` (of choice sets: choices), `agreement` (share of choices that
+    agree with the sign of the margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative`
+    (mean over the distribution's mean), `shrinkage`, and `p_not_positive` under the normal family.
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
     the weight of the distribution beside the annotator's own choices, were both normal: 1 says
@@ -39,7 +39,9 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     return table.sort_values("mean", ascending=False, ignore_index=True)
 
 
-def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.DataFrame | None:
+def group_table(
+    diagnosis: Diagnosis, data: MarginData, seed: int = 0, ties: Ties = "rao-kupper"
+) -> pd.DataFrame | None:
     """Every group's strength, a group being treated as one annotator; None without groups.
 
     Columns: `column`, `group`, `annotators`, then those of the table of annotators.
@@ -58,6 +60,8 @@ def group_table(diagnosis: Diagnosis, data: MarginData, seed: int = 0) -> pd.Dat
         grouped = fit(
             data.margin,
             annotator=label,
+            **data.done,
+            ties=ties,
             family=result.posterior.family,
             beta=result.posterior.beta,
             seed=seed,
@@ -75,15 +79,15 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     choices = result.choices
     assert choices.annotator is not None
     strength = _strengths(result, seed)
-    agrees = agreement(choices.margin)
-    count = np.bincount(choices.annotator)
+    annotator = choices.by_choice(choices.annotator)
+    count = np.bincount(annotator)
     mean, cv = result.posterior.mean, result.posterior.cv
     is_gamma = result.posterior.family == "gamma"
     variance = (polygamma(1, cv**-2.0) if is_gamma else np.log1p(cv**2)).mean()
     return pd.DataFrame(
         {
             "pairs": count,
-            "agreement": np.bincount(choices.annotator, agrees) / count,
+            "agreement": np.bincount(annotator, choices.agrees) / count,
             **{name: strength[name] for name in ("mean", "sd", "q05", "q95")},
             "relative": strength["mean"] / mean.mean(),
             "shrinkage": np.clip(strength["log_sd"] ** 2 / variance, 0, 1),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -22,7 +22,11 @@ from mixdpo_pyro.data.validation import (
 )
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["MarginData", "read_margins"]
+__all__ = ["CHOICE_COLUMNS", "NO_SETS", "MarginData", "read_margins"]
+
+NO_SETS = "none"
+"""In place of a column of choice sets: every row is a choice."""
+
 
 _LOGPS = (
     "policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
@@ -30,6 +34,11 @@ _LOGPS = (
 )  # fmt: skip
 
 _TOKENS = ("chosen_tokens", "rejected_tokens")
+
+CHOICE_COLUMNS = ("choice_set", "rank", "outcome", "grade")
+"""Columns that say what was done, where choices are not plain pairs."""
+
+_OUTCOMES = ("win", "tie", "loss")
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,10 @@ class MarginData:
         length: Tokens of the chosen minus those of the rejected response, or None.
         normalised: Margin of log-ratios per token, where log-probabilities and tokens are given;
             NaN in rows with an empty response, which has no log-ratio per token.
+        done: What was done where choices are not plain pairs: `choice_set`, `rank` and `outcome`
+            as :func:`mixdpo_pyro.inference.read_choices` takes them.
+        num_alike: Rows without a `choice_set` that look like one choice among several responses:
+            one annotator, one chosen response by its log-probabilities, another rejected one.
     """
 
     source: str
@@ -54,10 +67,15 @@ class MarginData:
     groups: dict[str, np.ndarray]
     length: np.ndarray | None
     normalised: np.ndarray | None
+    done: dict[str, Any] = field(default_factory=dict)
+    num_alike: int = 0
 
 
 def read_margins(
-    path: str | Path, annotator: str | None = None, groups: Sequence[str] = ()
+    path: str | Path,
+    annotator: str | None = None,
+    groups: Sequence[str] = (),
+    choice_set: str | None = None,
 ) -> MarginData:
     """Read a file of margins and check it.
 
@@ -68,21 +86,30 @@ def read_margins(
         path: A `parquet`, `csv`, `json` or `jsonl` file, the last three also as gz, bz2 or xz.
         annotator: Column of annotator ids; default, `annotator` where there is one.
         groups: Columns of groups.
+        choice_set: Column of choice sets; default, `choice_set` where there is one; `"none"` keeps
+            rows apart.
+
+    Columns `rank`, `outcome` and `grade` are read where there are any.
 
     Raises:
         DataError: Naming the file, and the column and row (counted from 0) that cannot be used.
     """
-    columns = _Columns.read(Path(path), annotator, groups)
+    columns = _Columns.read(Path(path), annotator, groups, choice_set)
     margin, column = _margin(columns), columns.annotator
     tokens = columns.numbers(_TOKENS)
+    ids = None if column is None else columns.texts(column, id_rule())
+    done = _what_was_done(columns, choice_set)
+    is_told = choice_set is not None or "choice_set" in done
     data = MarginData(
         source=columns.source,
         margin=margin,
-        annotator=None if column is None else columns.texts(column, id_rule()),
+        annotator=ids,
         annotator_column=column,
         groups={name: columns.texts(name, label_rule()) for name in groups},
         length=None if tokens is None else tokens[0] - tokens[1],
         normalised=_per_token(columns, tokens),
+        done=done,
+        num_alike=0 if is_told else _count_alike(columns, ids),
     )
     _check_variety(data)
     return data
@@ -97,15 +124,18 @@ class _Columns:
     annotator: str | None
 
     @classmethod
-    def read(cls, path: Path, annotator: str | None, groups: Sequence[str]) -> "_Columns":
+    def read(
+        cls, path: Path, annotator: str | None, groups: Sequence[str], choice_set: str | None
+    ) -> "_Columns":
         """Read what is needed.
 
         Raises:
             DataError: If the file cannot be read, has no rows, or lacks a column.
         """
-        asked = [name for name in (annotator, *groups) if name is not None]
+        sets = None if choice_set == NO_SETS else choice_set
+        asked = [name for name in (annotator, sets, *groups) if name is not None]
         default = DEFAULT_ANNOTATOR_COLUMN
-        table = read_table(path, ["margin", *_LOGPS, *_TOKENS, default, *asked])
+        table = read_table(path, ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, default, *asked])
         _check_names(table, asked, path)
         if len(table.rows) == 0:
             raise DataError(f"{path}: there are no rows")
@@ -149,6 +179,69 @@ class _Columns:
         """The column as text, one object a row, by the rule for ids or that for labels."""
         values = _to_list(self.table.column(name))
         return rule.read(values, lambda index, expected: self.fail(index, name, expected))
+
+
+def _what_was_done(columns: _Columns, choice_set: str | None) -> dict[str, Any]:
+    """Sets, ranks and outcomes, where the table has any."""
+    names = columns.table.all_names
+    done: dict[str, Any] = {}
+    column = choice_set or ("choice_set" if "choice_set" in names else NO_SETS)
+    if column != NO_SETS:
+        done["choice_set"] = columns.texts(column, id_rule())
+        if "rank" in names:
+            done["rank"] = _ranks(columns)
+    if "grade" in names:
+        done["outcome"] = _grades(columns)
+    elif "outcome" in names:
+        done["outcome"] = _outcomes(columns)
+    return done
+
+
+def _ranks(columns: _Columns) -> np.ndarray:
+    """Ranks of the rejected responses, NaN where there is none."""
+    values = _to_list(columns.table.column("rank"))
+    missing = np.array([v is None or v == "" or v != v for v in values])
+    rank = np.array(
+        [np.nan if gone else _as_number(v) for v, gone in zip(values, missing, strict=True)]
+    )
+    bad = np.flatnonzero(~missing & ~((rank >= 2) & (rank == np.round(rank))))
+    if bad.size:
+        raise columns.fail(int(bad[0]), "rank", "a whole number from 2 on, or nothing", bad.size)
+    return rank
+
+
+def _grades(columns: _Columns) -> np.ndarray:
+    grade = columns.numbers(("grade",))
+    assert grade is not None
+    bad = np.flatnonzero(grade[0] != np.round(grade[0]))
+    if bad.size:
+        raise columns.fail(int(bad[0]), "grade", "a whole number, 0 for a tie", bad.size)
+    return grade[0].astype(np.int64)
+
+
+def _outcomes(columns: _Columns) -> np.ndarray:
+    outcome = columns.texts("outcome", label_rule())
+    bad = np.flatnonzero(~np.isin(outcome.astype(str), _OUTCOMES))
+    if bad.size:
+        raise columns.fail(int(bad[0]), "outcome", "win, tie or loss", bad.size)
+    return outcome
+
+
+def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:
+    """Rows that share annotator and chosen response, by its log-probabilities, with another row.
+
+    Their rejected responses differ: the same pair judged again is no choice among several.
+    """
+    logps = columns.numbers(_LOGPS)
+    if logps is None:
+        return 0
+    keys = [*logps[:2]]
+    if annotator is not None:
+        keys.append(np.unique(annotator.astype(str), return_inverse=True)[1])
+    _, chosen = np.unique(np.stack(keys), axis=1, return_inverse=True)
+    both = np.stack([chosen.reshape(-1), *logps[2:]])
+    different = np.unique(both, axis=1)[0].astype(int)
+    return int((np.bincount(different)[chosen.reshape(-1)] > 1).sum())
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

@@ -63,7 +63,8 @@ class DiagnosisData:
 
     Attributes:
         source: Name of the file.
-        pairs: Number of pairs.
+        pairs: Number of rows: pairs of the chosen and another response.
+        choices: What the choices are, in words.
         annotators: Number of annotators; None without ids.
         annotator_column: Column of annotator ids, or None.
         has_panels: Whether annotators chose repeatedly.
@@ -75,6 +76,7 @@ class DiagnosisData:
 
     source: str
     pairs: int
+    choices: str
     annotators: int | None
     annotator_column: str | None
     has_panels: bool
@@ -98,6 +100,7 @@ class DiagnosisRecord:
         families: Family -> its fit and predictions.
         checks: Explanations other than differences between annotators.
         contraction: How much the data narrowed the priors.
+        parameters: Thresholds of ties or grades, in units of strength times margin.
         share_not_positive: Share of strengths at or below zero under the normal family.
         beta: Median of the mean's prior.
         config: Options of the command.
@@ -113,6 +116,7 @@ class DiagnosisRecord:
     families: dict[str, FamilySummary]
     checks: list[RobustnessCheck]
     contraction: dict[str, float | None]
+    parameters: dict[str, Quantiles]
     share_not_positive: tuple[float, float, float] | None
     beta: float
     config: dict[str, Any] = field(default_factory=dict)
