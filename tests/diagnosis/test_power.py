@@ -6,8 +6,8 @@ from mixdpo_pyro.diagnosis.power import (
     PowerConfig,
     PowerRow,
     estimate_power,
+    power_lines,
     suggestion,
-    summary_lines,
 )
 from mixdpo_pyro.errors import ConfigError
 
@@ -44,7 +44,7 @@ def test_suggestion_is_the_smallest_design_that_settles_it():
     assert suggestion(rows, config).startswith("Collect 100 annotators with 40 choices each")
     assert suggestion(rows[:1], config).startswith("This design does not settle it")
     assert suggestion(rows[2:], config) == "This design settles it: heterogeneous in 96%."
-    assert "[" in summary_lines(rows, config)[3]
+    assert "[" in power_lines(rows, config)[3]
 
 
 def test_power_command_prints_probabilities(capsys):

@@ -11,7 +11,7 @@ from mixdpo_pyro.diagnosis.predictive_checks import (
     SPREAD,
     CheckConfig,
     calibrate_predictions,
-    check,
+    check_predictions,
     read_posterior,
 )
 from mixdpo_pyro.errors import DataError
@@ -43,7 +43,9 @@ def statistics(found):
 
 
 def test_choices_of_the_posterior_pass(world):
-    found = check(world / "m.parquet", world / "posterior.nc", CheckConfig(group=("topic",)))
+    found = check_predictions(
+        world / "m.parquet", world / "posterior.nc", CheckConfig(group=("topic",))
+    )
     assert all(s.p_value > 0.01 for s in found.statistics)
     assert found.calibration.outside < 0.5
     assert found.num_known == found.num_annotators == 50
@@ -51,8 +53,8 @@ def test_choices_of_the_posterior_pass(world):
 
 
 def test_the_posterior_of_equal_people_fails_on_their_spread(world):
-    """Different people, asked about with a distribution fitted to equal ones."""
-    found = check(world / "m.parquet", world / "equal.nc", CheckConfig())
+    """Annotators who differ, checked against a distribution fitted to equal ones."""
+    found = check_predictions(world / "m.parquet", world / "equal.nc", CheckConfig())
     spread = statistics(found)[SPREAD]
     assert spread.observed > spread.high and spread.p_value < 0.01
 
@@ -74,7 +76,7 @@ def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
         margin = np.where(rng.random(150) < expit(strength * x), x, -x)
         pd.DataFrame({"margin": margin}).to_parquet(tmp_path / "new.parquet")
         config = CheckConfig(num_replications=100, seed=seed)
-        found = check(tmp_path / "new.parquet", world / "posterior.nc", config)
+        found = check_predictions(tmp_path / "new.parquet", world / "posterior.nc", config)
         small.append(statistics(found)["agreement with the margin"].p_value < 0.2)
     assert sum(small) <= stats.binom.isf(failure_rate, 15, 0.2)
 
@@ -124,7 +126,7 @@ def test_other_people_get_strengths_of_the_distribution(world, tmp_path):
     table = pd.read_parquet(world / "m.parquet")
     table["annotator"] = "new-" + table["annotator"].astype(str)
     table.to_csv(tmp_path / "new.csv", index=False)
-    found = check(tmp_path / "new.csv", world / "posterior.nc")
+    found = check_predictions(tmp_path / "new.csv", world / "posterior.nc")
     assert found.num_known == 0 and found.num_annotators == 50
     assert all(s.p_value > 0.01 for s in found.statistics)
 
