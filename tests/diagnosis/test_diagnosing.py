@@ -91,7 +91,7 @@ def test_annotators_of_the_table_are_those_of_the_truth(tmp_path):
 
 
 def test_without_ids_the_summary_says_so(tmp_path):
-    table = choices(num_people=400, each=1)
+    table = choices(num_people=100, each=1)
     table[["margin"]].to_json(tmp_path / "m.jsonl.gz", orient="records", lines=True)
     diagnosis, data = diagnose_margins(tmp_path / "m.jsonl.gz", DiagnoseConfig(num_samples=200))
     text = "\n".join(diagnosis_lines(diagnosis, data))
