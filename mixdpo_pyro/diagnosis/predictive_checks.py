@@ -152,7 +152,7 @@ def read_posterior(path: str | Path) -> Posterior:
 
     Raises:
         DataError: Naming the file, if it is missing, damaged, or holds another posterior, or draws
-            that are none of a strength.
+            that no strength can have.
     """
     path = Path(path)
     if not path.is_file():
