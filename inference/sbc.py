@@ -98,9 +98,9 @@ def calibrate(
     num_samples = 4 * num_draws if method == "nuts" else num_draws
 
     def default(margin: np.ndarray, annotator: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-        given = {"num_samples": num_samples, "draw_strengths": False, "seed": seed} | options
-        arguments = {"family": family, "method": method, "beta": shape.beta} | given
-        result = fit(margin, annotator=annotator, **arguments)
+        arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
+        arguments.setdefault("draw_strengths", False)
+        result = fit(margin, annotator=annotator, family=family, method=method, **arguments)
         return result.posterior.draws
 
     sample = sampler or default

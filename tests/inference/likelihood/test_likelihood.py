@@ -137,7 +137,7 @@ def test_table_is_right_where_a_narrow_distribution_is_far_from_the_choices(simu
 def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, family, cv):
     margin, annotator, _ = simulate(3, 12, 0.6, seed=2)
     table = tabulate(read_choices(margin, annotator), family)
-    size = 4_000
+    size = 2_000
     mean, spread = (
         torch.full((size,), 0.1, dtype=torch.float64),
         torch.full((size,), cv, dtype=torch.float64),
@@ -270,9 +270,9 @@ def test_grids_by_size_give_every_annotators_likelihood(simulate):
 
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 def test_summaries_are_those_of_draws(simulate, family):
-    """Five standard errors of 4,000 draws; of the 5% quantile, about 2.1 sd / sqrt(n)."""
+    """Five standard errors of 2,000 draws; of the 5% quantile, about 2.1 sd / sqrt(n)."""
     choices = _odd_sizes(simulate, 2_000)
-    table, size = tabulate(choices, family), 4_000
+    table, size = tabulate(choices, family), 2_000
     rng = np.random.default_rng(0)
     mean, cv = rng.uniform(0.08, 0.12, size), rng.uniform(0.3, 0.6, size)
     found = table.summarise_strengths(mean, cv)
