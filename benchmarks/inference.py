@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logsumexp
-from scipy.stats import gamma as gamma_law
+from scipy.stats import gamma as gamma_distribution
 from scipy.stats import norm
 
 from mixdpo_pyro.inference import (
@@ -237,15 +237,15 @@ def _panel_quadrature(parameters, x, person, family):
     theta, cv = parameters[:-1], math.exp(parameters[-1])
     if family == "gamma":
         log_beta = np.linspace(-14, 3.5, 201)
-        log_law = gamma_law.logpdf(np.exp(log_beta), cv**-2, scale=cv**2) + log_beta
+        log_density = gamma_distribution.logpdf(np.exp(log_beta), cv**-2, scale=cv**2) + log_beta
     else:
         sigma = math.sqrt(math.log1p(cv**2))
         log_beta = np.linspace(-8, 8, 201) * sigma - sigma**2 / 2
-        log_law = norm.logpdf(log_beta, -(sigma**2) / 2, sigma)
+        log_density = norm.logpdf(log_beta, -(sigma**2) / 2, sigma)
     log_choice = log_expit((x @ theta)[:, None] * np.exp(log_beta))
     order = np.searchsorted(person, np.arange(person[-1] + 1))
     by_person = np.add.reduceat(log_choice, order)
-    return (logsumexp(by_person + log_law, axis=1) + math.log(log_beta[1] - log_beta[0])).sum()
+    return (logsumexp(by_person + log_density, axis=1) + math.log(log_beta[1] - log_beta[0])).sum()
 
 
 def agreement(arguments):

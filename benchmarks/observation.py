@@ -1,16 +1,16 @@
 """What do choices other than pairs cost, and do they agree with other packages?
 
-    python benchmarks/observation.py [--peers]
+    python benchmarks/observation.py [--other-packages]
 
 Speed is the time of forward and backward through margins, mean and cv of 10^6 choices over that of
 10^6 binary choices under a LogNormal strength by quadrature, medians of calls that alternate in
-this run, on one thread, per response: a pair has two, a best-of-4 choice four. With `--peers`, for
-each that is installed, the log-likelihood of the same data as the cv tends to zero: choix
-(Plackett-Luce), xlogit (multinomial logit, whose coefficient it fits) and statsmodels (ordered
-logit). They are not requirements of this package.
+this run, on one thread, per response: a pair has two, a best-of-4 choice four. With
+`--other-packages`, the log-likelihood of the same data as the cv tends to zero, for each that is
+installed: choix (Plackett-Luce), xlogit (multinomial logit, whose coefficient it fits) and
+statsmodels (ordered logit). They are not requirements of this package.
 
 Last answer (one thread of a busy machine, torch 2.13): best of 4 takes 0.88 times the pair's time
-per response, five grades 1.1, Rao-Kupper ties 0.87, a ranking of 4 2.5. Peers agree to 1e-12.
+per response, five grades 1.1, Rao-Kupper ties 0.87, a ranking of 4 2.5. The others agree to 1e-12.
 """
 
 import argparse
@@ -38,10 +38,11 @@ REPETITIONS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--peers", action="store_true", help="compare with other packages only")
+    parser.add_argument("--other-packages", action="store_true", help="compare with these only")
     torch.set_num_threads(1)
     misses = 0
-    for name, measured, allowed in peers() if parser.parse_args().peers else speed():
+    rows = compare_packages() if parser.parse_args().other_packages else speed()
+    for name, measured, allowed in rows:
         passed = measured <= allowed
         misses += not passed
         verdict = "pass" if passed else "MISS"
@@ -100,7 +101,7 @@ def judgement_task(observation: Observation) -> Callable[[], None]:
     return task(margin, observation=observation, outcome=observation.sample(margin, 1.0))
 
 
-def peers() -> Iterator[tuple[str, float, float]]:
+def compare_packages() -> Iterator[tuple[str, float, float]]:
     """Name, relative difference of log-likelihoods at cv = 1e-5, allowed difference."""
     rng = np.random.default_rng(0)
     for name, function in (("choix", choix), ("xlogit", xlogit), ("statsmodels", statsmodels)):
@@ -146,8 +147,8 @@ def statsmodels(rng: np.random.Generator) -> tuple[float, float]:
     model = Graded(torch.tensor([0.5, 2.0], dtype=torch.float64))
     margin = torch.tensor(rng.normal(size=2000))
     grade = model.sample(margin, 0.8, generator=torch.Generator().manual_seed(0))
-    peer = OrderedModel(grade.numpy(), margin.numpy()[:, None], distr="logit")
-    theirs = peer.loglike(np.array([0.8, -2.0, *np.log([1.5, 1.0, 1.5])]))
+    ordered = OrderedModel(grade.numpy(), margin.numpy()[:, None], distr="logit")
+    theirs = ordered.loglike(np.array([0.8, -2.0, *np.log([1.5, 1.0, 1.5])]))
     return total(model, margin, 0.8, outcome=grade), float(theirs)
 
 

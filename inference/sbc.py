@@ -102,6 +102,7 @@ def calibrate(
         if sampler is not None:
             return sampler(world.margin, world.annotator, seed)
         arguments = {"beta": shape.beta, "seed": seed, "num_samples": num_samples, **options}
+        arguments.setdefault("draw_strengths", False)
         result = fit(
             world.margin, annotator=world.annotator, family=family, method=method, **world.done,
             **arguments,

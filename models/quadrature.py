@@ -11,7 +11,7 @@ posteriors of long panels are covered too. Nodes are constants when differentiat
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -58,6 +58,7 @@ _SHARPEST_KINK = 1e-6
 _WIDEST_GAMMA_STEP = 0.45
 
 
+@runtime_checkable
 class Integrand(Protocol):
     """Choices by groups that share a strength each: what is integrated over the strength.
 

@@ -15,8 +15,8 @@ import mixdpo_pyro
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "inference", "mixdpo_pyro")
 LAYERS = (
-    "errors", "models", "inference", "options", "io", "progress", "data", "margins", "training",
-    "reporting", "diagnosis", "workflows", "cli", "__main__",
+    "errors", "models", "inference", "config_fields", "io", "progress", "data", "margins",
+    "training", "reporting", "diagnosis", "workflows", "cli", "__main__",
 )  # fmt: skip
 """What stands inside the package, in the order in which imports run: only to the left."""
 
@@ -53,7 +53,7 @@ FACES = ("mixdpo_pyro", "mixdpo_pyro.models", "mixdpo_pyro.inference")
 
 
 def arrows():
-    """Pairs (module, module that it imports) within the package, those of the faces left out."""
+    """Pairs (module, module that it imports) within the package, except those of the faces."""
     for name, path in MODULES.items():
         for imported in set(imported_modules(path)) & set(MODULES):
             if name not in FACES and imported != "mixdpo_pyro":
@@ -96,6 +96,14 @@ def test_imports_run_one_way():
     for first, others in entry_arrows("mixdpo_pyro").items():
         for second, example in others.items():
             assert LAYERS.index(second) < LAYERS.index(first), example
+
+
+def test_no_function_is_named_as_its_module():
+    """`cli.main.main` apart, which is what a command's function is called."""
+    for name, path in MODULES.items():
+        nodes = ast.parse(path.read_text()).body
+        functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+        assert name.split(".")[-1] not in functions or name == "mixdpo_pyro.cli.main", name
 
 
 def test_every_layer_is_named():

@@ -1,7 +1,8 @@
 r"""The log-likelihood of (mean, cv) made cheap: data compressed once, evaluated often.
 
 Pairs: :math:`\log P(\Delta; m, cv)` is a smooth function of one margin, so the sum over pairs is a
-weighted sum over a few hundred nodes (the transpose of local polynomial interpolation).
+weighted sum over a few hundred nodes (the transpose of local polynomial interpolation). Pairs that
+are fewer than the nodes are summed as they are.
 Panels: an annotator's likelihood is a smooth function of one strength, so it is tabulated over the
 strength once, and its expectation under any distribution is a matrix product.
 Both are differentiable in mean and cv, and none of their costs grows with the number of pairs.
@@ -25,16 +26,40 @@ from mixdpo_pyro.inference.likelihood.interpolation import (
 )
 from mixdpo_pyro.models import Family, mixed_logit_log_prob
 
-__all__ = ["CompressedMargins", "compress", "pair_log_prob"]
+__all__ = ["CompressedMargins", "FewMargins", "compress", "pair_log_prob"]
 
 _STEP = 0.07
 """Node distance in asinh units; `error_bound` measures the error, of order eight in it."""
 
-_MANY = 500
-"""Distinct margins from which on interpolation is cheaper than the likelihood itself."""
 
+@dataclass(frozen=True)
+class FewMargins:
+    """Margins that are fewer than the nodes that would stand for them: the sum itself.
 
-# Pairs
+    Attributes:
+        family: Family of the strength.
+        flip_probability: Probability that a label was flipped.
+        margin: The margins, in nats.
+    """
+
+    family: Family
+    flip_probability: float
+    margin: Float[Tensor, " pairs"]
+
+    def __call__(
+        self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
+    ) -> Float[Tensor, "*points"]:
+        """Log-likelihood of all pairs at each point, in nats."""
+        return self.per_pair(self.margin, mean, cv).sum(-1)
+
+    def per_pair(
+        self,
+        margin: Float[Tensor, " pairs"],
+        mean: Float[Tensor, "*#points"],
+        cv: Float[Tensor, "*#points"],
+    ) -> Float[Tensor, "*points pairs"]:
+        """Log-probability of single pairs."""
+        return _log_prob(margin, mean, cv, self.family, self.flip_probability)
 
 
 @dataclass(frozen=True)
@@ -99,18 +124,23 @@ class CompressedMargins:
 
 def compress(
     margin: Float[np.ndarray, " pairs"], family: Family, flip_probability: float = 0.0
-) -> CompressedMargins:
+) -> CompressedMargins | FewMargins:
     """Replace margins by weighted nodes, a few hundred for any number of pairs.
 
     Args:
-        margin: Finite margins that are not all zero.
+        margin: Finite margins.
         family: Family of the strength.
         flip_probability: Probability that a label was flipped.
+
+    Returns:
+        The nodes, or the margins themselves where they are fewer.
     """
     # One thirtieth of the median resolves margins that are small beside the typical one.
-    scale = float(np.median(np.abs(margin)) or np.abs(margin).mean()) / 30
+    scale = float(np.median(np.abs(margin)) or np.abs(margin).mean() or 1.0) / 30
     low, high = np.arcsinh(np.array([margin.min(), margin.max()]) / scale).tolist()
     num_cells = int((high - low) / _STEP) + 1
+    if len(margin) < num_cells + ORDER:
+        return FewMargins(family, flip_probability, torch.from_numpy(margin))
     weight = torch.zeros(num_cells + ORDER - 1, dtype=torch.float64)
     count = torch.zeros(num_cells, dtype=torch.float64)
     for part in torch.from_numpy(margin).split(CHUNK):
@@ -128,14 +158,11 @@ def pair_log_prob(
     family: Family,
     flip_probability: float = 0.0,
 ) -> Float[np.ndarray, "points pairs"]:
-    """Log-probability of each pair at each point, interpolated where pairs are many."""
+    """Log-probability of each pair at each point, interpolated where distinct margins are many."""
     point = torch.from_numpy(mean), torch.from_numpy(cv)
     distinct, index = np.unique(margin, return_inverse=True)
-    if len(distinct) > _MANY:
-        compressed = compress(distinct, family, flip_probability)
-        return compressed.per_pair(torch.from_numpy(margin), *point).numpy()
-    value = _log_prob(torch.from_numpy(distinct), *point, family, flip_probability)
-    return value.numpy()[:, index]
+    compressed = compress(distinct, family, flip_probability)
+    return compressed.per_pair(torch.from_numpy(distinct), *point).numpy()[:, index]
 
 
 def _log_prob(

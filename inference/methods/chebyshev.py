@@ -29,7 +29,7 @@ _TOLERANCE = 1e-5
 """Largest error in nats, against which Monte Carlo errors of any posterior are enormous."""
 
 _WINDOW_NATS = 14.0
-"""Parameters whose posterior lies further below its top are left out: exp(-14) = 1e-6."""
+"""Parameters whose posterior lies further below its top are not covered: exp(-14) = 1e-6."""
 
 _NUM_CHECKED = 100
 """Random points at which the error is measured."""

@@ -50,18 +50,19 @@ def run_nuts(
 
     Args:
         model: Model of a dataset.
-        num_samples: Draws in all; rounded up to a multiple of the chains.
+        num_samples: Draws in all, at least four per chain; rounded up to a multiple of the chains.
         num_chains: Number of chains, at least two, so that R-hat means something.
         num_warmup: Warm-up transitions of each chain, which are dropped.
         seed: Seed of everything.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If there are fewer than two chains.
+        ValueError: If there are fewer than two chains, or too few draws for R-hat.
     """
     if num_chains < 2:
         raise ValueError(f"Expected num_chains >= 2, got {num_chains}")
-    length = -(-num_samples // num_chains)
+    if (length := -(-num_samples // num_chains)) < 4:
+        raise ValueError(f"Expected num_samples >= 4 per chain, got {num_samples}")
     chains, divergences = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

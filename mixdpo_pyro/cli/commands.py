@@ -182,19 +182,23 @@ def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
     for path in filter(None, (named.margins, config.second)):
         _check_margins(path)
     if config.output_dir is None:
-        from mixdpo_pyro.diagnosis.diagnosing import diagnose, summary_lines
+        from mixdpo_pyro.diagnosis.diagnosing import diagnose_margins, diagnosis_lines
 
-        return summary_lines(*diagnose(named.margins, config))
+        return diagnosis_lines(*diagnose_margins(named.margins, config))
     inputs = (named.margins, config.second)
     with staged_folder(
         config.output_dir, config.overwrite, marker=DIAGNOSIS_FILE, inputs=inputs
     ) as folder:
-        from mixdpo_pyro.diagnosis.diagnosing import diagnose, summary_lines, write_diagnosis
+        from mixdpo_pyro.diagnosis.diagnosing import (
+            diagnose_margins,
+            diagnosis_lines,
+            write_diagnosis,
+        )
 
-        diagnosis, data = diagnose(named.margins, config)
+        diagnosis, data = diagnose_margins(named.margins, config)
         write_diagnosis(diagnosis, data, folder, config, _command_line("diagnose", words))
     report = Path(config.output_dir) / "report.html"
-    return [*summary_lines(diagnosis, data), "", f"report  {report}"]
+    return [*diagnosis_lines(diagnosis, data), "", f"report  {report}"]
 
 
 def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
@@ -203,24 +207,28 @@ def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_file(named.posterior)
     paths = named.margins, named.posterior
     if config.output_dir is None:
-        from mixdpo_pyro.diagnosis.predictive_checks import check, summary_lines
+        from mixdpo_pyro.diagnosis.predictive_checks import check_lines, check_predictions
 
-        return summary_lines(check(*paths, config), config.seed)
+        return check_lines(check_predictions(*paths, config), config.seed)
     with staged_folder(
         config.output_dir, config.overwrite, marker=CHECK_FILE, inputs=paths
     ) as folder:
-        from mixdpo_pyro.diagnosis.predictive_checks import check, summary_lines, write_check
+        from mixdpo_pyro.diagnosis.predictive_checks import (
+            check_lines,
+            check_predictions,
+            write_check,
+        )
 
-        found = check(*paths, config)
+        found = check_predictions(*paths, config)
         write_check(found, folder, config, paths)
-    return [*summary_lines(found, config.seed), "", f"wrote {config.output_dir}"]
+    return [*check_lines(found, config.seed), "", f"wrote {config.output_dir}"]
 
 
 def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
-    from mixdpo_pyro.diagnosis.power import power, summary_lines
+    from mixdpo_pyro.diagnosis.power import power_lines, simulate_power
 
-    return summary_lines(power(config), config)
+    return power_lines(simulate_power(config), config)
 
 
 def _init(parser: "CommandParser", words: Words) -> Iterable[str]:
@@ -321,9 +329,9 @@ def _check_margins(path: str) -> None:
 
 
 def _result(output: Path) -> Iterable[str]:
-    from mixdpo_pyro.reporting.run_report import summary_lines
+    from mixdpo_pyro.reporting.run_report import run_lines
 
-    return summary_lines(output)
+    return run_lines(output)
 
 
 def _command_line(command: str, words: Words) -> str:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from mixdpo_pyro.config_fields import option
 from mixdpo_pyro.margins.config import MarginsConfig
-from mixdpo_pyro.options import option
 from mixdpo_pyro.training.reference_config import ReferenceConfig
 
 __all__ = ["CompareOptions", "InitOptions", "MarginsOptions"]

@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from mixdpo_pyro.cli.arguments import CommandParser
 from mixdpo_pyro.cli.paths import check_model, check_source
-from mixdpo_pyro.cli.training_options import training_options
+from mixdpo_pyro.cli.training_options import read_training_options
 from mixdpo_pyro.cli.yaml_file import FileValue, convert, read_yaml
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.io import check_replaceable
@@ -47,7 +47,7 @@ class TrainParser(CommandParser):
     """
 
     def __init__(self, command: str, summary: str) -> None:
-        own, theirs = training_options()
+        own, theirs = read_training_options()
         parts = (RunConfig, own, theirs, ModelConfig)
         self.kinds = {key: kind for part in parts for key, kind in get_type_hints(part).items()}
         super().__init__(command, summary, parts)

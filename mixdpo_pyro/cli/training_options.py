@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-__all__ = ["training_options"]
+__all__ = ["read_training_options"]
 
 _TRL_CLASSES = (
     ("transformers.training_args", "TrainingArguments"),
@@ -25,7 +25,7 @@ _Part = tuple[str, Any, Any]
 """Key, type and field, as `make_dataclass` takes them."""
 
 
-def training_options() -> tuple[type, type]:
+def read_training_options() -> tuple[type, type]:
     """Two dataclasses with the fields of `MixDPOConfig`: its own, and those of `trl.DPOConfig`.
 
     Names, types, helps and plain defaults are those of the class; its checks are absent, and a

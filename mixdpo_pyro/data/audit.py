@@ -91,7 +91,7 @@ class LengthBalance:
         low: Lower end of its 95% interval, see :func:`measure_lengths`.
         high: Upper end.
         median_log_ratio: Median of log(length of chosen / length of rejected).
-        equal: Number of pairs of equal length, left out of the share.
+        equal: Number of pairs of equal length, not counted in the share.
     """
 
     unit: str
@@ -103,7 +103,7 @@ class LengthBalance:
 
     @property
     def is_uneven(self) -> bool:
-        """Whether the interval leaves out one half."""
+        """Whether one half lies outside the interval."""
         return not self.low <= 0.5 <= self.high
 
 
@@ -170,8 +170,8 @@ class Examination:
         num_rows: Rows read (pairs, with a reader).
         num_usable: Rows without a bad value, with two different responses.
         bad_values: What makes the data unfit.
-        dropped: Reason -> number, of what a reader and training leave out.
-        ties: Judgements without a preference: those that a reader left out, and pairs with equal
+        dropped: Reason -> number, of what a reader and training drop.
+        ties: Judgements without a preference: those that a reader dropped, and pairs with equal
             `score_chosen` and `score_rejected`.
         has_prompt_column: False where the prompt is the shared beginning of the responses.
         is_conversational: Messages, not text.

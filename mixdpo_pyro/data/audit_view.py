@@ -56,7 +56,7 @@ def _overview(found: Examination) -> Table:
 def _facts(found: Examination) -> list[tuple[str, str]]:
     rows = [("rows", f"{found.num_rows:,} read, {found.num_usable:,} usable")]
     rows.append(("columns", ", ".join(found.columns)))
-    rows += [("left out", f"{count:,} {reason}") for reason, count in found.dropped.items()]
+    rows += [("dropped", f"{count:,} {reason}") for reason, count in found.dropped.items()]
     if found.ties:
         rows.append(("ties", f"{found.ties:,}"))
     if found.num_usable == 0:

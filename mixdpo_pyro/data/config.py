@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
 
 __all__ = ["DoctorConfig", "SimulateConfig", "check_world"]
 

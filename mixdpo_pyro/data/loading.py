@@ -39,7 +39,7 @@ class Source:
         pairs: The columns of the source, renamed where asked for; `source_row` is added.
         name: Name of the file or hub dataset, for messages.
         annotator_column: The column of annotator ids, or None.
-        dropped: What a reader left out: reason -> number.
+        dropped: What a reader dropped: reason -> number.
         problems: Lines and values that a reader, or the reading of a file, could not use.
         joined: Number of texts whose messages came in parts, see
             :func:`~mixdpo_pyro.data.messages.join_parts`.
@@ -191,7 +191,7 @@ def _apply_reader(
     read = reader.read(raw.to_records() if isinstance(raw, Table) else raw, options)
     if read.dropped:
         words = ", ".join(f"{count} {reason}" for reason, count in read.dropped.items())
-        logger.warning("%s: the reader left out %s", name, words)
+        logger.warning("%s: the reader dropped %s", name, words)
     if not read.pairs and not read.problems:
         raise DataError(f"{name}: the reader {reader.name} found no pair")
     return read

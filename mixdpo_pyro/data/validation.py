@@ -54,7 +54,7 @@ class PreferenceData:
         pairs: `chosen`, `rejected`, `prompt` where the source has it, `source_row`, and all other
             columns of the source.
         source: Name of the file or hub dataset, for messages.
-        dropped: Reason -> number of rows left out.
+        dropped: Reason -> number of rows dropped.
         annotator_column: Column with annotator ids, as text, or None.
     """
 
@@ -93,7 +93,7 @@ class TextRule(NamedTuple):
 def check_preferences(
     dataset: Dataset, source: str = "dataset", annotator_column: str | None = None
 ) -> PreferenceData:
-    """Check columns and rows; leave out pairs that carry no preference.
+    """Check columns and rows; drop pairs that carry no preference.
 
     A pair with two identical responses, or with an empty one, is counted in `dropped`. A missing
     value or one of a wrong type is an error, because it says that the columns are not what the
@@ -107,7 +107,7 @@ def check_preferences(
         raise DataError(f"{source}: {problem}")
     dataset, dropped = drop_useless(dataset)
     if dropped:
-        logger.warning("%s: left out %s", source, _count_words(dropped))
+        logger.warning("%s: dropped %s", source, _count_words(dropped))
     if len(dataset) == 0:
         raise DataError(f"{source}: no usable pair is left ({_count_words(dropped)})")
     if annotator_column is not None:
@@ -201,14 +201,14 @@ def label_rule() -> TextRule:
     )
 
 
-def annotator_column_of(names: Collection[str], asked: str | None) -> str | None:
-    """The column of annotator ids: the one asked for, or `annotator` where there is one."""
-    has_default = asked is None and DEFAULT_ANNOTATOR_COLUMN in names
-    return DEFAULT_ANNOTATOR_COLUMN if has_default else asked
+def annotator_column_of(names: Collection[str], given: str | None) -> str | None:
+    """The column of annotator ids: the one given, or `annotator` where there is one."""
+    has_default = given is None and DEFAULT_ANNOTATOR_COLUMN in names
+    return DEFAULT_ANNOTATOR_COLUMN if has_default else given
 
 
 def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
-    """Leave out pairs with identical or empty responses, and count them."""
+    """Drop pairs with identical or empty responses, and count them."""
     reasons = [
         _why_useless(c, r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)
     ]

@@ -25,7 +25,7 @@ from mixdpo_pyro.reporting.diagnosis_record import (
 from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
 from mixdpo_pyro.reporting.records import write_record
 
-__all__ = ["data_notes", "diagnose", "make_record", "summary_lines", "write_diagnosis"]
+__all__ = ["data_notes", "diagnose_margins", "diagnosis_lines", "make_record", "write_diagnosis"]
 
 _ALIKE = 0.02
 """Share of rows that look like parts of one choice from which on there is no answer."""
@@ -34,7 +34,7 @@ _EXTREME = 100
 """Margins of this many times the median size are named; of a million normal ones none is."""
 
 
-def diagnose(
+def diagnose_margins(
     path: str | Path, config: DiagnoseConfig | None = None
 ) -> tuple[Diagnosis, MarginData]:
     """Read a file of margins and diagnose it.
@@ -223,7 +223,7 @@ def data_notes(diagnosis: Diagnosis) -> list[str]:
     return notes
 
 
-def summary_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
+def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     """The diagnosis in a few lines of text, the verdict first."""
     verdict, choices = diagnosis.verdict, diagnosis.choices
     annotators = (

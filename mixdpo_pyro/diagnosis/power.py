@@ -12,7 +12,7 @@ from mixdpo_pyro.inference import Design, simulate
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
 from mixdpo_pyro.inference.simulation import parse_kind
 
-__all__ = ["PowerRow", "estimate_power", "power", "suggestion", "summary_lines"]
+__all__ = ["PowerRow", "estimate_power", "power_lines", "simulate_power", "suggestion"]
 
 _VERDICTS = ("heterogeneous", "homogeneous", "inconclusive")
 
@@ -51,8 +51,8 @@ class PowerRow:
         return (0.0 if count == 0 else float(low)), (1.0 if count == size else float(high))
 
 
-def power(config: PowerConfig | None = None, progress: bool = True) -> list[PowerRow]:
-    """Simulate and diagnose data of the design that is asked for, and of larger ones.
+def simulate_power(config: PowerConfig | None = None, progress: bool = True) -> list[PowerRow]:
+    """Simulate and diagnose data of the given design, and of larger ones.
 
     Args:
         config: Options.
@@ -116,7 +116,7 @@ def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
             yield replace(larger, pairs=4 * pairs, annotators=2 * annotators)
 
 
-def summary_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
+def power_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
     """The probabilities with their Monte Carlo intervals, and what to collect."""
     lines = [
         f"true cv {config.cv:g}, sd(mean strength * margin) {config.sd:g}, "

@@ -1,9 +1,9 @@
 """`mixdpo check`: does the fitted distribution predict the choices? Posterior predictive checks.
 
 The chosen response of every pair is known, so that "the chosen one was chosen" can be predicted
-without fail; pairs are oriented at random before anything is asked about them. Choices are
+without fail; pairs are oriented at random before anything is computed from them. Choices are
 replicated from the posterior (Gelman, Meng and Stern, Statistica Sinica 6, 1996); annotators'
-strengths are drawn anew where the spread between annotators is asked about (Marshall and
+strengths are drawn anew where the spread between annotators is checked (Marshall and
 Spiegelhalter, Bayesian Analysis 2, 2007). The reliability diagram is that of Dimitriadis, Gneiting
 and Jordan (PNAS 118, 2021).
 """
@@ -41,9 +41,9 @@ __all__ = [
     "PredictiveCheck",
     "Statistic",
     "calibrate_predictions",
-    "check",
+    "check_lines",
+    "check_predictions",
     "read_posterior",
-    "summary_lines",
     "write_check",
 ]
 
@@ -127,7 +127,7 @@ class PredictiveCheck:
     num_annotators: int
 
 
-def check(
+def check_predictions(
     path: str | Path, posterior_path: str | Path, config: CheckConfig | None = None
 ) -> PredictiveCheck:
     """Compare a file's choices with what a posterior predicts.
@@ -152,7 +152,7 @@ def read_posterior(path: str | Path) -> Posterior:
 
     Raises:
         DataError: Naming the file, if it is missing, damaged, or holds another posterior, or draws
-            that are none of a strength.
+            that no strength can have.
     """
     path = Path(path)
     if not path.is_file():
@@ -383,7 +383,7 @@ def _figures(found: PredictiveCheck) -> dict[str, Figure]:
     return figures
 
 
-def summary_lines(found: PredictiveCheck, seed: int) -> list[str]:
+def check_lines(found: PredictiveCheck, seed: int) -> list[str]:
     """The checks in a few lines of text."""
     failed = [s.name for s in found.statistics if s.p_value < _LEVEL / len(found.statistics)]
     lines = [

@@ -26,7 +26,7 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
     the weight of the distribution beside the annotator's own choices, were both normal: 1 says
-    that the row is what is believed about anybody.
+    that the row is what is believed about any annotator.
     """
     choices = diagnosis.choices
     if not choices.has_panels:

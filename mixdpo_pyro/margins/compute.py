@@ -57,7 +57,7 @@ class MarginsSummary:
     Attributes:
         path: The file.
         num_pairs: Number of rows.
-        dropped: Reason -> number of pairs left out.
+        dropped: Reason -> number of pairs dropped.
         truncated: Pairs of which a response was cut at `max_length`.
         accuracy: Share of pairs with a positive margin; ties count one half.
         pairs_per_second: Rate of this call, without what an earlier one left; 0 for none.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mixdpo_pyro.options import check_range, explained, option
+from mixdpo_pyro.config_fields import check_range, explained, option
 
 __all__ = ["MarginsConfig"]
 

@@ -168,7 +168,7 @@ def check_run(run: FinishedRun) -> HealthReport:
             _accuracy(run),
             _calibration(run),
             _annotators(run),
-            _left_out(run),
+            _dropped_pairs(run),
         ]
     )
 
@@ -495,7 +495,7 @@ def _annotators(run: FinishedRun) -> HealthCheck:
     return HealthCheck(name, status, f"{repeated:,} annotators", threshold, sentence)
 
 
-def _left_out(run: FinishedRun) -> HealthCheck:
+def _dropped_pairs(run: FinishedRun) -> HealthCheck:
     name, threshold = "dropped pairs", f"at most {DROPPED_REVIEW:.0%}"
     data = run.record.data
     dropped = sum(data.dropped.values())

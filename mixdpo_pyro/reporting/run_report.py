@@ -29,7 +29,7 @@ from mixdpo_pyro.reporting.html import (
 )
 from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
 
-__all__ = ["learned_rows", "summary_lines", "write_report"]
+__all__ = ["learned_rows", "run_lines", "write_report"]
 
 _LOSS = "loss (nats per pair)"
 
@@ -80,7 +80,7 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
     return rows
 
 
-def summary_lines(folder: str | Path) -> list[str]:
+def run_lines(folder: str | Path) -> list[str]:
     """The outcome of a run in a few lines of text.
 
     Raises:

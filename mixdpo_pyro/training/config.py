@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from trl import DPOConfig
 
+from mixdpo_pyro.config_fields import check_positive
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
-from mixdpo_pyro.options import check_positive
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
 from mixdpo_pyro.training.losses.accepted import check_losses
 from mixdpo_pyro.training.losses.baselines import BaselineName
@@ -49,7 +49,7 @@ class MixDPOConfig(DPOConfig):
         group_column: Column by which evaluation reports macro and worst-group metrics.
         bootstrap_samples: Resamples behind the intervals of evaluation metrics.
         strict: Refuse pairs that hold no preference (empty, identical or fully truncated
-            completions) instead of leaving them out.
+            completions) instead of dropping them.
         reference_cache_dir: Folder of cached reference log-probabilities, for
             `precompute_ref_log_probs`; default `~/.cache/mixdpo_pyro/reference`, `none` for no
             cache.
@@ -112,7 +112,7 @@ class MixDPOConfig(DPOConfig):
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Refuse pairs without a preference instead of leaving them out."},
+        metadata={"help": "Refuse pairs without a preference instead of dropping them."},
     )
     reference_cache_dir: str | None = field(
         default=None,

@@ -20,7 +20,7 @@ def drop_unusable(
     truncation_mode: str,
     strict: bool = False,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Leave out tokenized pairs that hold no preference, and count them.
+    """Drop tokenized pairs that hold no preference, and count them.
 
     A completion that is empty (but for the end-of-text token), two completions with the same
     tokens, and two that are the same once they are cut to `max_length` have the margin 0 or that
@@ -54,7 +54,7 @@ def drop_unusable(
         raise DataError(f"{name} dataset: {words}; the first rows are {rows[:5]} (strict)")
     if len(rows) == len(dataset):
         raise DataError(f"{name} dataset: no usable pair is left ({words})")
-    logger.warning("%s dataset: left out %s", name, words)
+    logger.warning("%s dataset: dropped %s", name, words)
     return dataset.select(np.setdiff1d(np.arange(len(dataset)), rows)), dropped
 
 

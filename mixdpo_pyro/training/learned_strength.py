@@ -27,7 +27,7 @@ __all__ = [
     "Family",
     "Strength",
     "StrengthConfig",
-    "law_quantile",
+    "strength_quantile",
 ]  # fmt: skip
 
 Family = Literal["lognormal", "gamma", "fixed"]
@@ -163,7 +163,7 @@ class Strength:
         """Mean, cv and the 5% and 95% quantiles of beta, at the guide's median."""
         location = {name: value.item() for name, value in self.objective.location().items()}
         quantiles = {
-            name: law_quantile(probability, family=self.config.family, **location)
+            name: strength_quantile(probability, family=self.config.family, **location)
             for name, probability in {"q05": 0.05, "q95": 0.95}.items()
         }
         return {**location, **quantiles}
@@ -199,7 +199,7 @@ def _read_config(path: Path) -> StrengthConfig:
         raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
 
 
-def law_quantile(probability: float, mean: float, cv: float, family: str) -> float:
+def strength_quantile(probability: float, mean: float, cv: float, family: str) -> float:
     r"""Quantile of the strength :math:`\beta` of the distribution with this mean and cv."""
     if family == "fixed" or cv == 0:
         return mean

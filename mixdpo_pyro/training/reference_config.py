@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
 
 __all__ = ["ReferenceConfig"]
 

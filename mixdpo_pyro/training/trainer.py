@@ -84,7 +84,7 @@ class MixDPOTrainer(DPOTrainer):
 
     Attributes:
         strength: The :class:`~mixdpo_pyro.training.learned_strength.Strength` that is learned.
-        dropped: Name of the dataset -> reason -> number of pairs left out.
+        dropped: Name of the dataset -> reason -> number of pairs dropped.
         group_table: Group -> pairs, accuracy and mean margin of the last evaluation.
     """
 
@@ -136,7 +136,7 @@ class MixDPOTrainer(DPOTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
-        """Tokenize as TRL does, then leave out pairs that hold no preference."""
+        """Tokenize as TRL does, then drop pairs that hold no preference."""
         if isinstance(dataset, Dataset) and "chosen_ids" in dataset.column_names:
             return dataset  # was prepared before
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
 from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.options import check_positive, check_range, check_seed, explained, option
 
 if TYPE_CHECKING:
     from trl import ModelConfig

@@ -9,13 +9,13 @@ import yaml
 from datasets import Dataset
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from mixdpo_pyro.config_fields import check_positive
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
 from mixdpo_pyro.data.validation import TEXT_COLUMNS, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io.integrity import find_model_fault
-from mixdpo_pyro.options import check_positive
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -33,7 +33,7 @@ _MIN_PAIRS = 2
 
 @dataclass(frozen=True)
 class _SplitPairs:
-    """Pairs to train on and held-out pairs, with what was left out of them."""
+    """Pairs to train on and held-out pairs, with what was dropped."""
 
     train: Dataset
     test: Dataset

@@ -6,7 +6,7 @@ set is one row per response, and rows of equal `choice_set` are one choice.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +32,11 @@ class Terms(ABC):
         """Choice of each entry of each tensor; None where there is one entry per choice."""
         return (None,) * len(self.tensors)
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Terms":
         """The same choices with other tensors."""
         return type(self)(*tensors)
 
-    def part(self, first: int, last: int) -> Self:
+    def part(self, first: int, last: int) -> "Terms":
         """The choices `first`, ..., `last` - 1."""
         return self.with_tensors(tuple(tensor[first:last] for tensor in self.tensors))
 

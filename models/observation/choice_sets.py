@@ -21,7 +21,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,14 +58,14 @@ class _StageTerms(Terms):
         """Choices of the gaps."""
         return None, self.choice[self.stage]
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "_StageTerms":
         """The same choices with other utilities."""
         new = type(self)(tensors[0], tensors[1], self.stage, self.choice)
         if "_layers" in self.__dict__:
             new.__dict__["_layers"] = self._layers
         return new
 
-    def part(self, first: int, last: int) -> Self:
+    def part(self, first: int, last: int) -> "_StageTerms":
         """The choices `first`, ..., `last` - 1."""
         low, high = torch.searchsorted(self.choice, self.choice.new_tensor([first, last])).tolist()
         start, end = torch.searchsorted(self.stage, self.stage.new_tensor([low, high])).tolist()
@@ -218,7 +218,7 @@ class _Choice(Observation):
         """No parameters."""
         return torch.zeros(0, dtype=torch.float64)
 
-    def constrained(self, vector: Tensor) -> Self:
+    def constrained(self, vector: Tensor) -> "_Choice":
         """The same model, which has no parameters."""
         return self
 

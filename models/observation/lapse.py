@@ -1,7 +1,6 @@
 """Carelessness: now and then an outcome that has nothing to do with the responses."""
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -30,11 +29,11 @@ class _LapseTerms(Terms):
         """Those of the inner terms; its own have one entry per choice."""
         return *self.inner.owners, None, None
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self:
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "_LapseTerms":
         """The same choices with other tensors."""
         return type(self)(self.inner.with_tensors(tensors[:-2]), *tensors[-2:])
 
-    def part(self, first: int, last: int) -> Self:
+    def part(self, first: int, last: int) -> "_LapseTerms":
         """The choices `first`, ..., `last` - 1."""
         own = (self.log_attention[first:last], self.log_careless[first:last])
         return type(self)(self.inner.part(first, last), *own)

@@ -85,7 +85,7 @@ def test_train_writes_policy_posterior_and_report(capsys, tmp_path, config, fami
 
 
 def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, config):
-    """No prior to go by, and nobody to compare with: the held-out pairs are asked without ids."""
+    """No prior on the mean and one annotator: the held-out pairs are fitted without ids."""
     data = tmp_path / "one.jsonl"
     rows = [{**pair, "annotator": "only"} for pair in small_world().remove_columns("source_row")]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -107,7 +107,7 @@ def test_foreign_margin_column_and_unlogged_steps_end_in_a_report(capsys, tmp_pa
     assert not (tmp_path / "run" / "figures" / "training.png").exists()
 
 
-def test_training_pairs_that_are_held_out_too_are_left_out(capsys, tmp_path, config):
+def test_training_pairs_that_are_held_out_too_are_dropped(capsys, tmp_path, config):
     world = small_world().remove_columns("source_row")
     splits = {"train": world, "test": world.select(range(20))}
     DatasetDict(splits).save_to_disk(tmp_path / "both")

@@ -83,5 +83,5 @@ def test_warnings_of_the_package_are_escaped(monkeypatch):
     (handler,) = logger.handlers
     stream = io.StringIO()
     monkeypatch.setattr(handler, "stream", stream)
-    logger.warning("%s: the reader left out 3", "\x1b[2J")
-    assert stream.getvalue() == "\\x1b[2J: the reader left out 3\n"
+    logger.warning("%s: the reader dropped 3", "\x1b[2J")
+    assert stream.getvalue() == "\\x1b[2J: the reader dropped 3\n"

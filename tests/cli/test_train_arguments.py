@@ -191,7 +191,7 @@ def actions_of(parser):
 
 def test_options_read_from_source_are_those_of_the_class():
     """The flags, switches and helps that TRL's parser makes of the imported class."""
-    own, theirs = training_options.training_options()
+    own, theirs = training_options.read_training_options()
     expected = actions_of(TrlParser([MixDPOConfig]))
     found = actions_of(TrlParser([own, theirs]))
     assert found.pop("-o") == found["--output_dir"]
@@ -204,7 +204,7 @@ def test_options_read_from_source_are_those_of_the_class():
 
 def test_choices_and_types_read_from_source_are_those_of_the_class():
     """But for the enums of transformers, which the class itself checks."""
-    own, theirs = training_options.training_options()
+    own, theirs = training_options.read_training_options()
     expected = {a.dest: a for a in TrlParser([MixDPOConfig])._actions}
     for action in TrlParser([own, theirs])._actions:
         real = expected[action.dest]
@@ -216,7 +216,7 @@ def test_choices_and_types_read_from_source_are_those_of_the_class():
 
 
 def option_names():
-    parts = training_options.training_options()
+    parts = training_options.read_training_options()
     return [{field.name for field in dataclasses.fields(part)} for part in parts]
 
 

@@ -74,7 +74,7 @@ def test_conversational_and_implicit_prompt_pairs_are_taken():
     assert len(check_preferences(pairs).pairs) == 1
 
 
-def test_useless_rows_are_counted_and_left_out_and_rows_keep_their_numbers(tmp_path):
+def test_useless_rows_are_counted_and_dropped_and_rows_keep_their_numbers(tmp_path):
     rows = [
         {"chosen": "same", "rejected": "same"},
         {"chosen": "a", "rejected": "b"},

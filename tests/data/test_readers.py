@@ -159,7 +159,7 @@ def test_prism_all_ordered_pairs(read):
     assert dropped == {"ties": 1}
 
 
-def test_prism_turn_after_a_turn_without_a_pick_is_left_out(read):
+def test_prism_turn_after_a_turn_without_a_pick_is_dropped(read):
     """Its prompt is not known."""
     rows = [utterance(0, "a", 9), utterance(0, "b", 1), utterance(1, "c", 9), utterance(1, "d", 1)]
     pairs, dropped = read(rows, "prism")

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
-from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose, summary_lines
+from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose_margins, diagnosis_lines
 from mixdpo_pyro.diagnosis.tables import annotator_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.margins.table import read_margins
@@ -82,7 +82,7 @@ def test_annotators_of_the_table_are_those_of_the_truth(tmp_path):
     margin = np.where(rng.random(2_400) < expit(strength[person] * x), x, -x)
     path = tmp_path / "m.csv"
     pd.DataFrame({"margin": margin, "annotator": person}).to_csv(path, index=False)
-    diagnosis, _ = diagnose(path, DiagnoseConfig(num_samples=300))
+    diagnosis, _ = diagnose_margins(path, DiagnoseConfig(num_samples=300))
     table = annotator_table(diagnosis).set_index("annotator")
     truth = strength[table.index.astype(int)]
     assert np.corrcoef(truth, table["mean"])[0, 1] > 0.85
@@ -91,10 +91,10 @@ def test_annotators_of_the_table_are_those_of_the_truth(tmp_path):
 
 
 def test_without_ids_the_summary_says_so(tmp_path):
-    table = choices(num_people=400, each=1)
+    table = choices(num_people=100, each=1)
     table[["margin"]].to_json(tmp_path / "m.jsonl.gz", orient="records", lines=True)
-    diagnosis, data = diagnose(tmp_path / "m.jsonl.gz", DiagnoseConfig(num_samples=200))
-    text = "\n".join(summary_lines(diagnosis, data))
+    diagnosis, data = diagnose_margins(tmp_path / "m.jsonl.gz", DiagnoseConfig(num_samples=200))
+    text = "\n".join(diagnosis_lines(diagnosis, data))
     assert text.startswith("inconclusive: ")
     assert "no annotator ids" in text
     assert "give annotator ids" in text
@@ -104,9 +104,9 @@ def test_choices_that_all_agree_are_fine_and_explained(tmp_path):
     table = choices()
     table["margin"] = table["margin"].abs() + 0.01
     table.to_csv(tmp_path / "m.csv", index=False)
-    diagnosis, data = diagnose(tmp_path / "m.csv", DiagnoseConfig(num_samples=200))
+    diagnosis, data = diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(num_samples=200))
     assert diagnosis.verdict.value == "inconclusive"
-    assert any("no upper bound" in line for line in summary_lines(diagnosis, data))
+    assert any("no upper bound" in line for line in diagnosis_lines(diagnosis, data))
 
 
 def test_margins_are_computed_from_log_probabilities(tmp_path):
@@ -169,7 +169,7 @@ def test_bad_margins_are_named_by_row_and_column(capsys, tmp_path, case):
     write, message = BROKEN[case]
     path = write(tmp_path)
     with pytest.raises(DataError, match=message):
-        diagnose(path)
+        diagnose_margins(path)
     status, out, error = run_cli(capsys, "diagnose", path)
     assert (status, out) == (1, "")
     assert error.startswith(f"mixdpo: error: {path}: ") and error.count("\n") == 0
@@ -217,7 +217,7 @@ def test_a_second_file_of_other_people_is_refused(tmp_path):
     table.iloc[::-1].to_csv(tmp_path / "reversed.csv", index=False)
     config = DiagnoseConfig(second=str(tmp_path / "reversed.csv"))
     with pytest.raises(DataError, match="row 0 is by another annotator"):
-        diagnose(tmp_path / "m.csv", config)
+        diagnose_margins(tmp_path / "m.csv", config)
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(-1e9, "heterogeneous"), (1e4, "heterogeneous")])
@@ -225,16 +225,16 @@ def test_one_margin_does_not_decide_and_is_named(tmp_path, value, verdict):
     table = choices()
     table.loc[7, "margin"] = value
     table.to_parquet(tmp_path / "m.parquet")
-    diagnosis, data = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+    diagnosis, data = diagnose_margins(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
     assert diagnosis.verdict.value == verdict
-    notes = "\n".join(summary_lines(diagnosis, data))
+    notes = "\n".join(diagnosis_lines(diagnosis, data))
     assert (
         f"1 margin is more than 100 times the median size; row 7 has the largest, {value:.3g}"
         in notes
     )
 
 
-def test_an_empty_response_is_left_out_of_the_check_of_tokens_alone(tmp_path):
+def test_an_empty_response_is_not_counted_in_the_check_of_tokens_alone(tmp_path):
     table = choices()
     rng = np.random.default_rng(0)
     for name in ("reference_chosen_logps", "policy_rejected_logps", "reference_rejected_logps"):
@@ -245,7 +245,7 @@ def test_an_empty_response_is_left_out_of_the_check_of_tokens_alone(tmp_path):
     )  # fmt: skip
     table.loc[[3, 9], "chosen_tokens"] = 0
     table.to_parquet(tmp_path / "m.parquet")
-    diagnosis, _ = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+    diagnosis, _ = diagnose_margins(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
     assert diagnosis.choices.num_pairs == len(table)
     (check,) = [c for c in diagnosis.checks if c.name == "length normalisation"]
     assert check.status != "not checked"
@@ -259,7 +259,7 @@ def test_numbers_and_texts_give_equal_tables(tmp_path):
         person = table["annotator"].factorize()[0] + 1
         table["annotator"] = [kind(p) for p in person]
         table.to_parquet(tmp_path / "m.parquet")
-        diagnosis, _ = diagnose(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
+        diagnosis, _ = diagnose_margins(tmp_path / "m.parquet", DiagnoseConfig(num_samples=200))
         tables.append(annotator_table(diagnosis))
     assert set(tables[0]["annotator"]) == {str(k) for k in range(1, 13)}
     pd.testing.assert_frame_equal(tables[0], tables[1])

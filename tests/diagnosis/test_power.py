@@ -6,8 +6,8 @@ from mixdpo_pyro.diagnosis.power import (
     PowerConfig,
     PowerRow,
     estimate_power,
+    power_lines,
     suggestion,
-    summary_lines,
 )
 from mixdpo_pyro.errors import ConfigError
 
@@ -25,14 +25,14 @@ def test_interval_is_that_of_jeffreys():
 
 
 def test_plenty_of_data_settles_it_and_few_do_not():
-    plenty = estimate_power(PowerConfig(pairs=4_000, annotators=100, cv=1.0, simulations=3))
-    few = estimate_power(PowerConfig(pairs=60, annotators=20, cv=0.3, simulations=3))
-    assert plenty.counts == {"heterogeneous": 3, "homogeneous": 0, "inconclusive": 0}
+    plenty = estimate_power(PowerConfig(pairs=2_000, annotators=100, cv=1.0, simulations=2))
+    few = estimate_power(PowerConfig(pairs=60, annotators=20, cv=0.3, simulations=2))
+    assert plenty.counts == {"heterogeneous": 2, "homogeneous": 0, "inconclusive": 0}
     assert few.probability("inconclusive") == 1
 
 
 def test_without_ids_the_suggestion_is_to_collect_ids():
-    config = PowerConfig(pairs=500, annotators=0, cv=0.6, simulations=2)
+    config = PowerConfig(pairs=100, annotators=0, cv=0.6, simulations=2)
     found = estimate_power(config)
     assert found.counts["heterogeneous"] == 0
     assert "collect ids" in suggestion([found], config)
@@ -44,7 +44,7 @@ def test_suggestion_is_the_smallest_design_that_settles_it():
     assert suggestion(rows, config).startswith("Collect 100 annotators with 40 choices each")
     assert suggestion(rows[:1], config).startswith("This design does not settle it")
     assert suggestion(rows[2:], config) == "This design settles it: heterogeneous in 96%."
-    assert "[" in summary_lines(rows, config)[3]
+    assert "[" in power_lines(rows, config)[3]
 
 
 def test_power_command_prints_probabilities(capsys):

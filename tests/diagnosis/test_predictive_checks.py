@@ -7,11 +7,12 @@ import pytest
 from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.diagnosis import predictive_checks
 from mixdpo_pyro.diagnosis.predictive_checks import (
     SPREAD,
     CheckConfig,
     calibrate_predictions,
-    check,
+    check_predictions,
     read_posterior,
 )
 from mixdpo_pyro.errors import DataError
@@ -32,9 +33,8 @@ def world(tmp_path_factory):
     result = fit(margin, annotator=person, family="lognormal", beta=1.0, num_samples=400)
     save_arviz(to_arviz(result), folder / "posterior.nc")
     equal = np.where(rng.random(1_000) < expit(x), x, -x)
-    save_arviz(
-        to_arviz(fit(equal, annotator=person, beta=1.0, family="gamma")), folder / "equal.nc"
-    )
+    equals = fit(equal, annotator=person, family="gamma", beta=1.0, num_samples=400)
+    save_arviz(to_arviz(equals), folder / "equal.nc")
     return folder
 
 
@@ -43,7 +43,9 @@ def statistics(found):
 
 
 def test_choices_of_the_posterior_pass(world):
-    found = check(world / "m.parquet", world / "posterior.nc", CheckConfig(group=("topic",)))
+    found = check_predictions(
+        world / "m.parquet", world / "posterior.nc", CheckConfig(group=("topic",))
+    )
     assert all(s.p_value > 0.01 for s in found.statistics)
     assert found.calibration.outside < 0.5
     assert found.num_known == found.num_annotators == 50
@@ -51,19 +53,20 @@ def test_choices_of_the_posterior_pass(world):
 
 
 def test_the_posterior_of_equal_people_fails_on_their_spread(world):
-    """Different people, asked about with a distribution fitted to equal ones."""
-    found = check(world / "m.parquet", world / "equal.nc", CheckConfig())
+    """Annotators who differ, checked against a distribution fitted to equal ones."""
+    found = check_predictions(world / "m.parquet", world / "equal.nc", CheckConfig())
     spread = statistics(found)[SPREAD]
     assert spread.observed > spread.high and spread.p_value < 0.01
 
 
 def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
-    tmp_path, world, failure_rate=2e-5
+    tmp_path, world, monkeypatch, failure_rate=2e-5
 ):
     """P-values below 0.2 in replications of the posterior itself are binomial."""
     from scipy import stats
 
     posterior = read_posterior(world / "posterior.nc")
+    monkeypatch.setattr(predictive_checks, "read_posterior", lambda path: posterior)
     small = []
     for seed in range(15):
         rng = np.random.default_rng(seed)
@@ -74,7 +77,7 @@ def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
         margin = np.where(rng.random(150) < expit(strength * x), x, -x)
         pd.DataFrame({"margin": margin}).to_parquet(tmp_path / "new.parquet")
         config = CheckConfig(num_replications=100, seed=seed)
-        found = check(tmp_path / "new.parquet", world / "posterior.nc", config)
+        found = check_predictions(tmp_path / "new.parquet", world / "posterior.nc", config)
         small.append(statistics(found)["agreement with the margin"].p_value < 0.2)
     assert sum(small) <= stats.binom.isf(failure_rate, 15, 0.2)
 
@@ -124,7 +127,7 @@ def test_other_people_get_strengths_of_the_distribution(world, tmp_path):
     table = pd.read_parquet(world / "m.parquet")
     table["annotator"] = "new-" + table["annotator"].astype(str)
     table.to_csv(tmp_path / "new.csv", index=False)
-    found = check(tmp_path / "new.csv", world / "posterior.nc")
+    found = check_predictions(tmp_path / "new.csv", world / "posterior.nc")
     assert found.num_known == 0 and found.num_annotators == 50
     assert all(s.p_value > 0.01 for s in found.statistics)
 

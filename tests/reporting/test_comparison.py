@@ -76,14 +76,14 @@ def test_runs_stand_side_by_side_with_their_verdicts(tmp_path):
     assert "held out different pairs" not in text
 
 
-def test_log_probability_is_that_of_the_median_law(tmp_path):
+def test_log_probability_is_that_of_the_median_distribution(tmp_path):
     (run,) = load_summaries([make_run(tmp_path / "run", 0.9)])
     margin, _, _ = fitted(0.9)
     mean, cv = np.median(run.mean), np.median(run.cv)
-    law = gamma(cv**-2, scale=mean * cv**2)
+    distribution = gamma(cv**-2, scale=mean * cv**2)
 
     def probability(delta):
-        return quad(lambda u: 1 / (1 + np.exp(-law.ppf(u) * delta)), 0, 1, epsabs=1e-9)[0]
+        return quad(lambda u: 1 / (1 + np.exp(-distribution.ppf(u) * delta)), 0, 1, epsabs=1e-9)[0]
 
     expected = np.mean([np.log(probability(delta)) for delta in margin[:40]])
     found = _mean_log_prob(margin[:40], Posterior(run.mean, run.cv, "gamma"))

@@ -60,10 +60,10 @@ def test_prior_to_posterior_marks_point_priors_contraction_and_truth():
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "variance narrowed by 75%", "variance (of the log) narrowed by 0%",
     ]  # fmt: skip
-    laws = (stats.halfnorm(), stats.lognorm(0.5, scale=0.1))
-    for axes, law in zip(figure.axes, laws, strict=True):
+    priors = (stats.halfnorm(), stats.lognorm(0.5, scale=0.1))
+    for axes, distribution in zip(figure.axes, priors, strict=True):
         prior = {line.get_label(): line for line in axes.get_lines()}["prior"]
-        np.testing.assert_allclose(prior.get_ydata(), law.pdf(prior.get_xdata()))
+        np.testing.assert_allclose(prior.get_ydata(), distribution.pdf(prior.get_xdata()))
     fixed = plot_prior_to_posterior(draws, draws, {"cv": 0.5}, None)
     assert len(fixed.axes) == 1
     assert not {"learned in training (a point)", "truth"} & set(lines_of(fixed))

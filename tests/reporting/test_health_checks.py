@@ -333,7 +333,7 @@ def test_accuracy_has_jeffreys_interval(wins, status):
 
 
 def test_right_predictions_are_rarely_reviewed():
-    """Level 1% with the true law in place of the fitted one: the binomial quantile of 40 runs."""
+    """Level 1% under the true distribution: the binomial quantile of 40 runs."""
     statuses = []
     for seed in range(40):
         run = replace(passing_run(), margins=choices_of(np.random.default_rng(seed)))

@@ -16,7 +16,7 @@ from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
-from mixdpo_pyro.reporting.run_report import learned_rows, summary_lines, write_report
+from mixdpo_pyro.reporting.run_report import learned_rows, run_lines, write_report
 
 TRUTH = Truth("gamma", 2.0, 0.5, 0, {"a": 1.0, "b": 2.0, "c": 3.0})
 
@@ -92,7 +92,7 @@ def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
     training = replace(run.training, cv=np.resize([9.0, 9.1, 9.2], 9))
     training.save(run_folder / "training_posterior.nc")
     assert "disagree" in FinishedRun.load(run_folder).disagreement
-    assert any("disagree" in line for line in summary_lines(run_folder))
+    assert any("disagree" in line for line in run_lines(run_folder))
     assert "Training and the held-out pairs disagree" in write_report(run_folder).read_text()
 
 
@@ -133,7 +133,7 @@ def test_failed_run_shows_its_verdict_struck_through(run_folder):
     assert "<title>MixDPO report: not to be trusted</title>" in top
     assert f"<s>{verdict['value']}</s>" in top
     assert "Failed: steps of training." in top
-    lines = summary_lines(run_folder)
+    lines = run_lines(run_folder)
     assert lines[0].startswith(f"not to be trusted: {verdict['value']}")
     assert lines[1].startswith("FAIL: ")
 
@@ -214,7 +214,7 @@ def test_page_has_every_figure_with_alt_text_and_escapes_what_it_is_given(run_fo
 
 
 def test_summary_says_verdict_and_table(run_folder):
-    lines = summary_lines(run_folder)
+    lines = run_lines(run_folder)
     verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
     assert lines[0] == f"{verdict['value']}: {verdict['reason']}"
     assert lines[1].startswith("REVIEW: ")
@@ -266,7 +266,7 @@ def test_json_of_the_wrong_shape_is_one_line_with_file_and_key(
     if key:
         place[key[-1]] = value
     (run_folder / name).write_text(json.dumps(content if key else value))
-    for command in (write_report, summary_lines, lambda folder: load_summaries([folder])):
+    for command in (write_report, run_lines, lambda folder: load_summaries([folder])):
         with pytest.raises(OutputError, match=f"{name}: {message}"):
             command(run_folder)
 

@@ -1,4 +1,4 @@
-"""Pairs without a signal are counted, left out or refused; a runaway mean is named."""
+"""Pairs without a signal are counted, dropped or refused; a runaway mean is named."""
 
 import logging
 
@@ -40,7 +40,7 @@ def test_pairs_without_a_signal_are_left_out_and_counted(row, reason, caplog):
     with caplog.at_level(logging.WARNING):
         kept, dropped = drop_unusable(tokenized(GOOD, row, GOOD), "train", 4, "keep_start")
     assert len(kept) == 2 and dropped == {reason: 1}
-    assert f"train dataset: left out 1 pairs with {reason}" in caplog.text
+    assert f"train dataset: dropped 1 pairs with {reason}" in caplog.text
 
 
 def test_truncation_at_the_other_end_keeps_what_differs():

@@ -7,7 +7,7 @@ from scipy import stats
 
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.models import strength_distribution
-from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig, law_quantile
+from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig, strength_quantile
 
 
 def moved_strength(**config):
@@ -52,16 +52,16 @@ def test_drawing_leaves_the_global_generator_alone():
 @pytest.mark.parametrize("family", ["lognormal", "gamma"])
 @pytest.mark.parametrize("cv", [0.05, 0.6, 2.0])
 @pytest.mark.parametrize("probability", [0.05, 0.5, 0.95])
-def test_law_quantile_inverts_the_law_of_the_models(family, cv, probability):
+def test_strength_quantile_inverts_the_distribution_of_the_models(family, cv, probability):
     mean, spread = (torch.tensor(v, dtype=torch.float64) for v in (0.3, cv))
-    law = strength_distribution(mean, spread, family)
-    quantile = torch.tensor(law_quantile(probability, 0.3, cv, family), dtype=torch.float64)
-    assert law.cdf(quantile).item() == pytest.approx(probability, abs=1e-6)
+    distribution = strength_distribution(mean, spread, family)
+    quantile = torch.tensor(strength_quantile(probability, 0.3, cv, family), dtype=torch.float64)
+    assert distribution.cdf(quantile).item() == pytest.approx(probability, abs=1e-6)
 
 
-def test_law_without_spread_is_a_point():
-    assert law_quantile(0.05, 0.3, 0.0, "gamma") == 0.3
-    assert law_quantile(0.95, 0.3, 0.0, "fixed") == 0.3
+def test_distribution_without_spread_is_a_point():
+    assert strength_quantile(0.05, 0.3, 0.0, "gamma") == 0.3
+    assert strength_quantile(0.95, 0.3, 0.0, "fixed") == 0.3
 
 
 def test_damaged_or_foreign_files_say_so(tmp_path):

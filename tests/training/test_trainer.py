@@ -109,7 +109,7 @@ def test_rewards_use_the_mean_strength(tmp_path, policy_folder):
     assert mean != pytest.approx(0.3, rel=1e-3)
 
 
-def test_evaluation_loss_is_the_mixed_logit_at_the_learned_law(tmp_path, policy_folder):
+def test_evaluation_loss_is_the_mixed_logit_at_the_learned_distribution(tmp_path, policy_folder):
     trainer = mixdpo(tmp_path, policy_folder, family="gamma", per_device_eval_batch_size=10)
     location = trainer.strength.objective.location()
     expected = -mixed_logit_log_prob(

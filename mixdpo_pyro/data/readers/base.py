@@ -2,7 +2,7 @@
 
 A reader gives the columns `prompt`, `chosen`, `rejected`, `annotator` where the source knows one,
 `file_row` (the row of the source, counted from 0) and further columns of it. It counts what
-it leaves out, and lists every row that lacks a field. Sources: HH-RLHF (Bai et al. 2022,
+it drops, and lists every row that lacks a field. Sources: HH-RLHF (Bai et al. 2022,
 arXiv 2204.05862), PRISM (Kirk et al. 2024, arXiv 2404.16019), MultiPref (Miranda et al. 2024,
 arXiv 2410.19133), UltraFeedback (Cui et al. 2023, arXiv 2310.01377).
 """
@@ -35,7 +35,7 @@ class ReadPairs:
 
     Attributes:
         pairs: One dictionary a pair.
-        dropped: Reason -> number of pairs, rows or judgements left out.
+        dropped: Reason -> number of pairs, rows or judgements dropped.
         problems: Every value that is missing or of a wrong type.
     """
 

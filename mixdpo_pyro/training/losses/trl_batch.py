@@ -20,9 +20,9 @@ class TRLBatch:
 
     Attributes:
         margin: Margins in nats, float32, shape `(batch,)`.
-        other: All losses but that of the choices, weighted as asked for: sft, load balancing.
+        other: All losses but that of the choices, weighted as configured: sft, load balancing.
         weight: WPO's weights of the pairs, or None.
-        outputs: Outputs of the policy, where they were asked for.
+        outputs: Outputs of the policy, where the configuration needs them.
     """
 
     margin: Tensor

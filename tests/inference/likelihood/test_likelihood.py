@@ -9,7 +9,7 @@ from scipy.special import expit, log_expit, logsumexp
 
 from mixdpo_pyro.inference.choices import read_choices
 from mixdpo_pyro.inference.likelihood import panels
-from mixdpo_pyro.inference.likelihood.pairs import compress, pair_log_prob
+from mixdpo_pyro.inference.likelihood.pairs import FewMargins, compress, pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.models import mixed_logit_log_prob, strength_distribution
 from mixdpo_pyro.models.quadrature import choice_log_prob
@@ -44,6 +44,30 @@ def test_compressed_margins_give_the_sum_over_pairs_within_their_bound(
         bound = compressed.error_bound(mean, cv)
         assert abs(value - exact) <= bound + 1e-13 * abs(exact)
         assert bound < 1e-5, (mean, cv)
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 0.1])
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_fewer_pairs_than_nodes_are_summed_as_they_are(simulate, family, flip_probability):
+    """At 200 pairs nodes take over, which are fewer; their error is at most 1.8e-10 a pair."""
+    for count, error in ((1, 1e-12), (24, 1e-12), (200, 200 * 1.8e-10)):
+        margin = simulate(count, 1, 0.6)[0]
+        compressed = compress(margin, family, flip_probability)
+        assert isinstance(compressed, FewMargins) == (count < 200)
+        for mean, cv in POINTS[:4]:
+            exact = _exact(margin, mean, cv, family, flip_probability=flip_probability).sum()
+            value = compressed(*(torch.tensor(x, dtype=torch.float64) for x in (mean, cv)))
+            assert value.item() == pytest.approx(exact, abs=error)
+
+
+def test_margins_of_zero_are_the_toss_of_a_coin():
+    half = math.log(0.5)
+    for count in (1, 100):
+        point = np.array([0.1]), np.array([0.6])
+        value = pair_log_prob(np.zeros(count), *point, "gamma")
+        np.testing.assert_allclose(value, np.full((1, count), half), rtol=1e-14)
+        total = compress(np.zeros(count), "gamma")(*(torch.from_numpy(x) for x in point))
+        assert total.item() == pytest.approx(count * half, rel=1e-14)
 
 
 def test_compression_costs_the_same_for_any_number_of_pairs(simulate):
@@ -113,7 +137,7 @@ def test_table_is_right_where_a_narrow_distribution_is_far_from_the_choices(simu
 def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, family, cv):
     margin, annotator, _ = simulate(3, 12, 0.6, seed=2)
     table = tabulate(read_choices(margin, annotator), family)
-    size = 4_000
+    size = 2_000
     mean, spread = (
         torch.full((size,), 0.1, dtype=torch.float64),
         torch.full((size,), cv, dtype=torch.float64),
@@ -246,9 +270,9 @@ def test_grids_by_size_give_every_annotators_likelihood(simulate):
 
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 def test_summaries_are_those_of_draws(simulate, family):
-    """Five standard errors of 4,000 draws; of the 5% quantile, about 2.1 sd / sqrt(n)."""
+    """Five standard errors of 2,000 draws; of the 5% quantile, about 2.1 sd / sqrt(n)."""
     choices = _odd_sizes(simulate, 2_000)
-    table, size = tabulate(choices, family), 4_000
+    table, size = tabulate(choices, family), 2_000
     rng = np.random.default_rng(0)
     mean, cv = rng.uniform(0.08, 0.12, size), rng.uniform(0.3, 0.6, size)
     found = table.summarise_strengths(mean, cv)

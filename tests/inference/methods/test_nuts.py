@@ -17,8 +17,10 @@ def test_nuts_agrees_with_the_exact_posterior_and_says_how_well_it_mixed(simulat
         num_chains=2,
         num_warmup=150,
         family="gamma",
+        draw_strengths=False,
     )
-    exact = fit(margin, annotator=annotator, num_samples=4_000, family="gamma")
+    options = {"num_samples": 4_000, "draw_strengths": False}
+    exact = fit(margin, annotator=annotator, family="gamma", **options)
     for name in ("mean", "cv"):
         draws, truth = np.log(nuts.posterior.draws[name]), np.log(exact.posterior.draws[name])
         ess = nuts.posterior.diagnostics[f"ess_{name}"]
@@ -43,6 +45,13 @@ def test_fixed_mean_leaves_one_latent_and_seeds_repeat(simulate):
     np.testing.assert_array_equal(first.posterior.mean, 0.1)
 
 
-def test_one_chain_is_refused(simulate):
-    with pytest.raises(ValueError, match="num_chains >= 2, got 1"):
-        fit(simulate(100, 1, 0.6)[0], method="nuts", num_chains=1, family="gamma")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_chains": 1}, "num_chains >= 2, got 1"),
+        ({"num_samples": 12}, "num_samples >= 4 per chain, got 12"),
+    ],
+)
+def test_too_few_chains_or_draws_are_refused(simulate, options, match):
+    with pytest.raises(ValueError, match=match):
+        fit(simulate(20, 1, 0.6)[0], method="nuts", family="gamma", **options)

@@ -291,6 +291,7 @@ WRONG = {
 }
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_impossible_is_refused_with_rule_and_value(name):
     with pytest.raises(ValueError, match=r"^Expected .*, got "):

@@ -4,8 +4,8 @@ One simulated binary mixed logit, LogNormal strengths: 2,000 annotators with 50 
 program runs in a process of its own, one after another, on as many threads; the log-likelihood is
 that of one common quadrature (a 401-point trapezoid rule over log beta per annotator, in numpy).
 
-    python -m venv peers && peers/bin/pip install xlogit numpyro
-    OMP_NUM_THREADS=1 python benchmarks/peers.py --peer-python peers/bin/python
+    python -m venv others && others/bin/pip install xlogit numpyro
+    OMP_NUM_THREADS=1 python benchmarks/other_packages.py --other-python others/bin/python
 
 xlogit maximises a simulated likelihood over Halton draws, by L-BFGS-B, since its default BFGS
 diverges on some cases with a maximum. NumPyro samples mean, cv and the 2,000 strengths, not
@@ -179,7 +179,7 @@ def report(margin, annotator, answers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer-python", default=sys.executable, help="has xlogit and numpyro")
+    parser.add_argument("--other-python", default=sys.executable, help="has xlogit and numpyro")
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=list(PROGRAMS))
     parser.add_argument("--annotators", type=int, default=2_000)
     parser.add_argument("--choices-each", type=int, default=50)
@@ -205,7 +205,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "data.npz", margin=margin, annotator=annotator)
         for program in dict.fromkeys(["mixdpo_pyro", *arguments.programs]):
-            python = sys.executable if program == "mixdpo_pyro" else arguments.peer_python
+            python = sys.executable if program == "mixdpo_pyro" else arguments.other_python
             answers[program] = run_apart(program, python, options, folder)
     report(margin, annotator, answers)
 
