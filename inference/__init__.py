@@ -1,5 +1,12 @@
 """How we learn it: from margins to a posterior (Pyro and ArviZ)."""
 
+from mixdpo_pyro.inference.calibration.sbc import SBCResult, calibrate, plot_calibration
+from mixdpo_pyro.inference.calibration.simulation import (
+    Design,
+    SimulatedChoices,
+    simulate,
+    simulate_choices,
+)
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.export import to_arviz, to_inference_data
@@ -23,13 +30,6 @@ from mixdpo_pyro.inference.predictive import (
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
-from mixdpo_pyro.inference.sbc import SBCResult, calibrate, plot_calibration
-from mixdpo_pyro.inference.simulation import (
-    Design,
-    SimulatedChoices,
-    simulate,
-    simulate_choices,
-)
 from mixdpo_pyro.inference.verdict import Verdict, assess_heterogeneity
 
 __all__ = [

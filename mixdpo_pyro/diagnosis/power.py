@@ -9,8 +9,8 @@ from scipy.stats import beta
 
 from mixdpo_pyro.diagnosis.config import PowerConfig
 from mixdpo_pyro.inference import Design, simulate
+from mixdpo_pyro.inference.calibration.simulation import parse_kind
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
-from mixdpo_pyro.inference.simulation import parse_kind
 
 __all__ = ["PowerRow", "estimate_power", "power_lines", "simulate_power", "suggestion"]
 

@@ -41,7 +41,9 @@ def test_without_ids_the_suggestion_is_to_collect_ids():
 def test_suggestion_is_the_smallest_design_that_settles_it():
     config = PowerConfig(cv=0.5)
     rows = [row((20, 0, 30)), row((30, 0, 20), 200), row((48, 0, 2), each=40)]
-    assert suggestion(rows, config).startswith("Collect 100 annotators with 40 choices each")
+    assert suggestion(rows, config).startswith(
+        "Collect pairs of 100 annotators with 40 choices each"
+    )
     assert suggestion(rows[:1], config).startswith("This design does not settle it")
     assert suggestion(rows[2:], config) == "This design settles it: heterogeneous in 96%."
     assert "[" in power_lines(rows, config)[3]

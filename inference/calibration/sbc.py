@@ -17,7 +17,7 @@ from mixdpo_pyro.models import Family
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from mixdpo_pyro.inference.simulation import Design, SimulatedChoices, simulate
+from mixdpo_pyro.inference.calibration.simulation import Design, SimulatedChoices, simulate
 
 __all__ = ["SBCResult", "Sampler", "calibrate", "plot_calibration"]
 

@@ -1,0 +1,1 @@
+"""Simulated choices, and whether posteriors are as wide as they claim."""
