@@ -88,7 +88,7 @@ class CheckConfig:
 
 
 _DESIGN = re.compile("pairs|ties|grades:([3-9]|1[01])|(best-of|ranking):([2-9]|1[0-9]|2[0-6])")
-"""Those of :func:`mixdpo_pyro.inference.calibration.simulation.parse_kind`, without its imports."""
+"""Those of :func:`parse_kind` in `inference.calibration.simulation`, without its imports."""
 
 
 def check_design(name: str) -> None:
