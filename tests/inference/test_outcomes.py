@@ -98,7 +98,6 @@ def test_impossible_ranks_raise(ranks):
         ({"outcome": [True, False, True]}, "got True at index 0"),
         ({"outcome": ["win", "tie"]}, r"one outcome per margin \(3\), got 2"),
         ({"outcome": [0, 0, 0]}, "got ties only"),
-        ({"outcome": [1, 0, 0], "ties": "coin"}, "ties to be one of rao-kupper, davidson"),
         ({"choice_set": ["s", "t"]}, r"one choice_set id per margin \(3\), got 2"),
         (
             {"annotator": ["a", "b", "b"], "choice_set": ["s", "s", "t"]},
@@ -109,6 +108,12 @@ def test_impossible_ranks_raise(ranks):
 def test_unusable_outcomes_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         read_choices([1.0, 2.0, 3.0], **arguments)
+
+
+@pytest.mark.wrong_types
+def test_unknown_models_of_ties_raise():
+    with pytest.raises(ValueError, match="ties to be one of rao-kupper, davidson"):
+        read_choices([1.0, 2.0, 3.0], outcome=[1, 0, 0], ties="coin")
 
 
 def test_sets_lose_responses_without_a_margin_and_rankings_close_ranks():
