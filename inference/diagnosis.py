@@ -120,7 +120,7 @@ def diagnose_choices(
         margin: Margins in nats, chosen minus rejected, shape `(pairs,)`; or checked `Choices`.
         annotator: Annotator ids, one per margin, or None.
         choice_set: Ids of choice sets: rows of one set are one choice, see
-            :func:`~mixdpo_pyro.inference.read_choices`, as for the next three.
+            `read_choices`, as for the next three.
         rank: Ranks of the rejected responses in their set.
         outcome: `"win"`, `"tie"` or `"loss"`, or grades.
         ties: Model of ties.

@@ -137,7 +137,7 @@ def replicate_outcomes(
 
     Args:
         posterior: A posterior of such choices.
-        choices: Choices with outcomes, see :func:`~mixdpo_pyro.inference.read_choices`.
+        choices: Choices with outcomes, see `read_choices`.
         seed: Seed of strengths and outcomes.
         are_new: Draw new strengths for annotators that the posterior knows as well.
 

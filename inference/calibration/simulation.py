@@ -45,7 +45,7 @@ class SimulatedChoices:
         margin: Margins in nats, chosen over rejected, or first over second with ties and grades.
         annotator: Annotator of each row.
         strength: True strength of each annotator.
-        done: `choice_set`, `rank` and `outcome` as :func:`mixdpo_pyro.inference.fit` takes them.
+        done: `choice_set`, `rank` and `outcome` as `fit` takes them.
     """
 
     margin: Float[np.ndarray, " rows"]

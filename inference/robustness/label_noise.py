@@ -62,7 +62,7 @@ def profile_label_noise(result: Fit) -> LabelNoise:
     For every (epsilon, cv) on a lattice the likelihood is maximised, and integrated by Laplace's
     method, over the mean; the lattice is narrowed until it resolves the posterior, and then
     interpolated by cubic splines. Choices that are not plain pairs are careless instead, every
-    outcome being equally likely then (:class:`~mixdpo_pyro.models.observation.Lapse`), and their
+    outcome being equally likely then (`Lapse`), and their
     rate is estimated as thresholds are.
 
     Args:

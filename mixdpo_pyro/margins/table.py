@@ -55,7 +55,7 @@ class MarginData:
         normalised: Margin of log-ratios per token, where log-probabilities and tokens are given;
             NaN in rows with an empty response, which has no log-ratio per token.
         done: What was done where choices are not plain pairs: `choice_set`, `rank` and `outcome`
-            as :func:`mixdpo_pyro.inference.read_choices` takes them.
+            as `read_choices` takes them.
         num_alike: Rows without a `choice_set` that look like one choice among several responses:
             one annotator, one chosen response by its log-probabilities, another rejected one.
     """
