@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from mixdpo_pyro.inference import Design, SBCResult, calibrate, fit, plot_calibration, sbc
+from mixdpo_pyro.inference import Design, SBCResult, calibrate, fit, plot_calibration
+from mixdpo_pyro.inference.calibration import sbc
 
 
 def _prior(margin, annotator, seed):
