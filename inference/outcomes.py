@@ -133,9 +133,12 @@ class Outcomes:
     def at(self, parameters: dict[str, np.ndarray], draw: int) -> "Outcomes":
         """The same outcomes under the model with the parameters of one posterior draw."""
         observation = self.observation
-        rate = parameters.get("lapse_rate")
+        rate: Tensor | float | None = None
         if isinstance(observation, Lapse):
+            rate = observation.rate
             observation = observation.observation
+        if "lapse_rate" in parameters:
+            rate = float(parameters["lapse_rate"][draw])
         values = {k: torch.from_numpy(np.atleast_1d(v[draw])) for k, v in parameters.items()}
         if "threshold" in values:
             observation = RaoKupper(values["threshold"])
@@ -145,7 +148,7 @@ class Outcomes:
             assert isinstance(observation, Graded)
             observation = Graded(values["cut_points"], observation.middle)
         if rate is not None:
-            observation = Lapse(observation, float(rate[draw]))
+            observation = Lapse(observation, rate)
         return replace(self, observation=observation)
 
     def take(self, rows: np.ndarray) -> "Outcomes":

@@ -360,6 +360,20 @@ def test_replicated_sets_choose_by_utility():
     assert (replicate_outcomes(posterior, choices) == 0).all()
 
 
+def test_replicated_sets_are_careless_as_often_as_was_assumed():
+    """At an enormous strength only lapses choose worse responses: 2/3 of 2 * 0.1 of the sets.
+
+    4,000 draws of 2 sets, within 4.5 standard errors.
+    """
+    choices = read_choices([2.0, 3.0, 0.5, 1.0], choice_set=[0, 0, 1, 1])
+    posterior = Posterior(
+        mean=np.full(4_000, 100.0), cv=np.zeros(4_000), family="fixed", flip_probability=0.1
+    )
+    share = (replicate_outcomes(posterior, choices) > 0).mean()
+    expected = 0.2 * 2 / 3
+    assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 8_000)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_arviz_holds_a_choice_per_choice(kind):
     found = world(kind, 10, 4)
