@@ -185,7 +185,7 @@ def diagnose_choices(
     verdict = _judge(main, answer, checks, choices, margin_p_value)
     return Diagnosis(
         verdict=verdict,
-        error_rate=_error_rate(verdict.value, answer),
+        error_rate=_error_rate(verdict.value, answer, choices),
         largest_p_value=answer.p_value,
         probability_not_small=answer.probability_not_small,
         result=result,
@@ -263,12 +263,12 @@ def _judge(
     return Verdict(value, main.cv_interval, main.likelihood_ratio, main.p_value, reason)
 
 
-def _error_rate(value: str, answer: _Answer) -> str:
+def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:
     if value == "heterogeneous":
         return (
             "Annotators who are alike are called heterogeneous at most 5 times in 100: each "
             "of several tests has to reject at 5%, the permutation test at 2%; here the largest p "
-            f"is {answer.p_value:.2g}."
+            f"is {answer.p_value:.2g}.{_not_measured(choices)}"
         )
     if value == "homogeneous":
         return (
@@ -281,6 +281,18 @@ def _error_rate(value: str, answer: _Answer) -> str:
         f"{lead}: the largest p against equal strengths is {answer.p_value:.2g} and the "
         f"probability that cv is {ROPE} or more is "
         f"{answer.probability_not_small:.2g}; an answer needs one of them below 0.05."
+    )
+
+
+def _not_measured(choices: Choices) -> str:
+    """Where the error rate is that of the tests' levels, but was not measured."""
+    if choices.outcomes is None:
+        return ""
+    if choices.outcomes.are_sets:
+        return " This rate was measured for pairs, not for choices among several responses."
+    return (
+        " This rate was measured for pairs, not for ties and grades. Annotators who are equally "
+        "strong but draw the line of a tie or a grade at different places can look different here."
     )
 
 

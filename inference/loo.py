@@ -4,8 +4,8 @@ The unit that is left out is a choice, or an annotator where annotators chose re
 predicted is then a new annotator. The posterior without a unit is reached from the full one by
 Pareto-smoothed importance sampling (Vehtari, Gelman and Gabry, Statistics and Computing 27, 2017);
 many units are subsampled with the difference estimator (Magnusson et al., AISTATS 2020).
-Thresholds of ties and grades stand at their posterior medians: what they cost in prediction, about
-a nat each, is the same for all families.
+Thresholds of ties and grades stand at their posterior medians: their uncertainty is no part of the
+comparison.
 """
 
 from collections.abc import Callable

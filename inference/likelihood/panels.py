@@ -42,7 +42,7 @@ _COARSEST = 0.1
 """Largest grid step; the log of a strength's density bends on a scale of one."""
 
 _SMOOTH = 0.2
-"""Grid step of smooth likelihoods in the width that information gives them: off by 2e-6 nats."""
+"""Grid step of smooth likelihoods in the width that information gives them: see the tests."""
 
 _STEEP = 0.05
 """Likelihoods below this share of their largest fall too fast to be polynomials themselves."""

@@ -41,8 +41,8 @@ def margin_evidence(choices: Choices) -> float:
     say nothing, a choice agrees with its margin as often as not, whatever its size, and z
     is standard normal where people are many. The groups are people, whose choices need not be
     independent, or single pairs without ids. A rank bounds what one margin can do: the largest of
-    n weighs no more than any other large one, of either sign and whatever its size. Of a set of K
-    each row has the weight 1 / (K - 1), of ties 0, of grades what they are of the highest one.
+    n weighs no more than any other large one, of either sign and whatever its size. Each row of a
+    set of K has the weight 1 / (K - 1), a tie has 0, and a grade its share of the highest grade.
     """
     from scipy.stats import rankdata  # training does without its 22 MB
 

@@ -80,10 +80,10 @@ def _doubt(verdict: Verdict, data: MarginData) -> Verdict:
     """No answer where rows that count as choices look like parts of choices."""
     reason = (
         f"{data.num_alike:,} of {len(data.margin):,} rows share their annotator and their chosen "
-        "response, by its log-probabilities, with rows of another rejected response: they look "
-        "like choices among several responses that were cut into pairs, which would make equal "
-        "annotators look different. Give the column --choice_set, or --choice_set none if they "
-        "were chosen one by one."
+        "response, by its log-probabilities, with rows of another rejected response. They look "
+        "like choices among several responses that were cut into pairs, and such pairs make equal "
+        "annotators look different. Name the column of the choices with --choice_set, or pass "
+        "--choice_set none where each pair was judged by itself."
     )
     return replace(verdict, value="inconclusive", reason=reason)
 

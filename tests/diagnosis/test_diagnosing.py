@@ -264,3 +264,33 @@ def test_numbers_and_texts_give_equal_tables(tmp_path):
     assert set(tables[0]["annotator"]) == {str(k) for k in range(1, 13)}
     pd.testing.assert_frame_equal(tables[0], tables[1])
     pd.testing.assert_frame_equal(tables[0], tables[2])
+
+
+def best_of_three(num_people=60, each=8):
+    """Equal people who choose the best of three, every choice written as two pairs."""
+    rng = np.random.default_rng(0)
+    utility = rng.normal(0, 2, (num_people * each, 3))
+    best = (utility + rng.gumbel(size=utility.shape)).argmax(1)
+    rows = np.arange(len(utility))
+    others = np.stack([(best + 1) % 3, (best + 2) % 3], 1)
+    return pd.DataFrame(
+        {
+            "policy_chosen_logps": utility[rows, best].repeat(2),
+            "reference_chosen_logps": 0.0,
+            "policy_rejected_logps": np.take_along_axis(utility, others, 1).ravel(),
+            "reference_rejected_logps": 0.0,
+            "annotator": [f"p{k // each}" for k in rows.repeat(2)],
+            "choice_set": [f"choice {k}" for k in rows.repeat(2)],
+        }
+    )
+
+
+def test_choices_cut_into_pairs_get_no_answer_until_they_are_told(capsys, tmp_path):
+    table = best_of_three()
+    table.to_parquet(tmp_path / "told.parquet")
+    table.drop(columns="choice_set").to_parquet(tmp_path / "cut.parquet")
+    _, cut, _ = run_cli(capsys, "diagnose", tmp_path / "cut.parquet", "--num_samples", 200)
+    assert cut.startswith("inconclusive: 960 of 960 rows share their annotator")
+    _, told, _ = run_cli(capsys, "diagnose", tmp_path / "told.parquet", "--num_samples", 200)
+    assert "480 choices among 3 responses, 60 annotators" in told
+    assert not told.startswith("heterogeneous")
