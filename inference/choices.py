@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 
 from mixdpo_pyro.inference.outcomes import Outcomes, Ties, read_outcomes
@@ -33,6 +34,7 @@ __all__ = [
     "typical_size",
     "with_margins",
     "with_observation",
+    "with_parameters",
     "without_ids",
 ]
 
@@ -145,9 +147,16 @@ def with_margins(choices: Choices, margin: Float[np.ndarray, " pairs"]) -> Choic
 
 
 def with_observation(choices: Choices, observation: Observation) -> Choices:
-    """The same choices under an observation model with other parameters."""
+    """The same choices under another observation model."""
     assert choices.outcomes is not None
     return replace(choices, outcomes=replace(choices.outcomes, observation=observation))
+
+
+def with_parameters(choices: Choices, vector: Float[np.ndarray, " parameters"]) -> Choices:
+    """The same choices, the parameters of their observation model put there on the real line."""
+    assert choices.outcomes is not None
+    point = torch.tensor(vector)  # a copy: numpy hands out read-only views
+    return with_observation(choices, choices.outcomes.observation.constrained(point))
 
 
 def agreement(margin: Float[np.ndarray, "*batch"]) -> Float[np.ndarray, "*batch"]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixdpo_pyro.inference.choices import Choices, read_choices, with_observation
+from mixdpo_pyro.inference.choices import Choices, read_choices, with_parameters
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.likelihood.panels import PanelTable
 from mixdpo_pyro.inference.methods.chebyshev import InterpolatedLikelihood, interpolate
@@ -166,7 +166,7 @@ def fit(
         thresholds = fit_thresholds(
             ThresholdJoint(choices, family, mean_anchor, beta), num_samples, seed
         )
-        choices = _at_median(choices, thresholds.vector)
+        choices = with_parameters(choices, np.median(thresholds.vector, axis=0))
     likelihood = build_likelihood(choices, family, flip_probability)
     log_joint = LogJoint(likelihood, mean_anchor, beta)
     task = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
@@ -223,13 +223,6 @@ def _check_thresholds(method: str, options: dict[str, Any], flip_probability: fl
             "Expected flip_probability=0 for ties and grades: their lapses are estimated by "
             "diagnose_choices"
         )
-
-
-def _at_median(choices: Choices, vector: np.ndarray) -> Choices:
-    """The choices under the posterior medians of the observation model's parameters."""
-    assert choices.outcomes is not None
-    centre = torch.from_numpy(np.median(vector, axis=0))
-    return with_observation(choices, choices.outcomes.observation.constrained(centre))
 
 
 def _name_parameters(choices: Choices, thresholds: ThresholdDraws | None) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mixdpo_pyro.inference.choices import Choices, with_observation, without_ids
+from mixdpo_pyro.inference.choices import Choices, with_parameters, without_ids
 from mixdpo_pyro.inference.likelihood.panels import PanelTable, panel_sizes, tabulate
 from mixdpo_pyro.models import Family
 
@@ -27,13 +27,14 @@ class ParametricTable:
 
     Log-likelihoods are smooth in thresholds (analytic within :math:`\pi` of the real line of
     cut points), so that in a box of a few posterior deviations a polynomial of low degree has all
-    of them, at a hundredth of the cost of the choices.
+    of them, and the choices need not be read again.
 
     Attributes:
         choices: The choices, with units of their own where annotators do not repeat.
         family: Family of the strength.
         centre: Centre of the box.
         half_width: Its half width in each parameter.
+        sizes: Pairs that say as much as each unit's choices can, which set the grids.
         tables: Tables at the nodes, all on the grids of the centre.
     """
 
@@ -54,9 +55,9 @@ class ParametricTable:
     ) -> "ParametricTable":
         """Tabulate the choices at the nodes of the box."""
         units = choices if choices.has_panels else without_ids(choices)
-        sizes = _MARGIN * panel_sizes(_with_vector(units, centre))
+        sizes = _MARGIN * panel_sizes(with_parameters(units, centre))
         tables = tuple(
-            tabulate(_with_vector(units, centre + half_width * node), family, sizes=sizes)
+            tabulate(with_parameters(units, centre + half_width * node), family, sizes=sizes)
             for node in _nodes(len(centre))
         )
         return cls(units, family, centre, half_width, sizes, tables)
@@ -65,7 +66,7 @@ class ParametricTable:
         """The table at some parameters; outside the box it is made anew."""
         place = (vector - self.centre) / self.half_width
         if np.abs(place).max() > 1:
-            return tabulate(_with_vector(self.choices, vector), self.family, sizes=self.sizes)
+            return tabulate(with_parameters(self.choices, vector), self.family, sizes=self.sizes)
         weight = _monomials(place[None]) @ np.linalg.inv(_monomials(_nodes(len(vector))))
         weights = torch.from_numpy(weight[0])
         first = self.tables[0]
@@ -80,12 +81,6 @@ class ParametricTable:
             for k, grid in enumerate(first.grids)
         )
         return PanelTable(grids, first.members)
-
-
-def _with_vector(choices: Choices, vector: Float[np.ndarray, " parameters"]) -> Choices:
-    assert choices.outcomes is not None
-    point = torch.from_numpy(vector.copy())
-    return with_observation(choices, choices.outcomes.observation.constrained(point))
 
 
 def _powers(num_parameters: int) -> list[tuple[int, ...]]:

@@ -235,13 +235,16 @@ def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:
     logps = columns.numbers(_LOGPS)
     if logps is None:
         return 0
-    keys = [*logps[:2]]
+    import pandas as pd
+
+    rows = pd.DataFrame(dict(zip(_LOGPS, logps, strict=True)))
+    chosen = list(_LOGPS[:2])
     if annotator is not None:
-        keys.append(np.unique(annotator.astype(str), return_inverse=True)[1])
-    _, chosen = np.unique(np.stack(keys), axis=1, return_inverse=True)
-    both = np.stack([chosen.reshape(-1), *logps[2:]])
-    different = np.unique(both, axis=1)[0].astype(int)
-    return int((np.bincount(different)[chosen.reshape(-1)] > 1).sum())
+        rows["annotator"] = annotator
+        chosen.append("annotator")
+    rows["choice"] = rows.groupby(chosen, sort=False).ngroup()
+    different = rows.drop_duplicates(["choice", *_LOGPS[2:]])["choice"].value_counts()
+    return int((rows["choice"].map(different) > 1).sum())
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

@@ -218,3 +218,48 @@ def test_rows_of_another_width_and_broken_lines_are_named(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"margin": 1}\n{"margin": \n')
     with pytest.raises(DataError, match=r"m\.jsonl: cannot be read as a table: line 2 cannot be"):
         read_margins(tmp_path / "m.jsonl")
+
+
+LOGPS = {
+    "policy_chosen_logps": [1.0, 1.0, 1.0, 2.0, 2.0, 3.0],
+    "reference_chosen_logps": [0.5] * 6,
+    "policy_rejected_logps": [-5.0, 6.0, -5.0, -7.0, -7.0, 8.0],
+    "reference_rejected_logps": [0.5] * 6,
+}
+
+
+@pytest.mark.parametrize(
+    ("annotators", "num_alike"),
+    [(None, 3), ("aabccc", 2), ("aabbcc", 2), ("abcabc", 0)],
+)
+def test_rows_that_share_annotator_and_chosen_response_are_counted(
+    tmp_path, annotators, num_alike
+):
+    """The same pair judged again is no choice among several, and a column of sets settles it."""
+    table = pd.DataFrame(LOGPS)
+    if annotators:
+        table["annotator"] = list(annotators)
+    path = tmp_path / "margins.parquet"
+    table.to_parquet(path)
+    assert read_margins(path).num_alike == num_alike
+    assert read_margins(path, choice_set="none").num_alike == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("rank", [2, 3, None, 2, 1, 2], "row 4 has 1.* in column 'rank', expected a whole number"),
+        (
+            "grade",
+            [1, 0, 0.5, 1, 1, 1],
+            "row 2 has 0.5 in column 'grade', expected a whole number",
+        ),
+        ("outcome", ["win"] * 5 + ["draw"], "row 5 has .*draw.* expected win, tie or loss"),
+    ],
+)
+def test_impossible_ranks_grades_and_outcomes_name_their_row(tmp_path, column, values, message):
+    table = pd.DataFrame({**LOGPS, "choice_set": list("abcdef"), column: values})
+    path = tmp_path / "margins.parquet"
+    table.to_parquet(path)
+    with pytest.raises(DataError, match=message):
+        read_margins(path)
