@@ -220,7 +220,7 @@ def test_rows_of_another_width_and_broken_lines_are_named(tmp_path):
         read_margins(tmp_path / "m.jsonl")
 
 
-LOGPS = {
+ALIKE = {
     "policy_chosen_logps": [1.0, 1.0, 1.0, 2.0, 2.0, 3.0],
     "reference_chosen_logps": [0.5] * 6,
     "policy_rejected_logps": [-5.0, 6.0, -5.0, -7.0, -7.0, 8.0],
@@ -236,7 +236,7 @@ def test_rows_that_share_annotator_and_chosen_response_are_counted(
     tmp_path, annotators, num_alike
 ):
     """The same pair judged again is no choice among several, and a column of sets settles it."""
-    table = pd.DataFrame(LOGPS)
+    table = pd.DataFrame(ALIKE)
     if annotators:
         table["annotator"] = list(annotators)
     path = tmp_path / "margins.parquet"
@@ -258,7 +258,7 @@ def test_rows_that_share_annotator_and_chosen_response_are_counted(
     ],
 )
 def test_impossible_ranks_grades_and_outcomes_name_their_row(tmp_path, column, values, message):
-    table = pd.DataFrame({**LOGPS, "choice_set": list("abcdef"), column: values})
+    table = pd.DataFrame({**ALIKE, "choice_set": list("abcdef"), column: values})
     path = tmp_path / "margins.parquet"
     table.to_parquet(path)
     with pytest.raises(DataError, match=message):
