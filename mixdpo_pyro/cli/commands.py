@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixdpo_pyro.cli.options import CompareOptions, InitOptions, MarginsOptions
-from mixdpo_pyro.cli.paths import check_file, check_model, check_run, check_source
+from mixdpo_pyro.cli.paths import (
+    check_columns,
+    check_file,
+    check_model,
+    check_pairs,
+    check_run,
+)
 from mixdpo_pyro.data.config import DoctorConfig, SimulateConfig
 from mixdpo_pyro.diagnosis.config import (
     CHECK_FILE,
@@ -97,7 +103,7 @@ def _demo(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _doctor(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    check_source(named.data)
+    check_pairs(named.data, config.reader, *_columns(config))
     if config.model is not None:
         check_model(config.model, "model")
     if config.json is not None:
@@ -148,7 +154,7 @@ def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
     check_model(named.model, "model")
     check_model(named.reference, "reference")
-    check_source(named.data)
+    check_pairs(named.data, config.reader, *_columns(config))
     inputs = (named.model, named.reference, named.data)
     check_output(config.output, inputs, config.overwrite)
     from mixdpo_pyro.margins.compute import write_margins
@@ -179,8 +185,9 @@ def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    for path in filter(None, (named.margins, config.second)):
-        _check_margins(path)
+    check_columns(named.margins, config.annotator, config.choice_set, *config.group)
+    if config.second is not None:
+        check_columns(config.second)
     if config.output_dir is None:
         from mixdpo_pyro.diagnosis.diagnosing import diagnose_margins, diagnosis_lines
 
@@ -203,7 +210,7 @@ def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    _check_margins(named.margins)
+    check_columns(named.margins, config.annotator, *config.group)
     check_file(named.posterior)
     paths = named.margins, named.posterior
     if config.output_dir is None:
@@ -233,7 +240,7 @@ def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _init(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
-    check_source(config.dataset_name)
+    check_pairs(config.dataset_name, None, "chosen", "rejected")
     with staged_folder(
         config.output_dir, config.overwrite, marker="init.json", inputs=(config.dataset_name,)
     ) as folder:
@@ -322,10 +329,10 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def _check_margins(path: str) -> None:
-    from mixdpo_pyro.data.tables import check_table
-
-    check_table(Path(path))
+def _columns(config: DoctorConfig | MarginsOptions) -> list[str | None]:
+    """The columns of pairs that must be there."""
+    texts = config.chosen or "chosen", config.rejected or "rejected"
+    return [*texts, config.prompt, config.annotator]
 
 
 def _result(output: Path) -> Iterable[str]:

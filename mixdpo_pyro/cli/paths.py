@@ -6,7 +6,14 @@ from pathlib import Path
 from mixdpo_pyro.errors import ConfigError, DataError, OutputError
 from mixdpo_pyro.io import RUN_FILE
 
-__all__ = ["check_file", "check_model", "check_run", "check_source"]
+__all__ = [
+    "check_columns",
+    "check_file",
+    "check_model",
+    "check_pairs",
+    "check_run",
+    "check_source",
+]
 
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$", re.IGNORECASE)
 
@@ -22,6 +29,54 @@ def check_file(path: str) -> None:
     """
     if not Path(path).expanduser().is_file():
         raise DataError(f"{path}: no such file")
+
+
+def check_columns(path: str, *columns: str | None) -> None:
+    """Refuse a file of margins that is no table, or lacks a column, where its first bytes say so.
+
+    Args:
+        path: The file.
+        columns: Columns beside the margins; None for one that was not asked for.
+
+    Raises:
+        DataError: Naming the file and the column.
+    """
+    from mixdpo_pyro.data.tables import check_table, peek_names
+    from mixdpo_pyro.margins.table import NO_SETS, check_names
+
+    check_table(Path(path))
+    names = peek_names(Path(path))
+    if names is not None:
+        check_names(names, [name for name in columns if name not in (None, NO_SETS)], path)
+
+
+def check_pairs(name: str, reader: str | None, *columns: str | None) -> None:
+    """Refuse preference pairs that are not there, an unknown reader, and a column that lacks.
+
+    Args:
+        name: File, folder or hub name.
+        reader: `NAME` or `NAME:option,option`; its source has columns of its own.
+        columns: Columns that must be there; None for one that was not asked for.
+
+    Raises:
+        ConfigError: Naming the readers and options that there are.
+        DataError: Naming the file and the column.
+    """
+    check_source(name)
+    if reader is not None:
+        from mixdpo_pyro.data.readers.registry import find_reader
+
+        find_reader(reader)
+        return
+    path = Path(name).expanduser()
+    if _DATA_FILE.search(name) and path.is_file():
+        from mixdpo_pyro.data.tables import check_table, peek_names
+
+        check_table(path)
+        names = peek_names(path) or []
+        for column in columns if names else ():
+            if column is not None and column not in names:
+                raise DataError(f"{name}: column '{column}' is missing; it has {', '.join(names)}")
 
 
 def check_source(name: str) -> None:

@@ -4,16 +4,18 @@ import argparse
 from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from trl import ModelConfig
 
 from mixdpo_pyro.cli.arguments import CommandParser
-from mixdpo_pyro.cli.paths import check_model, check_source
+from mixdpo_pyro.cli.paths import check_model, check_pairs
 from mixdpo_pyro.cli.training_options import read_training_options
 from mixdpo_pyro.cli.yaml_file import FileValue, convert, read_yaml
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.io import check_replaceable
+from mixdpo_pyro.io.outputs import refuse_inputs
 from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan, did_you_mean, plan_from_values
 
 __all__ = ["TrainParser", "parse_train_arguments"]
@@ -109,10 +111,13 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
     path = typed.pop("config", None)
     values = {} if path is None else parser.from_file(read_yaml(path))
     values |= typed
-    if values.get("dataset_name"):
-        check_source(values["dataset_name"])
-    if values.get("model_name_or_path"):
-        check_model(values["model_name_or_path"], "model_name_or_path")
-    if values.get("output_dir"):
-        check_replaceable(values["output_dir"], values.get("overwrite", False))
+    data, model, output = map(values.get, ("dataset_name", "model_name_or_path", "output_dir"))
+    if output:
+        check_replaceable(output, values.get("overwrite", False))
+        refuse_inputs(Path(output), (data, model))
+    if data:
+        columns = values.get("annotator_column"), values.get("group_column")
+        check_pairs(data, values.get("reader"), "chosen", "rejected", *columns)
+    if model:
+        check_model(model, "model_name_or_path")
     return plan_from_values(values)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import field, fields, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 __all__ = ["read_training_options"]
 
@@ -28,9 +28,10 @@ _Part = tuple[str, Any, Any]
 def read_training_options() -> tuple[type, type]:
     """Two dataclasses with the fields of `MixDPOConfig`: its own, and those of `trl.DPOConfig`.
 
-    Names, types, helps and plain defaults are those of the class; its checks are absent, and a
-    type that is neither built in nor a `Literal` is text, as it is on a command line. A release
-    of TRL that declares its fields elsewhere costs the seconds of importing it.
+    Names, types, helps and plain defaults are those of the class; its checks are absent. An
+    enumeration of words is a `Literal` of them, and any other type that is neither built in nor a
+    `Literal` is text, as it is on a command line. A release of TRL that declares its fields
+    elsewhere costs the seconds of importing it.
     """
     try:
         theirs = {part[0]: part for place in _TRL_CLASSES for part in _declared_in(*place)}
@@ -74,14 +75,15 @@ def _declared_in(module: str, name: str) -> Iterator[_Part]:
         LookupError: If it holds no such class.
     """
     tree = _parse(module)
+    package = module.rpartition(".")[0]
     found = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
     for node in found[0].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             if not node.target.id.startswith("_"):
-                yield _declared(node.target.id, node, tree)
+                yield _declared(node.target.id, node, tree, package)
 
 
-def _declared(key: str, node: ast.AnnAssign, tree: ast.Module) -> _Part:
+def _declared(key: str, node: ast.AnnAssign, tree: ast.Module, package: str) -> _Part:
     arguments = {k.arg: k.value for k in getattr(node.value, "keywords", ())}
     metadata = arguments.get("metadata")
     texts: dict[str, Any] = {}
@@ -89,7 +91,7 @@ def _declared(key: str, node: ast.AnnAssign, tree: ast.Module) -> _Part:
         pairs = zip(metadata.keys, metadata.values, strict=True)
         texts = {_literal(name): _literal(value) for name, value in pairs}
     known = {name: value for name, value in texts.items() if value is not None}
-    kind = _evaluate(node.annotation, tree)
+    kind = _evaluate(node.annotation, tree, package)
     return _part(key, kind, _literal(arguments.get("default")), known)
 
 
@@ -101,21 +103,46 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 class _Names(dict[str, Any]):
-    """What the names of an annotation stand for; classes of other modules stand for text."""
+    """What the names of an annotation stand for; classes of other modules stand for text.
 
-    def __init__(self, tree: ast.Module) -> None:
+    Attributes:
+        words: Enumerations that were asked for, as `Literal`s of their words.
+    """
+
+    def __init__(self, tree: ast.Module, package: str) -> None:
         super().__init__(vars(typing))
         self.tree = tree
+        self.package = package
+        self.words: list[Any] = []
 
     def __missing__(self, name: str) -> Any:
+        if words := _find_words(name, self.tree, self.package):
+            self.words.append(Literal[words])
+            return self.words[-1]
         return getattr(builtins, name, None) or _find_alias(name, self.tree) or str
 
 
-def _evaluate(annotation: ast.expr, tree: ast.Module) -> Any:
+def _evaluate(annotation: ast.expr, tree: ast.Module, package: str = "") -> Any:
+    names = _Names(tree, package)
     try:
-        return eval(ast.unparse(annotation), {}, _Names(tree))
+        kind = eval(ast.unparse(annotation), {}, names)
     except TypeError:  # a class that stands for text has no brackets
         return str
+    is_word_or_text = len(names.words) == 1 and {*get_args(kind)} == {names.words[0], str}
+    return names.words[0] if is_word_or_text else kind
+
+
+def _find_words(name: str, tree: ast.Module, package: str) -> tuple[str, ...]:
+    """The words of an enumeration in a module, or in one beside it that NAME comes from."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            has_words = any(ast.unparse(base).endswith("Enum") for base in node.bases)
+            values = [_literal(n.value) for n in node.body if isinstance(n, ast.Assign)]
+            return tuple(v for v in values if isinstance(v, str)) if has_words else ()
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
+            if name in (alias.name for alias in node.names):
+                return _find_words(name, _parse(f"{package}.{node.module}"), package)
+    return ()
 
 
 def _find_alias(name: str, tree: ast.Module) -> Any:

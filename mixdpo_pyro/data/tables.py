@@ -34,6 +34,7 @@ __all__ = [
     "check_table",
     "is_table",
     "json_text",
+    "peek_names",
     "read_table",
 ]
 
@@ -47,6 +48,9 @@ _DAMAGE = (
 
 _CSV_CHUNK = 50_000
 """Rows of text that become one Arrow array."""
+
+_SMALL_JSON = 5_000_000
+"""Bytes of a JSON file that are read in some hundredths of a second."""
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a character, which JSON can write and UTF-8 cannot."""
@@ -131,6 +135,25 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> Table:
     except _DAMAGE as error:
         message = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as {_kind(path)} ({message})") from error
+
+
+def peek_names(path: Path) -> list[str] | None:
+    """Columns of a file, where little reading tells them, otherwise None.
+
+    They stand in the header of a csv or parquet file; in a jsonl file one may begin in the last
+    line, so that only a small one is read.
+    """
+    try:
+        if _kind(path) == "csv":
+            with _open(path, mode="rt", encoding="utf-8-sig", newline="") as lines, _long_cells():
+                return next(filter(None, csv.reader(lines, strict=True)), None)
+        if _kind(path) == "parquet":
+            schema = parquet.read_schema(path)
+            return [*schema.names, *_range_indices(schema)]
+        is_small = path.stat().st_size <= _SMALL_JSON
+        return list(read_table(path, ()).all_names) if is_small else None
+    except (*_DAMAGE, DataError):  # said where the file is read
+        return None
 
 
 def _kind(path: Path) -> str:

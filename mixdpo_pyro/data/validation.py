@@ -4,16 +4,18 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, concatenate_datasets
 
 from mixdpo_pyro.data.messages import fault_of_pair, fault_of_text, text_of
 from mixdpo_pyro.data.problems import Problem, shorten
 from mixdpo_pyro.data.tables import arrow_column
 from mixdpo_pyro.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = [
     "DEFAULT_ANNOTATOR_COLUMN",
@@ -58,7 +60,7 @@ class PreferenceData:
         annotator_column: Column with annotator ids, as text, or None.
     """
 
-    pairs: Dataset
+    pairs: "Dataset"
     source: str
     dropped: dict[str, int]
     annotator_column: str | None = None
@@ -91,7 +93,7 @@ class TextRule(NamedTuple):
 
 
 def check_preferences(
-    dataset: Dataset, source: str = "dataset", annotator_column: str | None = None
+    dataset: "Dataset", source: str = "dataset", annotator_column: str | None = None
 ) -> PreferenceData:
     """Check columns and rows; drop pairs that carry no preference.
 
@@ -117,7 +119,7 @@ def check_preferences(
 
 
 def find_problems(
-    dataset: Dataset, source: str = "dataset", annotator_column: str | None = None
+    dataset: "Dataset", source: str = "dataset", annotator_column: str | None = None
 ) -> Iterator[Problem]:
     """Every value that is missing or of a wrong type, row by row.
 
@@ -207,7 +209,7 @@ def annotator_column_of(names: Collection[str], given: str | None) -> str | None
     return DEFAULT_ANNOTATOR_COLUMN if has_default else given
 
 
-def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
+def drop_useless(dataset: "Dataset") -> tuple["Dataset", dict[str, int]]:
     """Drop pairs with identical or empty responses, and count them."""
     reasons = [
         _why_useless(c, r) for c, r in zip(dataset["chosen"], dataset["rejected"], strict=True)
@@ -218,8 +220,10 @@ def drop_useless(dataset: Dataset) -> tuple[Dataset, dict[str, int]]:
     return dataset, dropped
 
 
-def replace_column(dataset: Dataset, name: str, values: list[Any]) -> Dataset:
+def replace_column(dataset: "Dataset", name: str, values: list[Any]) -> "Dataset":
     """The dataset with other values in a column, in its place."""
+    from datasets import Dataset, concatenate_datasets  # a second of imports
+
     column = Dataset(pa.table({name: arrow_column(values)}))
     others = dataset.remove_columns(name)
     joined = concatenate_datasets([others, column], axis=1) if others.column_names else column

@@ -22,7 +22,7 @@ from mixdpo_pyro.data.validation import (
 )
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["CHOICE_COLUMNS", "NO_SETS", "MarginData", "read_margins"]
+__all__ = ["CHOICE_COLUMNS", "NO_SETS", "MarginData", "check_names", "read_margins"]
 
 NO_SETS = "none"
 """In place of a column of choice sets: every row is a choice."""
@@ -115,6 +115,27 @@ def read_margins(
     return data
 
 
+def check_names(names: Sequence[str], asked: Sequence[str], path: str | Path) -> None:
+    """Refuse a table of margins that lacks a column.
+
+    Args:
+        names: Its columns.
+        asked: Columns that must be there beside the margins.
+        path: Its file, for the message.
+
+    Raises:
+        DataError: Naming the column, and those that there are.
+    """
+    for name in asked:
+        if name not in names:
+            raise DataError(f"{path}: column '{name}' is missing; it has {', '.join(names)}")
+    if "margin" not in names and not set(_LOGPS) <= set(names):
+        raise DataError(
+            f"{path}: column 'margin' is missing, and so are the log-probabilities it could "
+            f"be computed from; it has {', '.join(names)}"
+        )
+
+
 @dataclass(frozen=True)
 class _Columns:
     """Columns of a file, as they were read."""
@@ -136,7 +157,9 @@ class _Columns:
         asked = [name for name in (annotator, sets, *groups) if name is not None]
         default = DEFAULT_ANNOTATOR_COLUMN
         table = read_table(path, ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, default, *asked])
-        _check_names(table, asked, path)
+        if table.problems:
+            raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
+        check_names(table.all_names, asked, path)
         if len(table.rows) == 0:
             raise DataError(f"{path}: there are no rows")
         column = annotator_column_of(table.all_names, annotator)
@@ -253,20 +276,6 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 def _to_list(column: pa.ChunkedArray | list[Any]) -> list[Any]:
     return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _check_names(table: Table, asked: Sequence[str], path: Path) -> None:
-    if table.problems:
-        raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
-    names = table.all_names
-    for name in asked:
-        if name not in names:
-            raise DataError(f"{path}: column '{name}' is missing; it has {', '.join(names)}")
-    if "margin" not in names and not set(_LOGPS) <= set(names):
-        raise DataError(
-            f"{path}: column 'margin' is missing, and so are the log-probabilities it could "
-            f"be computed from; it has {', '.join(names)}"
-        )
 
 
 def _as_number(value: Any) -> float:

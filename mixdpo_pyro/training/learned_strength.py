@@ -18,6 +18,7 @@ from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.io import write_json, written_whole
 from mixdpo_pyro.models import Draws, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.training.losses.accepted import check_strength
 from mixdpo_pyro.training.losses.baselines import BaselineName, build_baseline
 
 __all__ = [
@@ -71,19 +72,7 @@ class StrengthConfig:
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: expected a finite number > 0, got {value}")
-        if not 0 <= self.flip_probability < 0.5:
-            raise ConfigError(
-                f"flip_probability: expected 0 <= value < 0.5, got {self.flip_probability}"
-            )
-        if self.baseline is not None and self.family != "fixed":
-            raise ConfigError(
-                f"baseline: '{self.baseline}' has a strength that is not random, so it needs "
-                f"family 'fixed', got '{self.family}'"
-            )
-        if self.baseline == "beta-dpo" and self.flip_probability > 0:
-            raise ConfigError("flip_probability: 'beta-dpo' has no label noise; set it to 0")
-        if self.estimator == "series" and self.family == "lognormal":
-            raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
+        check_strength(self.family, self.estimator, self.baseline, self.flip_probability)
 
     def build(self) -> Objective:
         """Preference model, guide and their objective."""

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
+from mixdpo_pyro.config_fields import check_range, explained, option
 from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.workflows.training_values import check_training_values
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -15,20 +16,6 @@ if TYPE_CHECKING:
     from mixdpo_pyro.training.config import MixDPOConfig
 
 __all__ = ["DemoConfig", "RunConfig", "TrainPlan", "did_you_mean", "plan_from_values"]
-
-_POSITIVE = (
-    "learning_rate", "num_train_epochs", "logging_steps", "save_steps", "beta",
-    "strength_learning_rate",
-)  # fmt: skip
-
-_LEAST = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1,
-    "gradient_accumulation_steps": 1, "precompute_ref_batch_size": 1, "num_draws": 1,
-    "dataset_num_proc": 1, "dataloader_num_workers": 0, "max_length": 2, "lora_r": 1,
-    "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "annotator_block_size": 1,
-    "strength_warmup_steps": 0, "bootstrap_samples": 2,
-}  # fmt: skip
-"""Key -> the least value that does not ruin a run."""
 
 
 @explained
@@ -110,7 +97,7 @@ def plan_from_values(values: dict[str, Any]) -> TrainPlan:
     Raises:
         ConfigError: Naming the key.
     """
-    _check_values(values)
+    check_training_values(values)
     run = RunConfig(**_values_of(RunConfig, values))
     from trl import ModelConfig
 
@@ -136,24 +123,6 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     """A hint at the known key that is most like this one, or nothing."""
     close = difflib.get_close_matches(key, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _check_values(values: dict[str, Any]) -> None:
-    """Refuse what would end in an error later, in infinite weights, or in no training."""
-    for key, what in {
-        "model_name_or_path": "the policy's name or path",
-        "dataset_name": "the file or name of the pairs",
-        "output_dir": "the folder for the results",
-    }.items():
-        if not values.get(key):
-            raise ConfigError(f"{key}: {what} is missing")
-    for key in _POSITIVE:
-        check_positive(key, values.get(key))
-    for key, least in _LEAST.items():
-        check_range(key, values.get(key), least)
-    if values.get("max_steps", -1) != -1:
-        check_range("max_steps", values["max_steps"], 1)
-    check_seed(values.get("seed", 0))
 
 
 def _values_of(part: type, values: dict[str, Any]) -> dict[str, Any]:

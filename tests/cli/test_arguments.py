@@ -181,15 +181,33 @@ EARLY = [
     "train --famly gamma",
     "train --dataset_name none.jsonl --model_name_or_path m -o o",
     "train --dataset_name d.csv --model_name_or_path m -o o --learning_rate 0",
+    "train --dataset_name p.csv --model_name_or_path m -o o --reader nobody",
+    "train --dataset_name p.csv --model_name_or_path m -o o --annotator_column who",
+    "train --dataset_name p.csv --model_name_or_path m -o o --group_column who",
+    "train --dataset_name p.csv --model_name_or_path m -o o --flip_probability 0.7",
+    "train --dataset_name p.csv --model_name_or_path m -o o --loss_type hinge",
+    "train --dataset_name p.csv --model_name_or_path m -o o --eval_strategy never",
+    "train --dataset_name p.csv --model_name_or_path m -o o --optim none",
+    "train --dataset_name p.csv --model_name_or_path m -o o --load_best_model_at_end true",
     "margins ./none r d.csv -o m.parquet",
+    "margins m r d.csv -o m.parquet",
+    "margins m r p.csv -o m.parquet --reader prism:nothing",
     "margins m r none.csv -o m.parquet",
-    "margins m r d.csv -o none/m.parquet",
+    "margins m r p.csv -o none/m.parquet",
     "doctor none.csv",
-    "doctor d.csv --json none/d.json",
+    "doctor p.csv --json none/d.json",
+    "doctor p.csv --annotator who",
+    "doctor p.csv --reader nobody",
     "diagnose none.csv",
     "diagnose notes.txt",
     "diagnose d.csv -o here",
+    "diagnose d.csv --annotator who",
+    "diagnose d.csv --group who",
+    "diagnose d.csv --choice_set who",
+    "diagnose d.csv --second p.csv",
+    "diagnose p.jsonl",
     "check d.csv none.nc",
+    "check d.csv d.csv --group who",
     "compare here",
     "report none",
     "init --dataset_name none.csv -o o",
@@ -201,6 +219,8 @@ def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_pa
     """One process tries them all; the heavy libraries are those that take seconds."""
     (tmp_path / "bad.yaml").write_text("famly: gamma\n")
     (tmp_path / "d.csv").write_text("margin\n1\n")
+    (tmp_path / "p.csv").write_text("chosen,rejected\na,b\n")
+    (tmp_path / "p.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "notes.txt").write_text("mine")
     code = (
@@ -223,7 +243,9 @@ def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_pa
     errors = result.stderr.splitlines()
     assert len(errors) == len(EARLY)
     assert all(error.startswith("mixdpo: error: ") for error in errors)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "d.csv", "here"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "bad.yaml", "d.csv", "here", "p.csv", "p.jsonl",
+    ]  # fmt: skip
 
 
 def test_parsers_are_all_of_one_class():

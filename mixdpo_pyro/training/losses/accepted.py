@@ -1,10 +1,17 @@
-"""Which of TRL's losses stand beside the mixed likelihood, and why the others do not."""
+"""What stands beside the mixed likelihood, and why other losses and options do not.
 
-from trl import DPOConfig
+Neither torch nor TRL is imported: a wrong value is refused before they are.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["check_losses"]
+if TYPE_CHECKING:
+    from trl import DPOConfig
+
+__all__ = ["check_losses", "check_strength"]
 
 _ONE_RESPONSE = "it scores each response by itself, and a strength weighs differences"
 
@@ -35,7 +42,34 @@ _DEFAULTS = {
 }
 
 
-def check_losses(config: DPOConfig, shares_strengths: bool, has_baseline: bool) -> None:
+def check_strength(
+    family: str, estimator: str, baseline: str | None, flip_probability: float
+) -> None:
+    """Refuse options of the strength that do not go together, and label noise beyond one half.
+
+    Args:
+        family: Distribution of the strength, or `fixed`.
+        estimator: How the expectation over it is computed.
+        baseline: Another paper's loss in place of the likelihood, or None.
+        flip_probability: Probability that a label was flipped.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    if not 0 <= flip_probability < 0.5:
+        raise ConfigError(f"flip_probability: expected 0 <= value < 0.5, got {flip_probability}")
+    if baseline is not None and family != "fixed":
+        raise ConfigError(
+            f"baseline: '{baseline}' has a strength that is not random, so it needs "
+            f"family 'fixed', got '{family}'"
+        )
+    if baseline == "beta-dpo" and flip_probability > 0:
+        raise ConfigError("flip_probability: 'beta-dpo' has no label noise; set it to 0")
+    if estimator == "series" and family == "lognormal":
+        raise ConfigError("estimator: 'series' is for family 'gamma', got family 'lognormal'")
+
+
+def check_losses(config: "DPOConfig", shares_strengths: bool, has_baseline: bool) -> None:
     """The mixed likelihood takes the place of the sigmoid loss; `sft` may stand beside it.
 
     Args:
@@ -46,7 +80,14 @@ def check_losses(config: DPOConfig, shares_strengths: bool, has_baseline: bool) 
     Raises:
         ConfigError: Naming the option, and why its value has no place here.
     """
-    _check_types(config.loss_type)
+    loss_type = config.loss_type
+    types = [loss_type] if isinstance(loss_type, str) else loss_type
+    _check_types(types)
+    if config.loss_weights is not None and len(config.loss_weights) != len(types):
+        raise ConfigError(
+            f"loss_weights: expected one for each loss_type, got {len(config.loss_weights)} for "
+            f"{len(types)}"
+        )
     for weight in config.loss_weights or ():
         if not 0 < weight < float("inf"):
             raise ConfigError(f"loss_weights: expected finite numbers > 0, got {weight}")
@@ -54,10 +95,10 @@ def check_losses(config: DPOConfig, shares_strengths: bool, has_baseline: bool) 
         if (value := getattr(config, name)) != only:
             raise ConfigError(f"{name}: expected {only!r}, got {value!r}; {why}")
     if config.use_weighting:
-        _check_weighting(config.loss_type, shares_strengths, has_baseline)
+        _check_weighting(types, shares_strengths, has_baseline)
 
 
-def _check_types(loss_type: list[str]) -> None:
+def _check_types(loss_type: Sequence[str]) -> None:
     expected = "loss_type: expected 'sigmoid' once, alone or with 'sft'"
     for name in loss_type:
         if name not in ("sigmoid", "sft"):
@@ -67,7 +108,7 @@ def _check_types(loss_type: list[str]) -> None:
         raise ConfigError(f"{expected}, got {loss_type}")
 
 
-def _check_weighting(loss_type: list[str], shares_strengths: bool, has_baseline: bool) -> None:
+def _check_weighting(loss_type: Sequence[str], shares_strengths: bool, has_baseline: bool) -> None:
     conflicts = {
         "loss_type 'sft'": ("sft" in loss_type, "that is a loss of tokens, not of pairs"),
         "annotator_column": (
