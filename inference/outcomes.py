@@ -18,6 +18,7 @@ from mixdpo_pyro.models.observation import (
     RaoKupper,
     Terms,
 )
+from mixdpo_pyro.models.observation.base import as_tensor
 
 __all__ = [
     "Outcomes",
@@ -102,29 +103,48 @@ class Outcomes:
         """How many responses of each set have a larger utility than the chosen one."""
         return np.bincount(self.choice, margin < 0, self.num_choices).astype(np.int64)
 
+    def probabilities(
+        self, margin: Float[np.ndarray, " rows"], strength: Float[np.ndarray, "*draws choices"]
+    ) -> Float[np.ndarray, "*draws choices outcomes"]:
+        """Probability of everything that :meth:`sample` may draw, at given strengths.
+
+        Sets have as many outcomes as the largest of them has responses.
+        """
+        beta = torch.from_numpy(strength)
+        if not self.are_sets:
+            return self.observation.probabilities(torch.from_numpy(margin), beta).numpy()
+        value = torch.from_numpy(self.by_place(margin))
+        is_none = value.isnan()
+        logit = (beta.unsqueeze(-1) * value).masked_fill(is_none, -torch.inf)
+        probability = logit.softmax(-1)
+        if isinstance(self.observation, Lapse):
+            rate, careless = as_tensor(self.observation.rate).item(), (~is_none).double()
+            careless = careless / careless.sum(-1, keepdim=True)
+            probability = (1 - rate) * probability + rate * careless
+        return probability.numpy()
+
     def sample(
         self,
         margin: Float[np.ndarray, " rows"],
-        strength: Float[np.ndarray, " choices"],
-        generator: torch.Generator,
-    ) -> Int[np.ndarray, " choices"]:
+        strength: Float[np.ndarray, "*draws choices"],
+        rng: np.random.Generator,
+    ) -> Int[np.ndarray, "*draws choices"]:
         """Draw what is done in each choice: the outcome, or of a set the place of the chosen one.
 
         Places count from 0, the response with the largest utility.
         """
-        beta = torch.from_numpy(strength)
-        if not self.are_sets:
-            values = torch.from_numpy(margin)
-            return self.observation.sample(values, beta, generator=generator).numpy()
-        value, _, choice = self.utilities(margin)
-        rank = self.observation.sample(value, beta, choice, generator=generator)
-        drawn = value[rank == 1][choice[rank == 1].argsort()]
-        return (
-            torch.zeros(len(beta))
-            .index_add(0, choice, (value > drawn[choice]).float())
-            .long()
-            .numpy()
-        )
+        cumulative = self.probabilities(margin, strength).cumsum(-1)[..., :-1]
+        return (rng.random(strength.shape)[..., None] > cumulative).sum(-1)
+
+    def by_place(self, margin: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "choices places"]:
+        """Utilities of the responses of each set, the largest first; NaN where there is none."""
+        utility, _, choice = (x.numpy() for x in self.utilities(margin))
+        order = np.lexsort((-utility, choice))
+        start = np.cumsum(self.sizes) - self.sizes
+        place = np.arange(len(order)) - start[choice[order]]
+        value = np.full((self.num_choices, int(self.sizes.max())), np.nan)
+        value[choice[order], place] = utility[order]
+        return value
 
     def seen(self, margin: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " choices"]:
         """What was done, as :meth:`sample` says it."""

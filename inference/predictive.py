@@ -148,7 +148,6 @@ def replicate_outcomes(
     if outcomes is None:
         raise ValueError("Expected choices with outcomes, got pairs: use replicate_choices")
     rng = np.random.default_rng(seed)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
     labels = choices.labels or [str(k) for k in range(choices.num_choices)]
     owner = (
         np.arange(choices.num_choices)
@@ -162,9 +161,15 @@ def replicate_outcomes(
     beta = sample_strengths(posterior.family, mean, cv, rng)
     if (column >= 0).any():
         beta[:, column >= 0] = posterior.draws["strength"][:, column[column >= 0]]
+    if not posterior.parameters:
+        cells = choices.num_choices * int(outcomes.sizes.max())
+        parts = _slices(posterior.num_samples, cells)
+        return np.concatenate(
+            [outcomes.sample(choices.margin, beta[part][:, owner], rng) for part in parts]
+        )
     return np.stack(
         [
-            outcomes.at(posterior.parameters, k).sample(choices.margin, beta[k, owner], generator)
+            outcomes.at(posterior.parameters, k).sample(choices.margin, beta[k, owner], rng)
             for k in range(posterior.num_samples)
         ]
     )

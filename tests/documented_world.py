@@ -25,6 +25,8 @@ def build_files(folder, policy, pages):
     pairs.to_json(folder / "pairs.jsonl.gz", compression="gzip")
     write_utterances(folder / "utterances.jsonl")
     simulate_margins().to_parquet(folder / "margins.parquet")
+    simulate_outcomes("ties").to_csv(folder / "ties.csv", index=False)
+    simulate_outcomes("best-of:4").to_parquet(folder / "best-of-4.parquet")
     for page in pages:
         for text, name in re.findall(r"^```yaml\n(# (\S+\.yaml).*?)^```", page, re.S | re.M):
             (folder / name).write_text(text)
@@ -69,6 +71,18 @@ def simulate_margins(num_annotators=8, choices_each=40):
     ids = [f"user{k}" for k in annotator]
     margin = np.where(prefers_first, difference, -difference)
     return pd.DataFrame({"margin": margin, "annotator": ids, "user_id": ids})
+
+
+def simulate_outcomes(kind, num_annotators=8, choices_each=20):
+    """Margins with ties or choice sets, in the columns that tables of margins have for them."""
+    from mixdpo_pyro.inference import Design, simulate
+
+    design = Design(num_annotators, choices_each, spread=2.0, beta=1.0, kind=kind)
+    found = simulate(1.0, 0.6, "lognormal", design, np.random.default_rng(1))
+    table = pd.DataFrame({"margin": found.margin, "annotator": found.annotator, **found.done})
+    if "outcome" in table:
+        table["outcome"] = table["outcome"].map({-1: "loss", 0: "tie", 1: "win"})
+    return table
 
 
 def copy_run(run, folder):

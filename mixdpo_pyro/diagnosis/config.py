@@ -71,7 +71,12 @@ class CheckConfig:
         "Column of annotator ids. Default: `annotator` where there is one.", None
     )
     group: list[str] = option("Columns of groups: a row each in the table.", [])
-    max_pairs: int = option("Pairs that are looked at; of more, a random subset is.", 20_000)
+    choice_set: str | None = option(
+        "Column of choice sets: rows of one set are one choice among several responses. Default: "
+        "`choice_set` where there is one; `none` keeps rows apart.",
+        None,
+    )
+    max_choices: int = option("Choices that are looked at; of more, a random subset is.", 20_000)
     num_replications: int = option("Replicated datasets, each from one posterior draw.", 500)
     seed: int = option("Seed of orientation, subset and replications.", 0)
     output_dir: str | None = option(
@@ -80,8 +85,8 @@ class CheckConfig:
     overwrite: bool = option("Replace an earlier check in that folder.", False)
 
     def __post_init__(self) -> None:
-        check_range("max_pairs", self.max_pairs, 20)
-        # 20,000 pairs times 5,000 replications take 0.8 GB per array of float64.
+        check_range("max_choices", self.max_choices, 20)
+        # 20,000 choices times 5,000 replications take 0.8 GB per array of float64.
         reason = "all are held in memory, and p-values are then known to 0.01"
         check_range("num_replications", self.num_replications, 50, 5_000, reason)
         check_seed(self.seed)

@@ -11,7 +11,7 @@ from mixdpo_pyro.io import written_whole
 
 __all__ = ["FORMAT", "Value", "read_json", "read_record", "write_record"]
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format of `run.json`, `diagnosis.json` and `check.json`."""
 
 Value = TypeVar("Value")

@@ -152,7 +152,7 @@ BOUNDS = [
     ("diagnose m --beta -1", "beta: expected a finite value > 0, got -1"),
     ("check m p --num_replications 100000000", r"num_replications: .* at most 5,000 \(all are he"),
     ("check m p --num_replications 1", "num_replications: expected at least 50, got 1"),
-    ("check m p --max_pairs 0", "max_pairs: expected at least 20, got 0"),
+    ("check m p --max_choices 0", "max_choices: expected at least 20, got 0"),
     ("check m p --seed 99999999999", r"seed: expected at most 4,294,967,295 \(32 bits\)"),
     ("power --simulations 100000000", r"simulations: expected at most 10,000 \(a probability"),
     ("power --pairs 100000000", r"pairs: expected at most 1,000,000 \(each simulation"),

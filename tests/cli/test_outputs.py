@@ -78,7 +78,7 @@ def test_compare_leaves_its_runs_and_other_files_alone(capsys, tmp_path):
     assert status == 1
     assert "page.html: exists; add --overwrite" in line
     (tmp_path / "page.html").write_text("<title>MixDPO: 2 runs compared</title>")
-    assert "run.json: expected format 1" in run_cli(
+    assert "run.json: expected format 2" in run_cli(
         capsys, "compare", run, "-o", tmp_path / "page.html"
     )[1]  # fmt: skip
 

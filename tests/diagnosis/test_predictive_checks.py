@@ -8,13 +8,9 @@ from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis import predictive_checks
-from mixdpo_pyro.diagnosis.predictive_checks import (
-    SPREAD,
-    CheckConfig,
-    calibrate_predictions,
-    check_predictions,
-    read_posterior,
-)
+from mixdpo_pyro.diagnosis.check_statistics import SPREAD, calibrate_predictions
+from mixdpo_pyro.diagnosis.config import CheckConfig
+from mixdpo_pyro.diagnosis.predictive_checks import check_predictions, read_posterior
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import Posterior, fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.choices import orient_at_random
@@ -117,7 +113,8 @@ def test_check_command_writes_figures_and_prints_a_table(capsys, world, tmp_path
     assert text.startswith("the choices are like those")
     assert "oriented at random (seed 0)" in text
     facts = json.loads((out / "check.json").read_text())
-    assert facts["orientation"] == "random" and len(facts["statistics"]) == 5
+    assert facts["kind"] == "pairs" and len(facts["statistics"]) == 5
+    assert facts["choices"] == facts["choices_looked_at"] == 1_000
     names = {path.name for path in (out / "figures").iterdir()}
     assert {"reliability.png", "separation.png", "statistic_5.png"} <= names
     assert len(pd.read_csv(out / "groups.csv")) == 50

@@ -139,7 +139,7 @@ def test_folders_that_are_no_runs_and_damaged_runs_are_named(tmp_path):
         load_summaries([run])
     other = make_run(tmp_path / "other")
     (other / "run.json").write_text('{"family": "gamma"}')
-    with pytest.raises(OutputError, match=r"other/run\.json: expected format 1, got None"):
+    with pytest.raises(OutputError, match=r"other/run\.json: expected format 2, got None"):
         load_summaries([other])
 
 

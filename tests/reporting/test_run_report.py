@@ -240,7 +240,7 @@ def test_missing_and_cut_files_are_named(run_folder, name):
 
 WRONG_SHAPES = [
     ("run.json", (), "Input should be a valid dictionary", []),
-    ("run.json", ("format",), "expected format 1, got 2", 2),
+    ("run.json", ("format",), "expected format 2, got 1", 1),
     ("run.json", ("verdict",), "key 'verdict': Input should be a dictionary", "no"),
     ("run.json", ("verdict", "reason"), "key 'verdict.reason': Input should be a valid string", 3),
     ("run.json", ("verdict", "value"), "key 'verdict.value': Input should be 'hetero", "maybe"),

@@ -1,0 +1,111 @@
+"""Posterior predictive checks of plain pairs.
+
+The chosen response of every pair is known, so that "the chosen one was chosen" can be predicted
+without fail; pairs are oriented at random before anything is computed from them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mixdpo_pyro.diagnosis.check_statistics import (
+    BINS,
+    MAX_CURVES,
+    SPREAD,
+    PredictiveCheck,
+    Question,
+    calibrate_predictions,
+    owners,
+    rate_groups,
+    spread_between,
+    summarise,
+)
+from mixdpo_pyro.inference.choices import Choices, agreement, number_ids, orient_at_random
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
+
+__all__ = ["check_pairs"]
+
+
+def check_pairs(
+    choices: Choices,
+    groups: dict[str, np.ndarray],
+    annotator_column: str,
+    posterior: Posterior,
+    num_replications: int,
+    rng: np.random.Generator,
+) -> PredictiveCheck:
+    """Compare pairs with replications of a posterior.
+
+    Args:
+        choices: Pairs.
+        groups: Column -> group of each pair.
+        annotator_column: Name of the column of annotator ids.
+        posterior: A posterior.
+        num_replications: Number of replications.
+        rng: Source of orientation and replications.
+    """
+    margin, annotator = choices.margin, owners(choices)
+    size, agrees = np.abs(margin), agreement(margin)
+    labels = choices.labels
+    ids = np.array(labels, dtype=object)[annotator] if labels else None
+    draws = posterior.take(np.arange(num_replications) % posterior.num_samples)
+    known, new = (
+        draw_choice_probabilities(draws, size, rng, annotator=ids, are_new=are_new)
+        for are_new in (False, True)
+    )
+    known_choices, new_choices = rng.random(known.shape) < known, rng.random(new.shape) < new
+    expected = choice_probabilities(posterior.first(200), size).mean(0)
+    questions = _questions(size, expected, annotator, choices.has_panels)
+    statistics, replicated = summarise(questions, agrees, known_choices, new_choices)
+    oriented, is_first = orient_at_random(margin, rng)
+    # Of new annotators: what the posterior knows about these ones came from these choices.
+    probability = np.where(oriented > 0, expected, 1 - expected)
+    first_again = np.where(oriented > 0, new_choices, ~new_choices)[:MAX_CURVES]
+    rows = [
+        rate_groups(column, *number_ids(g), agrees, known_choices) for column, g in groups.items()
+    ]
+    if labels:
+        rows.append(rate_groups(annotator_column, labels, annotator, agrees, new_choices))
+    return PredictiveCheck(
+        kind="pairs",
+        description=choices.describe(),
+        event="the first response, drawn at random, is chosen",
+        statistics=statistics,
+        replicated=replicated,
+        calibration=calibrate_predictions(probability, is_first, first_again),
+        probability=probability,
+        happened=is_first,
+        shares=pd.DataFrame(),
+        groups=pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
+        num_choices=choices.num_choices,
+        num_known=int((posterior.columns(labels) >= 0).sum()),
+        num_annotators=choices.num_annotators,
+    )
+
+
+def _questions(
+    size: np.ndarray, probability: np.ndarray, annotator: np.ndarray, has_panels: bool
+) -> Sequence[Question]:
+    """Statistics of agreements."""
+    order = np.argsort(size)
+    fifths, tenths = np.array_split(order, 5), np.array_split(order, BINS)
+    expected = np.array([probability[g].mean() for g in tenths])
+    variance = np.array([(probability[g] * (1 - probability[g])).mean() / len(g) for g in tenths])
+
+    def misfit(agrees: np.ndarray) -> np.ndarray:
+        rates = np.stack([agrees[:, g].mean(1) for g in tenths], axis=1)
+        return ((rates - expected) ** 2 / np.maximum(variance, 1e-12)).sum(1)
+
+    found = [
+        Question("agreement with the margin", lambda a: a.mean(1)),
+        Question("agreement, smallest fifth of margins", lambda a: a[:, fifths[0]].mean(1)),
+        Question("agreement, largest fifth of margins", lambda a: a[:, fifths[-1]].mean(1)),
+        Question(f"misfit over {BINS} bins of margins (chi-square)", misfit),
+    ]
+    if has_panels:
+        found.append(
+            Question(SPREAD, spread_between(lambda a: a, probability, annotator), are_new=True)
+        )
+    return found
