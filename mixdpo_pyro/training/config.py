@@ -8,6 +8,7 @@ from trl import DPOConfig
 from mixdpo_pyro.config_fields import check_positive
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.training.batches.columns import ChoiceColumns, TieModel, check_choices
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
 from mixdpo_pyro.training.losses.accepted import check_losses
 from mixdpo_pyro.training.losses.baselines import BaselineName
@@ -39,6 +40,17 @@ class MixDPOConfig(DPOConfig):
             blocks, and the pairs of a block share their strength; without ids every pair has its
             own. Not for `family="fixed"`, where there is nothing to share.
         annotator_block_size: Pairs of one annotator that stand together in a batch.
+        choice_set_column: Column with ids of choice sets: rows of one set are one choice, its
+            chosen response over each other one. The loss is the set's likelihood, a batch holds
+            whole sets, and each response is run once. Sets of one row are pairs.
+        rank_column: With sets: ranks of the rejected responses, 2, 3, ..., the chosen one being 1;
+            a last rank that several share, or no value: not ranked further.
+        outcome_column: Column with `win`, `tie` or `loss` of the first response (`chosen`).
+        grade_column: Column with grades -k, ..., k of the first response over the second, 0 being
+            a tie; not with an outcome_column.
+        ties: Model of ties: `rao-kupper` (a threshold), `davidson`, or `drop`, which drops them.
+        group_by_pair: Let judgements of one pair stand in one batch, which then runs its responses
+            once; for data in which several people judge each pair.
         strength_warmup_steps: Steps during which the strength stays as it starts and only the
             policy learns.
         flip_probability: Probability in [0, 1/2) that a label was flipped, part of the likelihood;
@@ -89,6 +101,27 @@ class MixDPOConfig(DPOConfig):
     )
     annotator_block_size: int = field(
         default=8, metadata={"help": "Pairs of one annotator that stand together in a batch."}
+    )
+    choice_set_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with ids of choice sets; rows of one set are one choice."},
+    )
+    rank_column: str | None = field(
+        default=None, metadata={"help": "Column with ranks of a set's rejected responses."}
+    )
+    outcome_column: str | None = field(
+        default=None, metadata={"help": "Column with win, tie or loss of the first response."}
+    )
+    grade_column: str | None = field(
+        default=None, metadata={"help": "Column with grades -k to k of the first response."}
+    )
+    ties: TieModel = field(
+        default="rao-kupper",
+        metadata={"help": "Model of ties: 'rao-kupper', 'davidson', or 'drop' them."},
+    )
+    group_by_pair: bool = field(
+        default=False,
+        metadata={"help": "Let judgements of one pair stand in one batch, and run it once."},
     )
     strength_warmup_steps: int = field(
         default=0, metadata={"help": "Steps during which the strength stays as it starts."}
@@ -157,6 +190,13 @@ class MixDPOConfig(DPOConfig):
             baseline=self.baseline,
         )
 
+    def choice_columns(self) -> ChoiceColumns:
+        """The columns that say what was done."""
+        return ChoiceColumns(
+            self.choice_set_column, self.rank_column, self.outcome_column, self.grade_column,
+            self.ties,
+        )  # fmt: skip
+
     @property
     def choice_weight(self) -> float:
         """Weight of the loss of the choices among all losses."""
@@ -172,3 +212,4 @@ class MixDPOConfig(DPOConfig):
                 raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         shares = self.annotator_column is not None and self.family != "fixed"
         check_losses(self, shares, self.baseline is not None)
+        check_choices(self, self.choice_columns(), self.estimator, self.baseline)

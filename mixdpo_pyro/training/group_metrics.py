@@ -6,7 +6,7 @@ import numpy as np
 
 from mixdpo_pyro.inference.choices import agreement
 
-__all__ = ["GroupMetrics", "evaluate_groups"]
+__all__ = ["GroupMetrics", "decisive_rows", "evaluate_groups"]
 
 _LEVELS = (0.05, 0.95)
 
@@ -86,6 +86,28 @@ def evaluate_groups(
         for name, size, (accuracy, mean) in zip(names, sizes, observed[:, 0].T, strict=True)
     }
     return GroupMetrics(values, table)
+
+
+def decisive_rows(
+    margin: np.ndarray, choice: np.ndarray | None = None, sign: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One margin per choice, of the better over the other response, and the row it stands in.
+
+    Args:
+        margin: Margins in nats, shape `(rows,)`.
+        choice: Number of each row's choice among several responses: its margin is that over the
+            strongest other response, positive where the chosen one has the largest utility.
+        sign: 1 where the first response was judged the better one, -1 the second; rows of 0, ties,
+            are dropped.
+    """
+    if choice is not None:
+        order = np.lexsort((margin, choice))
+        rows = order[np.unique(choice[order], return_index=True)[1]]
+        return margin[rows], rows
+    if sign is None:
+        return margin, np.arange(len(margin))
+    rows = np.flatnonzero(sign)
+    return sign[rows] * margin[rows], rows
 
 
 def _statistics(margin: np.ndarray) -> np.ndarray:

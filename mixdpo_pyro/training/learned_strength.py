@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.special import gammaincinv, ndtri
@@ -20,6 +21,7 @@ from mixdpo_pyro.models import Draws, PreferenceModel
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 from mixdpo_pyro.training.losses.accepted import check_strength
 from mixdpo_pyro.training.losses.baselines import BaselineName, build_baseline
+from mixdpo_pyro.training.losses.observed import ObservedObjective, build_observation
 
 __all__ = [
     "STRENGTH_FILE",
@@ -44,6 +46,9 @@ TENSORS_FILE = "strength.safetensors"
 class StrengthConfig:
     """What is assumed of the strength; see :class:`~mixdpo_pyro.training.config.MixDPOConfig`.
 
+    `observation` and `num_outcomes` are what the training data's choices are, see
+    :class:`~mixdpo_pyro.training.batches.choices.ChoiceKind`.
+
     Raises:
         ConfigError: If a value is outside its domain, or the estimator does not fit the family.
     """
@@ -57,6 +62,8 @@ class StrengthConfig:
     learn_cv: bool = True
     flip_probability: float = 0.0
     baseline: BaselineName | None = None
+    observation: str = "pairs"
+    num_outcomes: int = 2
 
     def __post_init__(self) -> None:
         for name, kind in {
@@ -91,7 +98,11 @@ class StrengthConfig:
             flip_probability=self.flip_probability,
             fixed_cv=None if self.learn_cv else self.initial_cv,
         )
-        return StrengthObjective(model, build_strength_guide(model, self.initial_cv))
+        guide = build_strength_guide(model, self.initial_cv)
+        observation = build_observation(self.observation, self.num_outcomes)
+        if observation is None:
+            return StrengthObjective(model, guide)
+        return ObservedObjective(model, guide, observation)
 
 
 class Strength:
@@ -144,7 +155,7 @@ class Strength:
         with written_whole(Path(folder) / TENSORS_FILE) as temporary:
             temporary.write_bytes(save(tensors))
         write_json(
-            {"config": asdict(self.config), "learned": self.summary()},
+            {"config": asdict(self.config), "learned": self.summary() | self.thresholds()},
             Path(folder) / STRENGTH_FILE,
         )
 
@@ -156,6 +167,12 @@ class Strength:
             for name, probability in {"q05": 0.05, "q95": 0.95}.items()
         }
         return {**location, **quantiles}
+
+    def thresholds(self) -> dict[str, float]:
+        """Thresholds of ties or grades: `threshold`, `nu`, or `cut_point_1`, ...; else empty."""
+        if not isinstance(self.objective, ObservedObjective):
+            return {}
+        return self.objective.named_thresholds()
 
     def draw(self, num_samples: int = 1000, seed: int = 0) -> dict[str, Tensor]:
         """Draws of `mean` and `cv` from the guide, shape `(num_samples,)` each."""
@@ -171,14 +188,27 @@ class Strength:
             mean_anchor=self.config.mean_anchor,
             beta=self.config.beta,
             flip_probability=self.config.flip_probability,
+            observation=self.config.observation,
+            parameters=self._repeated_thresholds(num_samples),
             method="training",
             seed=seed,
         )
 
+    def _repeated_thresholds(self, num_samples: int) -> dict[str, np.ndarray]:
+        values = list(self.thresholds().values())
+        if not values:
+            return {}
+        is_graded = self.config.observation == "grades"
+        name = "cut_points" if is_graded else next(iter(self.thresholds()))
+        repeated = np.tile(np.array(values), (num_samples, 1))
+        return {name: repeated if is_graded else repeated[:, 0]}
+
     def __repr__(self) -> str:
         found = {name: f"{value:.3g}" for name, value in self.summary().items()}
         words = f"mean {found['mean']}, cv {found['cv']}, 90% of strengths"
-        return f"Strength({self.config.family}: {words} {found['q05']} to {found['q95']})"
+        words += f" {found['q05']} to {found['q95']}"
+        words += "".join(f", {name} {value:.3g}" for name, value in self.thresholds().items())
+        return f"Strength({self.config.family}: {words})"
 
 
 def _read_config(path: Path) -> StrengthConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.training.learned_strength import Strength
 
-__all__ = ["PAPER", "append_strength"]
+__all__ = ["CHOICE_WORDS", "PAPER", "append_strength"]
 
 PAPER = {
     "title": "MixDPO",
@@ -21,6 +21,14 @@ PAPER = {
 """The method's paper, in the form that TRL's model cards take."""
 
 _HEADING = "## Preference strength"
+
+CHOICE_WORDS = {
+    "sets": "choices from sets of responses, or rankings of them",
+    "rao-kupper": "judgements of pairs with ties (Rao-Kupper)",
+    "davidson": "judgements of pairs with ties (Davidson)",
+    "grades": "judgements of pairs in {} grades",
+}
+"""Kind of choice -> what training has seen, in words."""
 
 
 def append_strength(card: Path, strength: Strength) -> None:
@@ -38,10 +46,11 @@ def append_strength(card: Path, strength: Strength) -> None:
 def _section(strength: Strength) -> str:
     config, summary = strength.config, strength.summary()
     if config.family == "fixed":
+        plain = "plain DPO" if config.observation == "pairs" else "DPO"
         return (
             f"{_HEADING}\n\nFixed: `beta = {config.beta:g}`"
-            + (f", loss `{config.baseline}`" if config.baseline else " (plain DPO)")
-            + ".\n"
+            + (f", loss `{config.baseline}`" if config.baseline else f" ({plain})")
+            + f".\n{_choices(strength)}"
         )
     draws = strength.draw(2000)["cv"]
     low, high = (draws.quantile(q).item() for q in (0.05, 0.95))
@@ -58,4 +67,15 @@ The coefficient of variation `cv` says how much strengths differ; its interval (
 guide) is conditional on the policy. Errors of a policy's margins look like differences in \
 strength, so judge heterogeneity on held-out pairs. Load it with \
 `mixdpo_pyro.Strength.from_pretrained(folder)`.
-"""
+{_choices(strength)}"""
+
+
+def _choices(strength: Strength) -> str:
+    """What was trained on where it was not plain pairs, and the thresholds that were learned."""
+    config = strength.config
+    if config.observation not in CHOICE_WORDS:
+        return ""
+    what = CHOICE_WORDS[config.observation].format(config.num_outcomes)
+    found = [f"`{name}` {value:.3g}" for name, value in strength.thresholds().items()]
+    learned = f"; {', '.join(found)}, in units of strength times margin" if found else ""
+    return f"\nTrained on {what}{learned}.\n"

@@ -6,10 +6,11 @@ the Pyro objective of :mod:`mixdpo_pyro.inference` on the margins that TRL compu
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,29 @@ from mixdpo_pyro.margins.weights import (
     refuse_missing,
     refuse_not_finite,
 )
+from mixdpo_pyro.training.batches.choices import (
+    CHOICE_CODE,
+    CHOICE_INDEX,
+    ChoiceKind,
+    ChoiceReader,
+    check_one_annotator,
+    check_room,
+    number_shared_pairs,
+)
+from mixdpo_pyro.training.batches.distinct_rows import distinct_rows_only
+from mixdpo_pyro.training.batches.numbering import (
+    ANNOTATOR_INDEX,
+    GROUP_INDEX,
+    number_stream,
+    number_values,
+)
+from mixdpo_pyro.training.batches.sampler import AnnotatorBlockSampler, ChoiceBatchSampler
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
-from mixdpo_pyro.training.group_metrics import evaluate_groups
+from mixdpo_pyro.training.group_metrics import decisive_rows, evaluate_groups
 from mixdpo_pyro.training.learned_strength import Strength
+from mixdpo_pyro.training.losses.observed import PAIRS, Done, ObservedObjective, signs
 from mixdpo_pyro.training.losses.trl_batch import FirstOutputs, MarginTap, TRLBatch, pair_weights
 from mixdpo_pyro.training.mean_drift import why_mean_drifts
 from mixdpo_pyro.training.model_card import PAPER, append_strength
@@ -52,13 +71,6 @@ from mixdpo_pyro.training.reference_cache import (
     hash_parameters,
     hash_tokens,
 )
-from mixdpo_pyro.training.sampler import (
-    ANNOTATOR_INDEX,
-    GROUP_INDEX,
-    AnnotatorBlockSampler,
-    number_stream,
-    number_values,
-)
 
 __all__ = ["MixDPOTrainer"]
 
@@ -66,7 +78,9 @@ logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 1_000_003  # far from the small seeds that people use
 
-_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX)
+_CHOICE_COLUMNS = (CHOICE_INDEX, CHOICE_CODE)
+
+_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX, *_CHOICE_COLUMNS)
 
 
 class MixDPOTrainer(DPOTrainer):
@@ -81,6 +95,10 @@ class MixDPOTrainer(DPOTrainer):
     Evaluation adds accuracies and mean margins over pairs (`eval_micro/*`), and with a
     `group_column` over groups (`eval_macro/*`, `eval_worst_group/*`), with 90% bootstrap
     intervals. With `precompute_ref_log_probs` the reference's log-probabilities are kept on disk.
+
+    Choices need not be plain pairs: with a `choice_set_column`, `rank_column`, `outcome_column` or
+    `grade_column` the loss is the likelihood of the choice from a set, the ranking, the tie or the
+    grade, and `strength/threshold`, `strength/nu` or `strength/cut_point_1`, ... are learned too.
 
     Attributes:
         strength: The :class:`~mixdpo_pyro.training.learned_strength.Strength` that is learned.
@@ -108,7 +126,9 @@ class MixDPOTrainer(DPOTrainer):
             _refuse_missing_weights(model, args)
         self.dropped: dict[str, dict[str, int]] = {}
         self.group_table: dict[str, dict[str, float]] = {}
-        self._evaluated: list[list[Tensor]] = []
+        self._evaluated: list[dict[str, Tensor]] = []
+        columns = args.choice_columns()
+        self._reader = ChoiceReader(columns) if columns.are_given else None
         self._reference_hash: str | None = None
         self._has_warned_of_drift = False
         super().__init__(model, ref_model, args, **kwargs)
@@ -122,7 +142,9 @@ class MixDPOTrainer(DPOTrainer):
         self._groups: list[str] = []
         self.eval_dataset = self._with_groups(self.eval_dataset)
         self.data_collator = _KeepColumns(self.data_collator)
-        self.strength = Strength(args.strength_config())
+        self._kind = self._kind_of_choices()
+        self._deals_choices = args.group_by_pair or self._has_sets()
+        self.strength = Strength(replace(args.strength_config(), **vars(self._kind)))
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
 
@@ -137,8 +159,14 @@ class MixDPOTrainer(DPOTrainer):
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
     ) -> Any:
         """Tokenize as TRL does, then drop pairs that hold no preference."""
-        if isinstance(dataset, Dataset) and "chosen_ids" in dataset.column_names:
+        columns = set(dataset.column_names or ()) if isinstance(dataset, Dataset) else set()
+        if "chosen_ids" in columns and (self._reader is None or columns & set(_CHOICE_COLUMNS)):
             return dataset  # was prepared before
+        ties: dict[str, int] = {}
+        if self._reader is not None:
+            dataset, ties = self._reader.read(dataset, dataset_name)
+            if "chosen_ids" in columns:
+                return self._reader.settle(dataset)
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if not isinstance(prepared, Dataset) or "chosen_ids" not in prepared.column_names:
             return prepared
@@ -150,8 +178,8 @@ class MixDPOTrainer(DPOTrainer):
             if args.strict:
                 raise DataError(f"{dataset_name} dataset: {too_long} pairs with {reason} (strict)")
             dropped[reason] = too_long
-        self.dropped[dataset_name] = dropped
-        return kept
+        self.dropped[dataset_name] = dropped | ties
+        return kept if self._reader is None else self._reader.settle(kept)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Reference log-probabilities from the cache, or computed and put there."""
@@ -207,6 +235,26 @@ class MixDPOTrainer(DPOTrainer):
         chosen, rejected = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
         return {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
+    def _kind_of_choices(self) -> ChoiceKind:
+        """What the training data hold, which the columns that were named say."""
+        if self.args.group_by_pair and not isinstance(self.train_dataset, Dataset):
+            raise DataError("group_by_pair: needs a dataset, not a stream")
+        if self._is_vision_dataset and (self._reader is not None or self.args.group_by_pair):
+            raise ConfigError("choice_set_column, outcome_column, grade_column: not with images")
+        if self._reader is None or self._reader.kind is None:
+            return ChoiceKind()
+        return self._reader.kind
+
+    def _has_sets(self) -> bool:
+        """Whether choices have several rows; refuses those that cannot be trained on."""
+        column = self.args.choice_set_column
+        if column is None or CHOICE_INDEX not in self.train_dataset.column_names:
+            return False
+        check_room(self.train_dataset, column, self.args.train_batch_size)
+        if self._shares_strengths:
+            check_one_annotator(self.train_dataset, ANNOTATOR_INDEX, self.args.annotator_column)
+        return self._num_choices() < len(self.train_dataset)
+
     def _with_annotators(self, dataset: Any) -> Any:
         column = self.args.annotator_column
         if isinstance(dataset, Dataset):
@@ -245,22 +293,29 @@ class MixDPOTrainer(DPOTrainer):
         In training its value is the misfit (and TRL's other losses), which is what is logged; its
         gradient is that of the negative evidence lower bound, the divergence included.
         """
-        rows, annotator, group = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
+        rows, annotator, group, *what = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
+        done = Done(*what)
         batch = self._forward(model, inputs, return_outputs, num_items_in_batch)
         margin = batch.margin
+        if done.code is not None and done.choice is None:
+            self._log_who_was_better(margin.detach(), done.code)
         is_bad = ~torch.isfinite(margin)
         if is_bad.any():
             raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
         if self.model.training:
-            misfit, divergence = self._terms(margin, annotator, batch.weight)
+            misfit, divergence = self._terms(margin, annotator, batch.weight, done)
             seen = self.accelerator.gather(divergence.detach()).mean().item()
             self._metrics["train"]["strength/kl"].append(seen)
-            scale = self.args.choice_weight
+            scale = self.args.choice_weight * self._share_of_choices(done, len(margin))
             loss = scale * (misfit + (divergence - divergence.detach())) + batch.other
         else:
-            values = self._gather(margin) if group is None else self._gather(margin, group)
-            self._evaluated.append([value.cpu() for value in values])
-            loss = -self.strength.objective.log_prob(margin).mean()
+            seen = {"margin": margin, "group": group, **done._asdict()}
+            seen = {name: value for name, value in seen.items() if value is not None}
+            values = self._gather(*seen.values())
+            found = zip(seen, (value.cpu() for value in values), strict=True)
+            self._evaluated.append(dict(found))
+            # A set may stand in two batches: the loss of sets is computed where all are there.
+            loss = margin.new_zeros(()) if done.choice is not None else self._loss_of(margin, done)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
         return (loss, batch.outputs) if return_outputs else loss
@@ -331,7 +386,8 @@ class MixDPOTrainer(DPOTrainer):
         tap = MarginTap(self.strength.objective.location()["mean"].item())
         self.beta = tap
         watched = FirstOutputs(model)
-        found = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
+        with self._each_response_once():
+            found = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
         if tap.margin is None:
             raise RuntimeError("this version of trl does not compute beta * margin in its loss")
         other, outputs = found if return_outputs else (found, None)
@@ -340,26 +396,77 @@ class MixDPOTrainer(DPOTrainer):
             weight = pair_weights(watched.outputs, inputs["completion_mask"])
         return TRLBatch(tap.margin.float(), other, weight, outputs)
 
+    def _each_response_once(self) -> AbstractContextManager[None]:
+        """Where responses stand in several pairs of a batch, run each of them once."""
+        args = self.args
+        may_share = args.group_by_pair or args.choice_set_column is not None
+        if not may_share or args.torch_compile:
+            return nullcontext()
+        return distinct_rows_only(m for m in (self.model, self.ref_model) if m is not None)
+
     def _terms(
-        self, margin: Tensor, annotator: Tensor | None, weight: Tensor | None = None
+        self,
+        margin: Tensor,
+        annotator: Tensor | None,
+        weight: Tensor | None = None,
+        done: Done = PAIRS,
     ) -> tuple[Tensor, Tensor]:
-        """Misfit and divergence per pair, in the units of DPO's loss."""
-        num_pairs, objective = self._num_pairs(), self.strength.objective
+        """Misfit and divergence per choice, in the units of DPO's loss."""
+        num_choices, objective = self._num_choices(), self.strength.objective
+        margin, extra = self._for_objective(margin, done)
         if annotator is None:
-            weights = {} if weight is None else {"weight": weight}
-            return objective.terms(margin, num_total=num_pairs, **weights)
-        blocks_per_pair = len(annotator.unique()) / len(annotator)
-        num_blocks = max(round(num_pairs * blocks_per_pair), 1)
-        misfit, divergence = objective.terms(margin, annotator, num_total=num_blocks)
-        return blocks_per_pair * misfit, blocks_per_pair * divergence
+            if weight is not None:
+                extra["weight"] = weight
+            return objective.terms(margin, num_total=num_choices, **extra)
+        blocks_per_choice = len(annotator.unique()) / done.num_choices(len(margin))
+        num_blocks = max(round(num_choices * blocks_per_choice), 1)
+        misfit, divergence = objective.terms(margin, annotator, num_total=num_blocks, **extra)
+        return blocks_per_choice * misfit, blocks_per_choice * divergence
+
+    def _for_objective(self, margin: Tensor, done: Done) -> tuple[Tensor, dict[str, Any]]:
+        """Margins and what was done, as the objective takes them: a loss of pairs has a winner."""
+        if isinstance(self.strength.objective, ObservedObjective):
+            return margin, {"done": done}
+        if done.code is None:
+            return margin, {}
+        return margin * signs(done.code, self._kind.num_outcomes), {}
+
+    def _loss_of(self, margin: Tensor, done: Done) -> Tensor:
+        """Mean negative log-probability per choice at the guide's median."""
+        margin, extra = self._for_objective(margin, done)
+        return -self.strength.objective.log_prob(margin, **extra).mean()
+
+    def _share_of_choices(self, done: Done, rows: int) -> float:
+        """How many choices this process has beside the others, whose gradients are averaged."""
+        if done.choice is None or self.accelerator.num_processes == 1:
+            return 1.0
+        number = torch.tensor([float(done.num_choices(rows))], device=done.choice.device)
+        return (number / self.accelerator.gather(number).mean()).item()
+
+    def _log_who_was_better(self, margin: Tensor, code: Tensor) -> None:
+        """Replace TRL's metrics of pairs whose first response need not be the better one."""
+        sign = signs(code, self._kind.num_outcomes)
+        sign = sign.masked_fill(sign == 0, math.nan)  # a tie says of neither that it is better
+        better = self.accelerator.gather(sign * margin)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        beta = self.strength.objective.location()["mean"].item()
+        right = torch.where(better.isnan(), better, (better > 0).float())
+        for name, value in {"accuracies": right, "margins": beta * better}.items():
+            metrics[f"rewards/{name}"].pop()
+            mean = value.nanmean().item()
+            if not math.isnan(mean):  # a batch of ties
+                metrics[f"rewards/{name}"].append(mean)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Reference log-probabilities of a batch; the model does not see the columns kept."""
         inputs = {name: value for name, value in inputs.items() if name not in _KEPT_COLUMNS}
-        return super().compute_ref_log_probs(model, inputs)
+        with self._each_response_once():
+            return super().compute_ref_log_probs(model, inputs)
 
-    def _num_pairs(self) -> int:
+    def _num_choices(self) -> int:
         try:
+            if self._kind.observation == "sets":
+                return int(max(self.train_dataset[CHOICE_INDEX])) + 1
             return len(self.train_dataset)
         except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
             args = self.args
@@ -384,18 +491,36 @@ class MixDPOTrainer(DPOTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         if not self._evaluated:
             return output
-        margin, *group = (torch.cat(parts).numpy() for parts in zip(*self._evaluated, strict=True))
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        seen = {n: torch.cat([part[n] for part in self._evaluated]) for n in self._evaluated[0]}
         self._evaluated.clear()
+        output.metrics.update({f"{prefix}_{k}": value for k, value in self._judge(seen).items()})
+        return output
+
+    def _judge(self, seen: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics of all evaluated rows: by choice, and of sets the loss."""
+        done = Done(seen.get("choice"), seen.get("code"))
+        values: dict[str, float] = {}
+        choice = sign = None
+        if done.choice is not None:
+            device = self.accelerator.device
+            on_device = Done(*(None if v is None else v.to(device) for v in done))
+            values["loss"] = self._loss_of(seen["margin"].to(device), on_device).item()
+            choice = done.choice.numpy()
+        elif done.code is not None:
+            sign = signs(done.code, self._kind.num_outcomes).numpy()
+        margin, rows = decisive_rows(seen["margin"].numpy(), choice, sign)
+        if not len(rows):  # ties only
+            return values
+        groups = np.asarray(self._groups)[seen["group"].numpy()] if "group" in seen else None
         result = evaluate_groups(
             margin,
-            np.asarray(self._groups)[group[0]] if group else None,
+            None if groups is None else groups[rows],
             self.args.bootstrap_samples,
             self.args.seed,
         )
         self.group_table = result.groups
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{k}": value for k, value in result.values.items()})
-        return output
+        return values | result.values
 
     # Optimisation, logging, checkpoints
 
@@ -432,7 +557,7 @@ class MixDPOTrainer(DPOTrainer):
         """Log TRL's metrics and the distribution of the strength."""
         prefix = "" if self.model.training else "eval_"
         summary = self.strength.summary()
-        for name, value in summary.items():
+        for name, value in (summary | self.strength.thresholds()).items():
             logs[f"{prefix}strength/{name}"] = value
         if not self._has_warned_of_drift:
             words = why_mean_drifts(summary["mean"], self.args.beta, self.args.mean_anchor)
@@ -450,6 +575,41 @@ class MixDPOTrainer(DPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         self._signature_columns += [c for c in _KEPT_COLUMNS if c not in self._signature_columns]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As TRL's, in batches of whole choices where choices have several rows."""
+        if not self._deals_choices:
+            return super().get_train_dataloader()
+        args, dataset = self.args, self._remove_unused_columns(self.train_dataset, "Training")
+        loader = DataLoader(
+            dataset,
+            batch_sampler=self._choice_batches(),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def _choice_batches(self) -> ChoiceBatchSampler:
+        args, data = self.args, self.train_dataset
+        choice = np.arange(len(data))
+        if CHOICE_INDEX in data.column_names:
+            choice = np.asarray(data[CHOICE_INDEX][:])
+        owner, block_size = None, args.train_batch_size
+        if args.group_by_pair:
+            owner = number_shared_pairs(data)
+        elif self._shares_strengths:
+            owner, block_size = np.asarray(data[ANNOTATOR_INDEX][:]), args.annotator_block_size
+        return ChoiceBatchSampler(
+            choice,
+            args.train_batch_size,
+            args.data_seed if args.data_seed is not None else args.seed,
+            owner,
+            block_size,
+            args.dataloader_drop_last,
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if not self._shares_strengths or not isinstance(self.train_dataset, Dataset):

@@ -10,6 +10,7 @@ from typing import Any
 
 from mixdpo_pyro.config_fields import check_positive, check_range, check_seed
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.training.batches.columns import ChoiceColumns, check_choices
 from mixdpo_pyro.training.losses.accepted import check_losses, check_strength
 
 __all__ = ["check_training_values"]
@@ -78,9 +79,13 @@ def _check_strength_and_losses(values: Mapping[str, Any]) -> None:
         label_smoothing=values.get("label_smoothing", 0),
         f_divergence_type=values.get("f_divergence_type", "reverse_kl"),
         use_weighting=values.get("use_weighting", False),
+        ld_alpha=values.get("ld_alpha"),
     )
     shares = values.get("annotator_column") is not None and family != "fixed"
     check_losses(losses, shares, baseline is not None)
+    names = ("choice_set_column", "rank_column", "outcome_column", "grade_column")
+    columns = ChoiceColumns(*map(values.get, names), values.get("ties", "rao-kupper"))
+    check_choices(losses, columns, values.get("estimator", "auto"), baseline)
 
 
 def _check_steps(values: Mapping[str, Any]) -> None:

@@ -1,21 +1,18 @@
-"""Annotators in training: numbers for ids, and batches that keep a person's pairs together."""
+"""Numbers for the ids of annotators and the labels of groups, which a batch can hold."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
-from torch.utils.data import Sampler
 
 from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.validation import id_rule, label_rule
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import number_ids
 
-__all__ = [
-    "ANNOTATOR_INDEX", "GROUP_INDEX", "AnnotatorBlockSampler", "number_stream", "number_values",
-]  # fmt: skip
+__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "number_stream", "number_values"]
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of `number_ids`."""
@@ -88,44 +85,3 @@ def number_stream(
         return {index_column: int.from_bytes(digest)}
 
     return dataset.map(number)
-
-
-class AnnotatorBlockSampler(Sampler[int]):
-    """Random order in which pairs of one annotator stand together in blocks.
-
-    Every epoch cuts each annotator's pairs anew into blocks and shuffles the blocks. Pairs of one
-    block share a strength in the loss, which makes it a composite likelihood (Varin, Reid and
-    Firth, Statistica Sinica 21, 2011): exact where a block holds all pairs of its annotator, and
-    unbiased in its gradient's zero where it does not.
-
-    Args:
-        annotator: Number of each pair's annotator.
-        block_size: Largest number of pairs in a block, at least 1.
-        seed: Seed; with the number of the epoch it decides the order.
-    """
-
-    def __init__(self, annotator: np.ndarray, block_size: int, seed: int) -> None:
-        self._annotator = annotator
-        self._block_size = block_size
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Give the order of another epoch; the Trainer calls it, on resuming too."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._annotator)
-
-    def __iter__(self) -> Iterator[int]:
-        rng = np.random.default_rng((self._seed, self._epoch))
-        order = rng.permutation(len(self._annotator))
-        order = order[np.argsort(self._annotator[order], kind="stable")]
-        ends = np.flatnonzero(np.diff(self._annotator[order])) + 1
-        blocks = [
-            person[start : start + self._block_size]
-            for person in np.split(order, ends)
-            for start in range(0, len(person), self._block_size)
-        ]
-        for k in rng.permutation(len(blocks)):
-            yield from blocks[k].tolist()

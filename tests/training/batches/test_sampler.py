@@ -3,12 +3,12 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.training.sampler import (
+from mixdpo_pyro.training.batches.numbering import (
     ANNOTATOR_INDEX,
     GROUP_INDEX,
-    AnnotatorBlockSampler,
     number_values,
 )
+from mixdpo_pyro.training.batches.sampler import AnnotatorBlockSampler, ChoiceBatchSampler
 
 ANNOTATOR = np.random.default_rng(0).integers(0, 7, 100)
 
@@ -82,3 +82,51 @@ def test_numbers_and_texts_are_the_same_annotators():
         numbered, labels = number_values(data, "who", ANNOTATOR_INDEX, "option")
         assert labels == ["9", "10"]
         assert numbered[ANNOTATOR_INDEX][:] == [1, 0, 1]
+
+
+CHOICE = np.repeat(np.arange(60), np.random.default_rng(1).integers(1, 5, 60))
+
+
+def batches(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("epoch", range(4))
+@pytest.mark.parametrize("owned", [False, True])
+def test_batches_hold_whole_choices_and_every_row_once(epoch, owned):
+    owner = (CHOICE % 7) if owned else None
+    sampler = ChoiceBatchSampler(CHOICE, 8, seed=3, owner=owner, block_size=5)
+    found = batches(sampler, epoch)
+    assert len(found) == len(sampler)
+    assert sorted(row for batch in found for row in batch) == list(range(len(CHOICE)))
+    assert max(map(len, found)) <= 8
+    home = {CHOICE[row]: k for k, batch in enumerate(found) for row in batch}
+    assert all(home[CHOICE[row]] == k for k, batch in enumerate(found) for row in batch)
+    assert len(found) <= 1.3 * len(CHOICE) / 8  # little room is wasted
+
+
+def test_choices_of_an_owner_stand_in_blocks_and_meet_others_every_epoch():
+    """30 owners of four pairs each: a batch of eight holds two whole owners."""
+    owner = np.random.default_rng(0).permutation(np.repeat(np.arange(30), 4))
+    sampler = ChoiceBatchSampler(np.arange(120), 8, seed=0, owner=owner)
+    met = []
+    for epoch in (0, 1):
+        found = [frozenset(owner[batch].tolist()) for batch in batches(sampler, epoch)]
+        assert [len(each) for each in found] == [2] * 15
+        met.append(set(found))
+    assert len(met[0] & met[1]) <= 4
+
+
+def test_batches_of_choices_are_repeated_by_seed_and_epoch():
+    first, again, other = (ChoiceBatchSampler(CHOICE, 8, seed) for seed in (0, 0, 1))
+    assert batches(first, 1) == batches(again, 1)
+    assert batches(first, 1) != batches(first, 2)
+    assert batches(first, 1) != batches(other, 1)
+    with pytest.raises(ValueError, match="at most 3 rows in a choice, got 4"):
+        ChoiceBatchSampler(CHOICE, 3, 0)
+
+
+def test_large_blocks_of_annotators_are_cut_between_choices():
+    sampler = ChoiceBatchSampler(np.repeat(np.arange(20), 3), 12, 0, np.zeros(60, int), 7)
+    assert {len(batch) for batch in batches(sampler)} == {12}

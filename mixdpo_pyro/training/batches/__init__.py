@@ -1,0 +1,1 @@
+"""What a training batch holds: whole choices, who made them, and each response once."""
