@@ -83,8 +83,13 @@ def _check_strength_and_losses(values: Mapping[str, Any]) -> None:
     )
     shares = values.get("annotator_column") is not None and family != "fixed"
     check_losses(losses, shares, baseline is not None)
-    names = ("choice_set_column", "rank_column", "outcome_column", "grade_column")
-    columns = ChoiceColumns(*map(values.get, names), values.get("ties", "rao-kupper"))
+    columns = ChoiceColumns(
+        choice_set=values.get("choice_set_column"),
+        rank=values.get("rank_column"),
+        outcome=values.get("outcome_column"),
+        grade=values.get("grade_column"),
+        ties=values.get("ties", "rao-kupper"),
+    )
     check_choices(losses, columns, values.get("estimator", "auto"), baseline)
 
 

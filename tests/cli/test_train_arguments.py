@@ -204,7 +204,7 @@ def test_options_read_from_source_are_those_of_the_class():
 
 
 def test_choices_and_types_read_from_source_are_those_of_the_class():
-    """Also where transformers declares the words as an enumeration, if not where it computes them."""
+    """Also where transformers declares words as an enumeration, if not where it computes them."""
     own, theirs = training_options.read_training_options()
     expected = {a.dest: a for a in TrlParser([MixDPOConfig])._actions}
     for action in TrlParser([own, theirs])._actions:
@@ -225,6 +225,8 @@ REFUSED = [
     ({"loss_weights": [1.0, 2.0]}, "loss_weights: expected one for each loss_type, got 2 for 1"),
     ({"label_smoothing": 0.1}, "label_smoothing: expected 0, got 0.1"),
     ({"use_weighting": True, "annotator_column": "a"}, "use_weighting: not with annotator_column"),
+    ({"rank_column": "place"}, "rank_column: needs a choice_set_column"),
+    ({"choice_set_column": "s", "ld_alpha": 0.5}, "ld_alpha: not with choice_set_column"),
     ({"fp16": True, "bf16": True}, "fp16: not together with bf16"),
     ({"eval_steps": 1.5, "eval_strategy": "steps"}, "eval_steps: expected a whole number or a sh"),
     ({"load_best_model_at_end": True}, "load_best_model_at_end: expected save_strategy 'best' or"),
