@@ -332,7 +332,7 @@ COMMANDS = {
 def _columns(config: DoctorConfig | MarginsOptions) -> list[str | None]:
     """The columns of pairs that must be there."""
     texts = config.chosen or "chosen", config.rejected or "rejected"
-    return [*texts, config.prompt, config.annotator]
+    return [*texts, config.prompt, config.annotator, config.choice_set]
 
 
 def _result(output: Path) -> Iterable[str]:

@@ -41,8 +41,9 @@ def check_columns(path: str, *columns: str | None) -> None:
     Raises:
         DataError: Naming the file and the column.
     """
+    from mixdpo_pyro.data.choice_kinds import NO_SETS
     from mixdpo_pyro.data.tables import check_table, peek_names
-    from mixdpo_pyro.margins.table import NO_SETS, check_names
+    from mixdpo_pyro.margins.table import check_names
 
     check_table(Path(path))
     names = peek_names(Path(path))
@@ -70,12 +71,13 @@ def check_pairs(name: str, reader: str | None, *columns: str | None) -> None:
         return
     path = Path(name).expanduser()
     if _DATA_FILE.search(name) and path.is_file():
+        from mixdpo_pyro.data.choice_kinds import NO_SETS
         from mixdpo_pyro.data.tables import check_table, peek_names
 
         check_table(path)
         names = peek_names(path) or []
         for column in columns if names else ():
-            if column is not None and column not in names:
+            if column not in (None, NO_SETS, *names):
                 raise DataError(f"{name}: column '{column}' is missing; it has {', '.join(names)}")
 
 

@@ -14,16 +14,33 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from mixdpo_pyro.data.choice_kinds import (
+    CHOICE_SET,
+    GRADE,
+    RANK,
+    choice_columns_of,
+    read_choice_values,
+    signs_of_choices,
+)
+from mixdpo_pyro.data.choice_sets import ChoiceSets, fault_of_sets, settle_sets
 from mixdpo_pyro.data.config import DoctorConfig
 from mixdpo_pyro.data.loading import named_columns, read_source
 from mixdpo_pyro.data.messages import text_of
 from mixdpo_pyro.data.problems import Problem
 from mixdpo_pyro.data.splitting import keys_of_pairs, prompt_groups, split_prompts
-from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS, drop_useless, find_problems
+from mixdpo_pyro.data.validation import (
+    ROW_COLUMN,
+    TEXT_COLUMNS,
+    check_columns,
+    drop_useless,
+    find_problems,
+)
+from mixdpo_pyro.errors import DataError
 
 __all__ = [
     "AnnotatorCounts",
     "BadValues",
+    "ChoiceCounts",
     "Examination",
     "Example",
     "LengthBalance",
@@ -149,6 +166,34 @@ class AnnotatorCounts:
 
 
 @dataclass(frozen=True)
+class ChoiceCounts:
+    """What people did: pairs, choices among several, rankings, ties and grades.
+
+    Attributes:
+        origin: How it is known which rows are one choice, see
+            :class:`~mixdpo_pyro.data.choice_sets.ChoiceSets`.
+        column: The column that says it, or None.
+        pairs: Choices between two responses.
+        sets: Number of responses, 3 or more -> choices among so many.
+        rankings: How many of the choices are rankings.
+        ties: Pairs that were judged a tie.
+        tie_share: Their share of all pairs; None where nothing says what is one.
+        grades: Grade -> number of pairs, where there are grades.
+        note: What was done without being asked for, in a sentence.
+    """
+
+    origin: str
+    column: str | None
+    pairs: int
+    sets: dict[int, int]
+    rankings: int
+    ties: int
+    tie_share: float | None
+    grades: dict[int, int] | None
+    note: str | None
+
+
+@dataclass(frozen=True)
 class Example:
     """A pair as training sees it: the prompt ends where the responses begin."""
 
@@ -187,6 +232,7 @@ class Examination:
         lengths: Balance of lengths.
         truncation: Effect of `max_length`; None without a model.
         annotators: Pairs of the annotators; None without ids.
+        choices: What was done: pairs, larger sets, ties, grades.
         examples: A few pairs.
     """
 
@@ -210,6 +256,7 @@ class Examination:
     lengths: LengthBalance | None = None
     truncation: Truncation | None = None
     annotators: AnnotatorCounts | None = None
+    choices: ChoiceCounts | None = None
     examples: list[Example] = field(default_factory=list)
 
     @property
@@ -261,11 +308,17 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
         named_columns(config),
         config.annotator,
     )
-    column = source.annotator_column
-    problems = []
-    if len(source.pairs) or not source.problems:
-        problems = list(find_problems(source.pairs, name, column))
-    clean = _without_rows(source.pairs, {problem.row for problem in problems})
+    column, pairs, problems = source.annotator_column, source.pairs, []
+    done: tuple[str, ...] = ()
+    sets = None
+    if len(pairs) or not source.problems:
+        check_columns(pairs, name, column)
+        pairs, sets = settle_sets(pairs, name, column, config.choice_set)
+        done = choice_columns_of(pairs.column_names, sets.has_ranks)
+        problems = list(find_problems(pairs, name, column, done))
+        if sets.has_ranks and not problems:
+            problems = list(filter(None, [fault_of_sets(pairs, column)]))
+    clean = _without_rows(pairs, {problem.row for problem in problems})
     lost = {problem.row for problem in source.problems} if config.reader is None else set()
     facts: dict[str, Any] = {
         "source": name,
@@ -287,7 +340,9 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
         "joined_parts": source.joined,
         "annotators": _count_annotators(clean, column),
     }
-    return Examination(**facts, **(_look_at(usable, column, config) if len(usable) else {}))
+    if sets is not None and len(usable):
+        facts["choices"] = _count_choices(usable, sets, done)
+    return Examination(**facts, **(_look_at(usable, column, done, config) if len(usable) else {}))
 
 
 def measure_lengths(
@@ -364,7 +419,40 @@ def _id_texts(pairs: Dataset, column: str) -> list[str]:
     return read_ids(pairs[column][:]).tolist()
 
 
-def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[str, Any]:
+def _read_done(pairs: Dataset, done: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Checked values of the columns that say what was done."""
+    return {
+        name: read_choice_values(name, pairs[name][:], lambda _, words: DataError(words))
+        for name in done
+    }
+
+
+def _count_choices(pairs: Dataset, sets: ChoiceSets, done: tuple[str, ...]) -> ChoiceCounts:
+    values = _read_done(pairs, done)
+    choice = pd.Series(values.get(CHOICE_SET, np.arange(len(pairs))))
+    size = choice.value_counts() + 1
+    counts = {int(k): int(n) for k, n in size.value_counts().sort_index().items()}
+    ranks = values.get(RANK, np.full(len(pairs), np.nan))
+    sign = signs_of_choices(values)
+    grade, number = np.unique(values.get(GRADE, []), return_counts=True)
+    grades = dict(zip(grade.astype(int).tolist(), number.tolist(), strict=True))
+    ties = 0 if sign is None else int((sign == 0).sum())
+    return ChoiceCounts(
+        origin=sets.origin,
+        column=sets.column,
+        pairs=counts.pop(2, 0),
+        sets=counts,
+        rankings=int(choice[np.isfinite(ranks)].nunique()),
+        ties=ties,
+        tie_share=None if sign is None else ties / len(pairs),
+        grades=grades if GRADE in values else None,
+        note=sets.describe(),
+    )
+
+
+def _look_at(
+    pairs: Dataset, column: str | None, done: tuple[str, ...], config: DoctorConfig
+) -> dict[str, Any]:
     """What only usable pairs can tell."""
     texts = split_prompts(pairs)
     keys = keys_of_pairs(texts["prompt"], texts["chosen"], texts["rejected"])
@@ -380,13 +468,15 @@ def _look_at(pairs: Dataset, column: str | None, config: DoctorConfig) -> dict[s
     else:
         unit, sizes = "tokens", [[len(ids) for ids in tokens[n]] for n in TEXT_COLUMNS[1:]]
         truncation = _measure_truncation(tokens, config.max_length)
+    sign = signs_of_choices(_read_done(pairs, done))
+    sign = np.ones(len(pairs), dtype=np.int64) if sign is None else sign
     return {
         "num_prompts": int(prompt_groups(pairs).max()) + 1,
         "repeated_prompts": _count_repeated_prompts(texts),
         "without_prompt": sum(is_empty),
         "ends_in_space": sum(map(all, zip(is_empty, is_misread, strict=False))),
-        "repeats": _count_repeats(keys, texts, annotators),
-        "lengths": measure_lengths(sizes[0], sizes[1], keys, unit),
+        "repeats": _count_repeats(keys, texts, annotators, sign),
+        "lengths": _measure_preferred(sizes, sign, keys, unit),
         "truncation": truncation,
         "examples": _choose_examples(pairs, texts, tokens, annotators, config),
     }
@@ -439,12 +529,26 @@ def _measure_truncation(tokens: dict[str, Any], max_length: int) -> Truncation:
     return Truncation(max_length, longest, fully, partially, made_equal, tokens["merged"])
 
 
+def _measure_preferred(
+    sizes: list[list[int]], sign: np.ndarray, keys: list[str], unit: str
+) -> LengthBalance | None:
+    """Balance of lengths of what was preferred; ties prefer nothing."""
+    is_loss, is_no_tie = sign < 0, sign != 0
+    if not is_no_tie.any():
+        return None
+    chosen, rejected = np.array(sizes)
+    preferred = np.where(is_loss, rejected, chosen)[is_no_tie].tolist()
+    other = np.where(is_loss, chosen, rejected)[is_no_tie].tolist()
+    return measure_lengths(preferred, other, np.array(keys)[is_no_tie].tolist(), unit)
+
+
 def _count_repeats(
-    keys: list[str], texts: dict[str, list], annotators: list[str] | None
+    keys: list[str], texts: dict[str, list], annotators: list[str] | None, sign: np.ndarray
 ) -> Repeats:
+    """Repeats of judgements; a tie agrees with either choice."""
     is_first = [
-        text_of(chosen) <= text_of(rejected)
-        for chosen, rejected in zip(texts["chosen"], texts["rejected"], strict=True)
+        None if s == 0 else (text_of(chosen) <= text_of(rejected)) == (s > 0)
+        for chosen, rejected, s in zip(texts["chosen"], texts["rejected"], sign, strict=True)
     ]
     table = pd.DataFrame({"key": keys, "is_first": is_first, "annotator": annotators or ""})
     by_key = table.groupby("key")

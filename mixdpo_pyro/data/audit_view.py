@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mixdpo_pyro.data.audit import (
     AnnotatorCounts,
+    ChoiceCounts,
     Examination,
     Example,
     LengthBalance,
@@ -118,7 +119,25 @@ def _annotator_facts(counts: AnnotatorCounts) -> list[tuple[str, str]]:
     ]
 
 
+def _choice_facts(counts: ChoiceCounts) -> list[tuple[str, str]]:
+    several = [f"{number:,} among {size}" for size, number in counts.sets.items()]
+    pairs = [count_noun(counts.pairs, "pair")] if counts.pairs else []
+    rows = [("choices", ", ".join([*pairs, *several]))]
+    if counts.sets:
+        how = {"column": f"column '{counts.column}'", "found": "found by what their rows share"}
+        rows[0] = ("choices", f"{rows[0][1]} responses ({how[counts.origin]})")
+    if counts.rankings:
+        rows.append(("rankings", f"{counts.rankings:,} of the choices"))
+    if counts.tie_share is not None:
+        rows.append(("judged a tie", f"{counts.ties:,}, {counts.tie_share:.1%} of the pairs"))
+    if counts.grades is not None:
+        listed = (f"{number:,} of {grade}" for grade, number in counts.grades.items())
+        rows.append(("grades", ", ".join(listed)))
+    return rows
+
+
 _DESCRIBED: dict[str, Callable[[Any], list[tuple[str, str]]]] = {
+    "choices": _choice_facts,
     "repeats": _repeat_facts,
     "annotators": _annotator_facts,
     "lengths": _length_facts,
@@ -142,6 +161,8 @@ def _notes(found: Examination) -> list[str]:
             f"the responses of {found.repeated_prompts:,} pairs begin with their prompt, and TRL "
             "puts it before them once more; drop the column 'prompt' if it stands twice"
         )
+    if found.choices is not None and found.choices.note:
+        notes.append(found.choices.note)
     repeats = found.repeats
     if repeats is not None and repeats.duplicates:
         whose = "of one annotator " if found.annotators else "(or several people's choices) "

@@ -7,7 +7,12 @@ from typing import Literal
 from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["DoctorConfig", "SimulateConfig", "check_world"]
+__all__ = ["CHOICE_SET_HELP", "DoctorConfig", "SimulateConfig", "check_world"]
+
+CHOICE_SET_HELP = (
+    "Column of choice sets: rows of one set are one choice among several responses. Default: "
+    "`choice_set` where there is one, or what the rows look like; `none` keeps rows apart."
+)
 
 _MOST_PAIRS = 10_000_000
 
@@ -23,6 +28,7 @@ class DoctorConfig:
     annotator: str | None = option(
         "Column with annotator ids; a column `annotator` is found by itself.", None
     )
+    choice_set: str | None = option(CHOICE_SET_HELP, None)
     prompt: str | None = option("Column that holds the prompt, if not `prompt`.", None)
     chosen: str | None = option("Column that holds the chosen response, if not `chosen`.", None)
     rejected: str | None = option(

@@ -10,6 +10,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetNotFoundError
 
+from mixdpo_pyro.data.choice_kinds import CHOICE_SET, choice_columns_of
+from mixdpo_pyro.data.choice_sets import fault_of_sets, row_codes, settle_sets
 from mixdpo_pyro.data.messages import join_parts
 from mixdpo_pyro.data.problems import Problem
 from mixdpo_pyro.data.readers.base import Reader, ReadPairs
@@ -21,6 +23,7 @@ from mixdpo_pyro.data.validation import (
     PreferenceData,
     RowRules,
     annotator_column_of,
+    check_columns,
     check_preferences,
     replace_column,
 )
@@ -68,6 +71,7 @@ def load_preferences(
     seed: int = 0,
     reader: str | None = None,
     columns: dict[str, str] | None = None,
+    choice_set: str | None = None,
 ) -> PreferenceData:
     """Load preference pairs from a local file, a saved dataset folder or the hub, and check them.
 
@@ -78,10 +82,13 @@ def load_preferences(
         config: Configuration name of a hub dataset.
         annotator_column: Column with annotator ids that must be there; default, `annotator` where
             there is one.
-        max_rows: Take a random subset of at most this many rows.
+        max_rows: Take a random subset of at most this many rows, in whole choices.
         seed: Seed of that subset.
         reader: A reader of :mod:`mixdpo_pyro.data.readers`, `NAME` or `NAME:option,option`.
         columns: `prompt`, `chosen` or `rejected` -> the column of the source that holds it.
+        choice_set: Column with ids of choice sets; default, `choice_set` where there is one, or
+            what rows look like; `"none"` keeps rows apart. See
+            :func:`~mixdpo_pyro.data.choice_sets.settle_sets`.
 
     Raises:
         ConfigError: If there is no such reader, or a role in `columns` is unknown.
@@ -92,12 +99,29 @@ def load_preferences(
         first, *others = source.problems
         more = f" (and {len(others)} more; see mixdpo doctor)" if others else ""
         raise DataError(f"{name}: {first}{more}")
-    pairs = source.pairs
+    check_columns(source.pairs, name, source.annotator_column)
+    pairs, sets = settle_sets(source.pairs, name, source.annotator_column, choice_set)
+    if words := sets.describe():
+        logger.warning("%s: %s", name, words)
     if max_rows is not None and max_rows < len(pairs):
-        keep = np.random.default_rng(seed).permutation(len(pairs))[:max_rows]
-        pairs = pairs.select(np.sort(keep))
-    data = check_preferences(pairs, name, source.annotator_column)
+        pairs = _take_choices(pairs, max_rows, seed)
+    done = choice_columns_of(pairs.column_names, sets.has_ranks)
+    data = check_preferences(pairs, name, source.annotator_column, done)
+    if sets.has_ranks and (problem := fault_of_sets(pairs, data.annotator_column)):
+        raise DataError(f"{name}: {problem}")
     return replace(data, dropped=dict(Counter(source.dropped) + Counter(data.dropped)))
+
+
+def _take_choices(pairs: Dataset, most: int, seed: int) -> Dataset:
+    """A random subset of the choices, with all their rows, that has at most so many rows."""
+    rng = np.random.default_rng(seed)
+    if CHOICE_SET not in pairs.column_names:
+        return pairs.select(np.sort(rng.permutation(len(pairs))[:most]))
+    column = pairs.select_columns([CHOICE_SET]).with_format("arrow")[:][CHOICE_SET]
+    choice = row_codes(column)
+    order = rng.permutation(choice.max() + 1)
+    rows = np.bincount(choice)[order].cumsum()
+    return pairs.select(np.flatnonzero(np.isin(choice, order[rows <= most])))
 
 
 def read_source(
@@ -207,6 +231,7 @@ def _without_faults(table: Table, columns: dict[str, str], annotator_column: str
     rules = RowRules(
         {role: name for role, name in texts.items() if name in names},
         ids if ids in names else None,
+        choice_columns_of(names, CHOICE_SET in names),
     )
     problems, kept, rows = list(table.problems), [], []
     for row, record in zip(table.rows, table.content, strict=True):

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from mixdpo_pyro.data.choice_kinds import CHOICE_SET
 from mixdpo_pyro.data.validation import TEXT_COLUMNS
 from mixdpo_pyro.errors import ConfigError, DataError
 
@@ -51,8 +52,12 @@ def split_pairs(
     By annotator, all pairs of random annotators are held out, and training pairs that share a
     prompt with them are dropped.
 
+    Rows with one `choice_set` are one choice: having one prompt and one annotator, they stay
+    together; they count once among the four.
+
     Args:
-        pairs: Pairs with `chosen`, `rejected`, and `prompt` or without one.
+        pairs: Pairs with `chosen`, `rejected`, and `prompt` or without one; with `choice_set`
+            where some are one choice.
         test_fraction: Fraction of the rows that is held out, between 0 and 1.
         seed: Seed of the choice.
         annotator_column: Column with annotator ids, or None.
@@ -70,7 +75,8 @@ def split_pairs(
     rng = np.random.default_rng(seed)
     person = None if annotator_column is None else _numbers(pairs[annotator_column])
     if split_by == "prompt":
-        is_test = np.isin(group, _choose_prompts(group, person, test_fraction, rng))
+        choices = _first_rows(pairs)
+        is_test = np.isin(group, _choose_prompts(group, person, choices, test_fraction, rng))
         return _select(pairs, ~is_test), _select(pairs, is_test)
     if person is None:
         raise ConfigError("split_by: 'annotator' needs a column of annotator ids")
@@ -84,10 +90,15 @@ def split_pairs(
 def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
     """The training pairs that share no response, to one prompt, with the test pairs.
 
-    For a split that the user made: it may hold out annotators, and share prompts on purpose.
+    For a split that the user made: it may hold out annotators, and share prompts on purpose. Of a
+    choice set, all rows are dropped where one is.
     """
     held_out = {key for keys in _answer_keys(test) for key in keys}
-    return _select(train, np.array([held_out.isdisjoint(keys) for keys in _answer_keys(train)]))
+    is_seen = np.array([not held_out.isdisjoint(keys) for keys in _answer_keys(train)], dtype=bool)
+    if CHOICE_SET in train.column_names:
+        choice = _numbers(train[CHOICE_SET])
+        is_seen = np.isin(choice, choice[is_seen])
+    return _select(train, ~is_seen)
 
 
 def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:
@@ -205,12 +216,16 @@ class _HoldOut:
 
 
 def _choose_prompts(
-    group: np.ndarray, person: np.ndarray | None, fraction: float, rng: np.random.Generator
+    group: np.ndarray,
+    person: np.ndarray | None,
+    choices: np.ndarray,
+    fraction: float,
+    rng: np.random.Generator,
 ) -> list[int]:
     """Prompts to hold out: several of one annotator after the other, then any."""
     held_out = _HoldOut(group, fraction)
     if person is not None:
-        _hold_out_several(held_out, group, person, fraction, rng)
+        _hold_out_several(held_out, group[choices], person[choices], fraction, rng)
     for k in rng.permutation(group.max() + 1).tolist():
         held_out.take(k)
     return sorted(held_out.chosen)
@@ -241,6 +256,13 @@ def _choose_people(person: np.ndarray, fraction: float, rng: np.random.Generator
     for g in rng.permutation(person.max() + 1).tolist():
         held_out.take(g)
     return sorted(held_out.chosen)
+
+
+def _first_rows(pairs: Dataset) -> Int[np.ndarray, " choices"]:
+    """Index of the first row of every choice."""
+    if CHOICE_SET not in pairs.column_names:
+        return np.arange(len(pairs))
+    return np.sort(np.unique(_numbers(pairs[CHOICE_SET]), return_index=True)[1])
 
 
 def _split_rows(part: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

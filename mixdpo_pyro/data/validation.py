@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from mixdpo_pyro.data.choice_kinds import (
+    CHOICE_SET,
+    RANK,
+    fault_of_choice,
+    read_choice_values,
+)
 from mixdpo_pyro.data.messages import fault_of_pair, fault_of_text, text_of
 from mixdpo_pyro.data.problems import Problem, shorten
 from mixdpo_pyro.data.tables import arrow_column
@@ -25,7 +31,9 @@ __all__ = [
     "RowRules",
     "TextRule",
     "annotator_column_of",
+    "check_columns",
     "check_preferences",
+    "close_ranks",
     "drop_useless",
     "find_problems",
     "id_rule",
@@ -58,12 +66,15 @@ class PreferenceData:
         source: Name of the file or hub dataset, for messages.
         dropped: Reason -> number of rows dropped.
         annotator_column: Column with annotator ids, as text, or None.
+        choice_columns: Which of `choice_set`, `rank`, `outcome` and `grade` there are and say what
+            was done, see :mod:`~mixdpo_pyro.data.choice_kinds`.
     """
 
     pairs: "Dataset"
     source: str
     dropped: dict[str, int]
     annotator_column: str | None = None
+    choice_columns: tuple[str, ...] = ()
 
 
 class TextRule(NamedTuple):
@@ -93,20 +104,26 @@ class TextRule(NamedTuple):
 
 
 def check_preferences(
-    dataset: "Dataset", source: str = "dataset", annotator_column: str | None = None
+    dataset: "Dataset",
+    source: str = "dataset",
+    annotator_column: str | None = None,
+    choice_columns: tuple[str, ...] = (),
 ) -> PreferenceData:
     """Check columns and rows; drop pairs that carry no preference.
 
     A pair with two identical responses, or with an empty one, is counted in `dropped`. A missing
     value or one of a wrong type is an error, because it says that the columns are not what the
-    user thinks they are. Annotator ids become text.
+    user thinks they are. Annotator ids and the values of `choice_columns` become those of
+    :func:`~mixdpo_pyro.data.choice_kinds.read_choice_values`; ranks close up where a response of a
+    set was dropped.
 
     Raises:
         DataError: Naming the source, the column and the row.
     """
-    problem = next(find_problems(dataset, source, annotator_column), None)
+    problem = next(find_problems(dataset, source, annotator_column, choice_columns), None)
     if problem is not None:
         raise DataError(f"{source}: {problem}")
+    dataset = _read_choices(dataset, choice_columns)
     dataset, dropped = drop_useless(dataset)
     if dropped:
         logger.warning("%s: dropped %s", source, _count_words(dropped))
@@ -115,16 +132,16 @@ def check_preferences(
     if annotator_column is not None:
         ids = [id_rule().text_of(value) for value in dataset[annotator_column]]
         dataset = replace_column(dataset, annotator_column, ids)
-    return PreferenceData(dataset, source, dropped, annotator_column)
+    if dropped and RANK in choice_columns:
+        dataset = close_ranks(dataset)
+    return PreferenceData(dataset, source, dropped, annotator_column, choice_columns)
 
 
-def find_problems(
-    dataset: "Dataset", source: str = "dataset", annotator_column: str | None = None
-) -> Iterator[Problem]:
-    """Every value that is missing or of a wrong type, row by row.
+def check_columns(dataset: "Dataset", source: str, annotator_column: str | None) -> None:
+    """Refuse a table without rows or without a column that it takes.
 
     Raises:
-        DataError: If a column is missing or there are no rows.
+        DataError: Naming the column.
     """
     columns = dataset.column_names
     required = ["chosen", "rejected", *([annotator_column] if annotator_column else [])]
@@ -135,7 +152,23 @@ def find_problems(
         raise DataError(f"{source}: column '{annotator_column}' holds texts, not annotator ids")
     if len(dataset) == 0:
         raise DataError(f"{source}: the dataset is empty")
-    rules = RowRules({name: name for name in TEXT_COLUMNS if name in columns}, annotator_column)
+
+
+def find_problems(
+    dataset: "Dataset",
+    source: str = "dataset",
+    annotator_column: str | None = None,
+    choice_columns: tuple[str, ...] = (),
+) -> Iterator[Problem]:
+    """Every value that is missing or of a wrong type, row by row.
+
+    Raises:
+        DataError: If a column is missing or there are no rows.
+    """
+    check_columns(dataset, source, annotator_column)
+    columns = dataset.column_names
+    texts = {name: name for name in TEXT_COLUMNS if name in columns}
+    rules = RowRules(texts, annotator_column, choice_columns)
     rows = dataset[ROW_COLUMN] if ROW_COLUMN in columns else range(len(dataset))
     values = (dataset[column] for column in rules.columns)
     for row, *record in zip(rows, *values, strict=True):
@@ -149,16 +182,19 @@ class RowRules:
     Attributes:
         texts: Role -> column, for those of prompt, chosen and rejected that there are.
         annotator: Column of annotator ids, or None.
+        choices: Columns that say what was done.
     """
 
     texts: dict[str, str]
     annotator: str | None
+    choices: tuple[str, ...] = ()
     _kind: type | None = None
 
     @property
     def columns(self) -> list[str]:
         """The columns that the rules are about."""
-        return [*self.texts.values(), *([self.annotator] if self.annotator else [])]
+        ids = [self.annotator] if self.annotator else []
+        return [*dict.fromkeys([*self.texts.values(), *ids, *self.choices])]
 
     def problems_of(self, row: int, record: dict[str, Any]) -> list[Problem]:
         """The values of a row that cannot be used."""
@@ -169,6 +205,8 @@ class RowRules:
             faults[self.texts[role]] = fault
         if self.annotator is not None:
             faults[self.annotator] = id_rule().fault_of(record.get(self.annotator))
+        for column in self.choices:
+            faults[column] = fault_of_choice(column, record.get(column))
         return [
             Problem(row, column, expected, shorten(record.get(column)))
             for column, expected in faults.items()
@@ -228,6 +266,24 @@ def replace_column(dataset: "Dataset", name: str, values: list[Any]) -> "Dataset
     others = dataset.remove_columns(name)
     joined = concatenate_datasets([others, column], axis=1) if others.column_names else column
     return joined.select_columns(dataset.column_names)
+
+
+def _read_choices(dataset: "Dataset", columns: tuple[str, ...]) -> "Dataset":
+    """The dataset with checked values in these columns, in which no fault was found."""
+    for name in columns:
+        found = read_choice_values(name, dataset[name][:], lambda _, words: DataError(words))
+        values = [None if value != value else value for value in found.tolist()]
+        dataset = replace_column(dataset, name, values)
+    return dataset
+
+
+def close_ranks(dataset: "Dataset") -> "Dataset":
+    """Ranks 2, 3, ... again in sets that lost a response."""
+    import pandas as pd
+
+    table = pd.DataFrame({name: dataset[name][:] for name in (CHOICE_SET, RANK)})
+    rank = table.groupby(CHOICE_SET)[RANK].rank("dense") + 1
+    return replace_column(dataset, RANK, [None if r != r else r for r in rank.tolist()])
 
 
 def _why_useless(chosen: str | list, rejected: str | list) -> str | None:

@@ -19,9 +19,15 @@ import yaml
 from tqdm import tqdm
 from trl import DPOConfig
 
+from mixdpo_pyro.data.choice_kinds import CHOICE_COLUMNS, RANK
 from mixdpo_pyro.data.loading import load_preferences, named_columns
 from mixdpo_pyro.data.tokenization import find_policy
-from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS, PreferenceData
+from mixdpo_pyro.data.validation import (
+    ROW_COLUMN,
+    TEXT_COLUMNS,
+    PreferenceData,
+    close_ranks,
+)
 from mixdpo_pyro.errors import ConfigError, NonFiniteLossError
 from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.io import check_output, locked_output, written_whole
@@ -42,8 +48,13 @@ MARGIN_COLUMNS = (
     "reference_rejected_logps",
     "chosen_tokens",
     "rejected_tokens",
+    "pair",
+    "response_a",
+    "response_b",
 )
-"""Columns of the file: row, margin and log-probabilities in nats, tokens that were scored."""
+"""Columns of the file: row, margin and log-probabilities in nats, tokens that were scored; and
+hashes of the tokens of the chosen (a) and rejected (b) response with their prompt, and of both in
+any order (pair)."""
 
 _BATCHES_A_PART = 16
 
@@ -121,7 +132,7 @@ def _prepare(
     show_stage("Reading the pairs")
     pairs = load_preferences(
         data, config.split, config.dataset_config, config.annotator,
-        reader=config.reader, columns=named_columns(config),
+        reader=config.reader, columns=named_columns(config), choice_set=config.choice_set,
     )  # fmt: skip
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)
     return models, Sequences.prepare(pairs, models, config), pairs
@@ -217,13 +228,17 @@ def _assemble(scores: pd.DataFrame, sequences: Sequences, data: PreferenceData) 
         for side in ("chosen", "rejected")
     )
     columns["margin"] = chosen - rejected
+    columns |= sequences.hashes()
     table = pa.table({name: columns[name] for name in MARGIN_COLUMNS})
     source = data.pairs.select(sequences.kept)
+    if sequences.too_long and RANK in data.choice_columns:
+        source = close_ranks(source)
     extras = [c for c in source.column_names if c not in (*TEXT_COLUMNS, ROW_COLUMN)]
     if extras:
         others = source.select_columns(extras).with_format("arrow")[:]
+        other_meaning = {*MARGIN_COLUMNS, *CHOICE_COLUMNS} - {*data.choice_columns}
         for name in extras:
-            free = f"{name}_source" if name in MARGIN_COLUMNS else name
+            free = f"{name}_source" if name in other_meaning else name
             table = table.append_column(free, others[name])
     return table
 

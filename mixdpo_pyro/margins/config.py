@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixdpo_pyro.config_fields import check_range, explained, option
+from mixdpo_pyro.data.config import CHOICE_SET_HELP
 
 __all__ = ["MarginsConfig"]
 
@@ -25,6 +26,7 @@ class MarginsConfig:
     dataset_config: str | None = option("Configuration name of a hub dataset.", None)
     reader: str | None = option("Reader of a public dataset, NAME or NAME:option,option.", None)
     annotator: str | None = option("Column with annotator ids that must be there.", None)
+    choice_set: str | None = option(CHOICE_SET_HELP, None)
     prompt: str | None = option("Column that holds the prompt, if not `prompt`.", None)
     chosen: str | None = option("Column that holds the chosen response, if not `chosen`.", None)
     rejected: str | None = option(

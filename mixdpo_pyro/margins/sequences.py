@@ -92,6 +92,18 @@ class Sequences:
         """Tokens of a sequence."""
         return np.frombuffer(self.tokens[number], dtype=np.int32)
 
+    def hashes(self) -> dict[str, np.ndarray]:
+        """Of every pair: `response_a`, `response_b` and `pair`, 16 hexadecimal digits each.
+
+        The first two are hashes of the tokens of the chosen and rejected sequence, prompt
+        included; the third is one of both in any order.
+        """
+        each = np.array([hashlib.sha256(tokens).hexdigest()[:16] for tokens in self.tokens])
+        of_pair = each[self.of_pair]
+        both = ["".join(names) for names in np.sort(of_pair, axis=1)]
+        pair = np.array([hashlib.sha256(names.encode()).hexdigest()[:16] for names in both])
+        return {"pair": pair, "response_a": of_pair[:, 0], "response_b": of_pair[:, 1]}
+
     def collate(self, numbers: range, padding: int) -> tuple[Tensor, Tensor]:
         """Padded tokens, and what they are: padding, prompt or completion."""
         ids = [torch.tensor(self.ids(number), dtype=torch.long) for number in numbers]

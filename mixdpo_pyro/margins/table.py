@@ -1,16 +1,23 @@
 """Margins from a file: parquet, csv or jsonl, checked column by column and row by row."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from mixdpo_pyro.data.choice_kinds import (
+    CHOICE_COLUMNS,
+    CHOICE_SET,
+    GRADE,
+    NO_SETS,
+    OUTCOME,
+    RANK,
+    as_number,
+    read_choice_values,
+)
 from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.tables import Table, read_table
 from mixdpo_pyro.data.validation import (
@@ -22,11 +29,7 @@ from mixdpo_pyro.data.validation import (
 )
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["CHOICE_COLUMNS", "NO_SETS", "MarginData", "check_names", "read_margins"]
-
-NO_SETS = "none"
-"""In place of a column of choice sets: every row is a choice."""
-
+__all__ = ["MarginData", "check_names", "read_margins"]
 
 _LOGPS = (
     "policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
@@ -34,11 +37,6 @@ _LOGPS = (
 )  # fmt: skip
 
 _TOKENS = ("chosen_tokens", "rejected_tokens")
-
-CHOICE_COLUMNS = ("choice_set", "rank", "outcome", "grade")
-"""Columns that say what was done, where choices are not plain pairs."""
-
-_OUTCOMES = ("win", "tie", "loss")
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ class _Columns:
         if isinstance(column, pa.ChunkedArray) and _is_numeric(column.type):
             values = column.cast(pa.float64(), safe=False).to_numpy()
         else:
-            values = np.array([_as_number(value) for value in _to_list(column)])
+            values = np.array([as_number(value) for value in _to_list(column)])
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise self.fail(int(bad[0]), name, "a finite number", bad.size)
@@ -203,51 +201,29 @@ class _Columns:
         values = _to_list(self.table.column(name))
         return rule.read(values, lambda index, expected: self.fail(index, name, expected))
 
+    def choices(self, kind: str, name: str | None = None) -> np.ndarray:
+        """What was done, from the column of that kind, or that of another name."""
+        name = name or kind
+        values = _to_list(self.table.column(name))
+        return read_choice_values(
+            kind, values, lambda index, expected: self.fail(index, name, expected)
+        )
+
 
 def _what_was_done(columns: _Columns, choice_set: str | None) -> dict[str, Any]:
     """Sets, ranks and outcomes, where the table has any."""
     names = columns.table.all_names
     done: dict[str, Any] = {}
-    column = choice_set or ("choice_set" if "choice_set" in names else NO_SETS)
+    column = choice_set or (CHOICE_SET if CHOICE_SET in names else NO_SETS)
     if column != NO_SETS:
-        done["choice_set"] = columns.texts(column, id_rule())
-        if "rank" in names:
-            done["rank"] = _ranks(columns)
-    if "grade" in names:
-        done["outcome"] = _grades(columns)
-    elif "outcome" in names:
-        done["outcome"] = _outcomes(columns)
+        done["choice_set"] = columns.choices(CHOICE_SET, column)
+        if RANK in names:
+            done["rank"] = columns.choices(RANK)
+    if GRADE in names:
+        done["outcome"] = columns.choices(GRADE)
+    elif OUTCOME in names:
+        done["outcome"] = columns.choices(OUTCOME)
     return done
-
-
-def _ranks(columns: _Columns) -> np.ndarray:
-    """Ranks of the rejected responses, NaN where there is none."""
-    values = _to_list(columns.table.column("rank"))
-    missing = np.array([v is None or v == "" or v != v for v in values])
-    rank = np.array(
-        [np.nan if gone else _as_number(v) for v, gone in zip(values, missing, strict=True)]
-    )
-    bad = np.flatnonzero(~missing & ~((rank >= 2) & (rank == np.round(rank))))
-    if bad.size:
-        raise columns.fail(int(bad[0]), "rank", "a whole number from 2 on, or nothing", bad.size)
-    return rank
-
-
-def _grades(columns: _Columns) -> np.ndarray:
-    grade = columns.numbers(("grade",))
-    assert grade is not None
-    bad = np.flatnonzero(grade[0] != np.round(grade[0]))
-    if bad.size:
-        raise columns.fail(int(bad[0]), "grade", "a whole number, 0 for a tie", bad.size)
-    return grade[0].astype(np.int64)
-
-
-def _outcomes(columns: _Columns) -> np.ndarray:
-    outcome = columns.texts("outcome", label_rule())
-    bad = np.flatnonzero(~np.isin(outcome.astype(str), _OUTCOMES))
-    if bad.size:
-        raise columns.fail(int(bad[0]), "outcome", "win, tie or loss", bad.size)
-    return outcome
 
 
 def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:
@@ -276,20 +252,6 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 def _to_list(column: pa.ChunkedArray | list[Any]) -> list[Any]:
     return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _as_number(value: Any) -> float:
-    """A number, also one that is written as text; NaN for anything else, truth values too."""
-    if isinstance(value, str):
-        value = math.nan if "_" in value else value  # Python reads 1_000
-    elif isinstance(value, bool) or not isinstance(value, Real | Decimal):
-        return math.nan
-    try:
-        return float(value)
-    except ValueError:
-        return math.nan
-    except OverflowError:  # an integer of more than 308 digits
-        return math.inf
 
 
 def _margin(columns: _Columns) -> np.ndarray:

@@ -334,3 +334,65 @@ def test_one_prompt_cannot_be_split(write):
 def test_annotators_have_one_name_whatever_their_type(write, ids):
     rows = [pair(f"a{k}", "b", id_, prompt=f"p{k}") for k, id_ in enumerate(ids)]
     assert examine(write(rows)).annotators.most == {"1": 2, "10": 1}
+
+
+# What was done
+
+
+def test_choices_among_several_are_found_shown_and_kept_apart_as_asked(write):
+    rows = [
+        pair(f"best {k}", f"worse {k}-{j}", f"p{k}", prompt=f"q{k % 3}")
+        for k in range(6)
+        for j in range(2 + k % 2)
+    ]
+    path = write([*rows, pair("a", "b", "p0", prompt="another")])
+    found = examine(path)
+    counts = found.choices
+    assert (counts.origin, counts.pairs, counts.sets) == ("found", 1, {3: 3, 4: 3})
+    assert "choice_set" not in found.columns
+    text = printed(found)
+    assert "1 pair, 3 among 3, 3 among 4 responses (found by what their rows share)" in text
+    assert "Look at: 15 rows were put together to 6 choices among 3 to 4 responses" in text
+    assert found.to_dict()["choices"]["sets"] == {3: 3, 4: 3}
+    apart = examine(path, DoctorConfig(choice_set="none"))
+    assert (apart.choices.origin, apart.choices.pairs, apart.choices.sets) == ("apart", 16, {})
+    ranked = write([{**row, "task": row["chosen"], "rank": 2 + k % 2} for k, row in
+                    enumerate(rows[:2])], "ranked.jsonl")  # fmt: skip
+    counts = examine(ranked, DoctorConfig(choice_set="task")).choices
+    assert (counts.origin, counts.column, counts.rankings) == ("column", "task", 1)
+
+
+def test_ties_and_losses_are_no_choices_of_the_first_response(write):
+    """Lengths and contradictions are about what was preferred."""
+    outcomes = ["win", "loss", "tie", "loss", "win", "tie"]
+    rows = [
+        pair("long response", "short", "x"),
+        pair("short", "long response", "y"),  # the same preference
+        pair("short", "long response", "z"),  # in agreement with either
+        pair("b", "bb", "x", prompt="q"),
+        pair("b", "bb", "x", prompt="q"),  # against the row above
+        pair("b", "bb", "y", prompt="q"),
+    ]
+    path = write([{**row, "outcome": o} for row, o in zip(rows, outcomes, strict=True)])
+    found = examine(path)
+    assert (found.choices.ties, found.choices.tie_share) == (2, 1 / 3)
+    assert found.lengths.share_longer == 3 / 4
+    assert (found.repeats.contradictory, found.repeats.within_annotators) == (1, 1)
+    assert "2, 33.3% of the pairs" in printed(found)
+    grades = [2, -1, 0, -3, 2, 0]
+    path = write([{**row, "grade": g} for row, g in zip(rows, grades, strict=True)])
+    graded = examine(path)
+    assert graded.choices.grades == {-3: 1, -1: 1, 0: 2, 2: 2}
+    assert graded.lengths == found.lengths
+    assert graded.repeats == found.repeats
+    assert "1 of -3, 1 of -1, 2 of 0, 2 of 2" in printed(graded)
+
+
+def test_values_that_say_nothing_of_what_was_done_are_listed(write):
+    rows = [{**row, "outcome": value} for row, value in zip(GOOD * 2, ["win", "x", None, "tie"],
+                                                            strict=True)]  # fmt: skip
+    (bad,) = examine(write(rows)).bad_values
+    assert (bad.field, bad.count, bad.first) == ("outcome", 2, ["row 1: 'x'", "row 2: None"])
+    rows = [{**row, "choice_set": 1} for row in GOOD]
+    (bad,) = examine(write(rows)).bad_values
+    assert bad.expected == "sets that have one 'annotator', as in row 0"

@@ -190,3 +190,43 @@ def test_answers_that_are_held_out_are_not_trained_on():
     train = dataset([("q", "a", "b"), ("q", "c", "a"), ("q", "d", "e"), ("r", "a", "b")])
     test = dataset([("q", "a", "f")])
     assert rows_of(drop_held_out(train, test)) == {("q", "d", "e"), ("r", "a", "b")}
+
+
+def best_of_four(num_people, each, ids=None):
+    """Choices of people, a prompt each, as three pairs."""
+    rows = [
+        (f"q{g}-{t}", f"best {g}-{t}", f"worse {g}-{t}-{j}", f"person {g}", f"{g}-{t}")
+        for g in range(num_people)
+        for t in range(each)
+        for j in range(3)
+    ]
+    return dataset(rows, ("prompt", "chosen", "rejected", "annotator", "choice_set"))
+
+
+@pytest.mark.parametrize("split_by", ["prompt", "annotator"])
+@pytest.mark.parametrize("columns", [[], ["prompt"]])
+def test_choice_sets_are_on_one_side(split_by, columns):
+    pairs = best_of_four(12, 5).remove_columns(columns)
+    for seed in range(3):
+        train, test = split_pairs(pairs, 0.2, seed, "annotator", split_by)
+        assert not set(train["choice_set"]) & set(test["choice_set"])
+        assert {*Counter(train["choice_set"]).values(), *Counter(test["choice_set"]).values()} == {
+            3
+        }
+
+
+def test_several_choices_of_an_annotator_are_held_out_whatever_their_rows_are():
+    """Four choices of each, not four rows, which are a choice and a third."""
+    pairs = best_of_four(30, 20)
+    held_out = split_pairs(pairs, 0.1, 0, "annotator")[1]
+    choices = Counter(name.split("-")[0] for name in set(held_out["choice_set"]))
+    assert set(choices.values()) == {4}
+    assert len(held_out) == pytest.approx(0.1 * len(pairs), abs=12)
+
+
+def test_a_choice_is_dropped_whole_where_one_of_its_responses_is_held_out():
+    train = best_of_four(3, 2)
+    test = dataset([("q1-0", "worse 1-0-2", "other")])
+    kept = drop_held_out(train, test)
+    assert set(train["choice_set"]) - set(kept["choice_set"]) == {"1-0"}
+    assert len(kept) == 15

@@ -500,6 +500,42 @@ def test_log_probabilities_that_are_not_finite_name_their_rows(folder, tmp_path)
     assert not (tmp_path / "m.parquet").exists()
 
 
+def test_choices_and_hashes_are_in_the_file_of_margins(folder, tmp_path):
+    """Two choices among three responses, one of them with a response that has no place."""
+    world = small_world().select(range(2)).to_list()
+    rows = [
+        {"prompt": w["prompt"], "chosen": f" best {k}", "rejected": f" {text}", "annotator": "x",
+         "grade_of_school": 1, "rank": rank}
+        for k, w in enumerate(world)
+        for text, rank in (("bad", "high"), ("worse", "low"))
+    ]  # fmt: skip
+    source, names = tmp_path / "d.jsonl", [str(folder / n) for n in ("policy", "reference")]
+
+    def table(**options):
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config = MarginsConfig(**SIZES, **options, overwrite=True)
+        write_margins(*names, str(source), tmp_path / "m.parquet", config)
+        return pd.read_parquet(tmp_path / "m.parquet")
+
+    found = table()
+    assert found["choice_set"].tolist() == ["0", "0", "2", "2"]
+    assert found["rank_source"].tolist() == ["high", "low"] * 2
+    assert found["response_a"].tolist() == [*found["response_a"][[0, 0, 2, 2]]]
+    assert len({*found["response_a"], *found["response_b"]}) == 6
+    assert table(choice_set="none")["choice_set"].tolist() == ["0", "1", "2", "3"]
+    rows = [{**row, "rank": 2 + k % 2, "task": k // 2} for k, row in enumerate(rows)]
+    ranked = table(choice_set="task")
+    assert ranked["choice_set"].tolist() == ["0", "0", "1", "1"]
+    assert ranked["rank"].tolist() == [2, 3, 2, 3]
+    rows = [{**rows[0], "chosen": rows[0]["rejected"], "rejected": rows[0]["chosen"]}, rows[0]]
+    rows = [{**row, "outcome": outcome} for row, outcome in zip(rows, ("tie", "win"), strict=True)]
+    turned = table(choice_set="none")
+    assert turned["outcome"].tolist() == ["tie", "win"]
+    assert turned["pair"].nunique() == 1
+    assert turned["response_a"].tolist() == turned["response_b"].tolist()[::-1]
+    assert turned["margin"].sum() == pytest.approx(0, abs=1e-5)
+
+
 def test_columns_of_the_source_that_have_our_names_are_kept_aside(folder, tmp_path):
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()[:3]]
     rows[1]["annotator"] = 17
