@@ -6,7 +6,26 @@ from typing import Any, TypeVar
 
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["check_positive", "check_range", "check_seed", "explained", "option"]
+__all__ = [
+    "PSEUDONYMISE",
+    "PSEUDONYMISE_COLUMNS",
+    "check_positive",
+    "check_range",
+    "check_seed",
+    "explained",
+    "option",
+]
+
+PSEUDONYMISE = (
+    "File of 16 bytes or more that you keep; annotators and groups are written as hashes keyed by "
+    "it, equal ids as equal ones."
+)
+"""Help of the option `pseudonymise` of every command that writes ids."""
+
+PSEUDONYMISE_COLUMNS = (
+    "Further columns of people that --pseudonymise hashes; other columns are written as they are."
+)
+"""Help of the option `pseudonymise_columns` of the commands that write other columns too."""
 
 _Config = TypeVar("_Config", bound=type)
 

@@ -15,6 +15,7 @@ from mixdpo_pyro.cli.paths import (
     check_model,
     check_pairs,
     check_run,
+    check_salt_file,
 )
 from mixdpo_pyro.data.config import DoctorConfig, SimulateConfig
 from mixdpo_pyro.diagnosis.config import (
@@ -106,8 +107,9 @@ def _doctor(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_pairs(named.data, config.reader, *_columns(config))
     if config.model is not None:
         check_model(config.model, "model")
+    check_salt_file(config.pseudonymise)
     if config.json is not None:
-        inputs = (named.data, config.model)
+        inputs = (named.data, config.model, config.pseudonymise)
         check_output(config.json, inputs, config.overwrite, '"ready_to_train"')
     from mixdpo_pyro.data.audit import examine
     from mixdpo_pyro.data.audit_view import show_examination
@@ -134,7 +136,7 @@ def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
     from mixdpo_pyro.workflows.train import execute_run
 
     output = Path(str(plan.training.output_dir))
-    inputs = (plan.run.dataset_name, plan.model.model_name_or_path)
+    inputs = (plan.run.dataset_name, plan.model.model_name_or_path, plan.run.pseudonymise)
     with shared_staged_folder(output, plan.run.overwrite, plan.run.resume, inputs) as folder:
         repository = claim_repository(plan)
         failures = execute_run(plan, folder, _command_line("train", words))
@@ -154,8 +156,9 @@ def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
     check_model(named.model, "model")
     check_model(named.reference, "reference")
-    check_pairs(named.data, config.reader, *_columns(config))
-    inputs = (named.model, named.reference, named.data)
+    check_pairs(named.data, config.reader, *_columns(config), *config.pseudonymise_columns)
+    check_salt_file(config.pseudonymise)
+    inputs = (named.model, named.reference, named.data, config.pseudonymise)
     check_output(config.output, inputs, config.overwrite)
     from mixdpo_pyro.margins.compute import write_margins
 
@@ -188,11 +191,12 @@ def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_columns(named.margins, config.annotator, config.choice_set, *config.group)
     if config.second is not None:
         check_columns(config.second)
+    check_salt_file(config.pseudonymise)
     if config.output_dir is None:
         from mixdpo_pyro.diagnosis.diagnosing import diagnose_margins, diagnosis_lines
 
         return diagnosis_lines(*diagnose_margins(named.margins, config))
-    inputs = (named.margins, config.second)
+    inputs = (named.margins, config.second, config.pseudonymise)
     with staged_folder(
         config.output_dir, config.overwrite, marker=DIAGNOSIS_FILE, inputs=inputs
     ) as folder:
@@ -210,15 +214,19 @@ def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    check_columns(named.margins, config.annotator, *config.group)
+    check_columns(named.margins, config.annotator, config.choice_set, *config.group)
     check_file(named.posterior)
+    check_salt_file(config.pseudonymise)
     paths = named.margins, named.posterior
     if config.output_dir is None:
         from mixdpo_pyro.diagnosis.predictive_checks import check_lines, check_predictions
 
         return check_lines(check_predictions(*paths, config), config.seed)
     with staged_folder(
-        config.output_dir, config.overwrite, marker=CHECK_FILE, inputs=paths
+        config.output_dir,
+        config.overwrite,
+        marker=CHECK_FILE,
+        inputs=(*paths, config.pseudonymise),
     ) as folder:
         from mixdpo_pyro.diagnosis.predictive_checks import (
             check_lines,

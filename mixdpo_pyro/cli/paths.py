@@ -12,6 +12,7 @@ __all__ = [
     "check_model",
     "check_pairs",
     "check_run",
+    "check_salt_file",
     "check_source",
 ]
 
@@ -79,6 +80,18 @@ def check_pairs(name: str, reader: str | None, *columns: str | None) -> None:
         for column in columns if names else ():
             if column not in (None, NO_SETS, *names):
                 raise DataError(f"{name}: column '{column}' is missing; it has {', '.join(names)}")
+
+
+def check_salt_file(path: str | None) -> None:
+    """Refuse a salt file that cannot be used; None is none.
+
+    Raises:
+        DataError: Naming it.
+    """
+    if path is not None:
+        from mixdpo_pyro.io.pseudonyms import check_salt
+
+        check_salt(path)
 
 
 def check_source(name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from trl import ModelConfig
 
 from mixdpo_pyro.cli.arguments import CommandParser
-from mixdpo_pyro.cli.paths import check_model, check_pairs
+from mixdpo_pyro.cli.paths import check_model, check_pairs, check_salt_file
 from mixdpo_pyro.cli.training_options import read_training_options
 from mixdpo_pyro.cli.yaml_file import FileValue, convert, read_yaml
 from mixdpo_pyro.errors import ConfigError
@@ -114,9 +114,11 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
     data, model, output = map(values.get, ("dataset_name", "model_name_or_path", "output_dir"))
     if output:
         check_replaceable(output, values.get("overwrite", False))
-        refuse_inputs(Path(output), (data, model))
+        refuse_inputs(Path(output), (data, model, values.get("pseudonymise")))
+    check_salt_file(values.get("pseudonymise"))
     if data:
-        columns = values.get("annotator_column"), values.get("group_column")
+        columns = [values.get(key) for key in ("annotator_column", "group_column")]
+        columns += values.get("pseudonymise_columns") or []
         check_pairs(data, values.get("reader"), "chosen", "rejected", *columns)
     if model:
         check_model(model, "model_name_or_path")

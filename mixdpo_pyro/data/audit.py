@@ -7,7 +7,7 @@ Nothing is repaired. Values that cannot be used make the data unfit to train on;
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from mixdpo_pyro.data.splitting import keys_of_pairs, prompt_groups, split_promp
 from mixdpo_pyro.data.validation import (
     ROW_COLUMN,
     TEXT_COLUMNS,
+    PreferenceData,
     check_columns,
     drop_useless,
     find_problems,
@@ -319,6 +320,9 @@ def examine(name: str, config: DoctorConfig | None = None) -> Examination:
         if sets.has_ranks and not problems:
             problems = list(filter(None, [fault_of_sets(pairs, column)]))
     clean = _without_rows(pairs, {problem.row for problem in problems})
+    if config.pseudonymise is not None:
+        clean = PreferenceData(clean, name, {}, column).pseudonymised(config.pseudonymise).pairs
+        problems = [replace(p, got="an id") if p.field == column else p for p in problems]
     lost = {problem.row for problem in source.problems} if config.reader is None else set()
     facts: dict[str, Any] = {
         "source": name,

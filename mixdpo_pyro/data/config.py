@@ -4,7 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
+from mixdpo_pyro.config_fields import (
+    PSEUDONYMISE,
+    check_positive,
+    check_range,
+    check_seed,
+    explained,
+    option,
+)
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = ["CHOICE_SET_HELP", "DoctorConfig", "SimulateConfig", "check_world"]
@@ -40,6 +47,7 @@ class DoctorConfig:
     max_length: int = option(
         "Longest sequence in tokens, prompt and response, as in training.", 512
     )
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
     examples: int = option("Number of pairs to show.", 3)
     seed: int = option("Seed of their choice.", 0)
     json: str | None = option("File to write the numbers to.", None)

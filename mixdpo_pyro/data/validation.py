@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from mixdpo_pyro.data.messages import fault_of_pair, fault_of_text, text_of
 from mixdpo_pyro.data.problems import Problem, shorten
 from mixdpo_pyro.data.tables import arrow_column
 from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.io.pseudonyms import Pseudonyms
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -76,6 +78,34 @@ class PreferenceData:
     annotator_column: str | None = None
     choice_columns: tuple[str, ...] = ()
 
+    def pseudonymised(self, salt: str | None, *columns: str) -> "PreferenceData":
+        """The pairs with pseudonyms of their annotators, see :mod:`mixdpo_pyro.io.pseudonyms`.
+
+        Args:
+            salt: A salt file; None leaves all as it is.
+            columns: Further columns with people or groups; their empty cells stay empty.
+
+        Raises:
+            DataError: If the salt file cannot be used, or a column is missing or holds no labels.
+        """
+        if salt is None:
+            return self
+        pseudonyms, pairs = Pseudonyms.from_file(salt), self.pairs
+        for name in dict.fromkeys((self.annotator_column, *columns)):
+            if name is None:
+                continue
+            if name not in pairs.column_names:
+                has = ", ".join(pairs.column_names)
+                raise DataError(f"{self.source}: column '{name}' is missing; it has {has}")
+            values = pairs[name][:]
+            rule = id_rule() if name == self.annotator_column else label_rule()
+            error = partial(_error_of_cell, self.source, name)
+            hashed = iter(
+                pseudonyms.of_all(rule.read([v for v in values if v is not None], error))
+            )
+            pairs = replace_column(pairs, name, [v if v is None else next(hashed) for v in values])
+        return replace(self, pairs=pairs)
+
 
 class TextRule(NamedTuple):
     """What a value has to be to be read as text.
@@ -101,6 +131,10 @@ class TextRule(NamedTuple):
                 known[text] = text
             texts[index] = text
         return texts
+
+
+def _error_of_cell(source: str, column: str, _: int, expected: str) -> DataError:
+    return DataError(f"{source}: column '{column}': expected {expected}")
 
 
 def check_preferences(

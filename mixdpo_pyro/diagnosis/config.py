@@ -4,7 +4,14 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mixdpo_pyro.config_fields import check_positive, check_range, check_seed, explained, option
+from mixdpo_pyro.config_fields import (
+    PSEUDONYMISE,
+    check_positive,
+    check_range,
+    check_seed,
+    explained,
+    option,
+)
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = ["CHECK_FILE", "DIAGNOSIS_FILE", "CheckConfig", "DiagnoseConfig", "PowerConfig"]
@@ -42,6 +49,7 @@ class DiagnoseConfig:
     beta: float | None = option(
         "Median of the mean strength's prior. Default: the one strength that fits best.", None
     )
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
     num_samples: int = option("Posterior draws.", 1000)
     draw_strengths: bool = option(
         "Keep up to 50,000,000 draws of the annotators' strengths in `posterior.nc`, in place of "
@@ -76,6 +84,7 @@ class CheckConfig:
         "`choice_set` where there is one; `none` keeps rows apart.",
         None,
     )
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
     max_choices: int = option("Choices that are looked at; of more, a random subset is.", 20_000)
     num_replications: int = option("Replicated datasets, each from one posterior draw.", 500)
     seed: int = option("Seed of orientation, subset and replications.", 0)

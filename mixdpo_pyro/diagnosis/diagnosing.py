@@ -53,6 +53,7 @@ def diagnose_margins(
     config = config or DiagnoseConfig()
     data = read_margins(path, config.annotator, config.group, config.choice_set)
     second = None if config.second is None else _read_second(config.second, data)
+    data = data.pseudonymised(config.pseudonymise)
     try:
         diagnosis = diagnose_choices(
             data.margin,

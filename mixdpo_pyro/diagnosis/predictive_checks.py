@@ -56,6 +56,7 @@ def check_predictions(
     """
     config = config or CheckConfig()
     data = read_margins(path, config.annotator, config.group, config.choice_set)
+    data = data.pseudonymised(config.pseudonymise)
     posterior = read_posterior(posterior_path)
     ties: Ties = "davidson" if posterior.observation == "davidson" else "rao-kupper"
     try:

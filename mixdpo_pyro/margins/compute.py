@@ -134,6 +134,7 @@ def _prepare(
         data, config.split, config.dataset_config, config.annotator,
         reader=config.reader, columns=named_columns(config), choice_set=config.choice_set,
     )  # fmt: skip
+    pairs = pairs.pseudonymised(config.pseudonymise, *config.pseudonymise_columns)
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)
     return models, Sequences.prepare(pairs, models, config), pairs
 

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mixdpo_pyro.config_fields import check_range, explained, option
+from mixdpo_pyro.config_fields import (
+    PSEUDONYMISE,
+    PSEUDONYMISE_COLUMNS,
+    check_range,
+    explained,
+    option,
+)
 from mixdpo_pyro.data.config import CHOICE_SET_HELP
 
 __all__ = ["MarginsConfig"]
@@ -27,6 +33,8 @@ class MarginsConfig:
     reader: str | None = option("Reader of a public dataset, NAME or NAME:option,option.", None)
     annotator: str | None = option("Column with annotator ids that must be there.", None)
     choice_set: str | None = option(CHOICE_SET_HELP, None)
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
+    pseudonymise_columns: list[str] = option(PSEUDONYMISE_COLUMNS, [])
     prompt: str | None = option("Column that holds the prompt, if not `prompt`.", None)
     chosen: str | None = option("Column that holds the chosen response, if not `chosen`.", None)
     rejected: str | None = option(

@@ -1,7 +1,7 @@
 """Margins from a file: parquet, csv or jsonl, checked column by column and row by row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mixdpo_pyro.data.validation import (
     label_rule,
 )
 from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.io.pseudonyms import Pseudonyms
 
 __all__ = ["MarginData", "check_names", "read_margins"]
 
@@ -67,6 +68,21 @@ class MarginData:
     normalised: np.ndarray | None
     done: dict[str, Any] = field(default_factory=dict)
     num_alike: int = 0
+
+    def pseudonymised(self, salt: str | None) -> "MarginData":
+        """The same with pseudonyms of annotators and groups, by a salt file, or as it is.
+
+        Raises:
+            DataError: If the salt file cannot be used.
+        """
+        if salt is None:
+            return self
+        hashed = Pseudonyms.from_file(salt).of_all
+        return replace(
+            self,
+            annotator=None if self.annotator is None else hashed(self.annotator),
+            groups={name: hashed(labels) for name, labels in self.groups.items()},
+        )
 
 
 def read_margins(

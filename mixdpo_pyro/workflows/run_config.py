@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixdpo_pyro.config_fields import check_range, explained, option
+from mixdpo_pyro.config_fields import (
+    PSEUDONYMISE,
+    PSEUDONYMISE_COLUMNS,
+    check_range,
+    explained,
+    option,
+)
 from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.workflows.training_values import check_training_values
@@ -37,6 +43,8 @@ class RunConfig:
         "What is held out as a whole: prompt, or annotator (all their pairs).", "prompt"
     )
     max_pairs: int | None = option("Random subset of at most this many rows.", None)
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
+    pseudonymise_columns: list[str] = option(PSEUDONYMISE_COLUMNS, [])
     overwrite: bool = option("Replace an earlier run in output_dir.", False)
     resume: bool = option("Go on from the last checkpoint of an interrupted run.", False)
 

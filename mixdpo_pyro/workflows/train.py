@@ -133,7 +133,7 @@ def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
 def _load_split(
     run: RunConfig, split: str, max_rows: int | None, training: MixDPOConfig
 ) -> PreferenceData:
-    return load_preferences(
+    data = load_preferences(
         run.dataset_name,
         split=split,
         config=run.dataset_config,
@@ -142,6 +142,8 @@ def _load_split(
         seed=training.seed,
         reader=run.reader,
     )
+    columns = [name for name in (training.group_column, *run.pseudonymise_columns) if name]
+    return data.pseudonymised(run.pseudonymise, *columns)
 
 
 def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs) -> MixDPOTrainer:

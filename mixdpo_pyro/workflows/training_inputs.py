@@ -23,6 +23,7 @@ MAY_CHANGE = frozenset(
     {
         # Where things are: their content decides.
         "dataset_name", "dataset_config", "reader", "model_name_or_path", "model_revision",
+        "pseudonymise", "pseudonymise_columns",
         "output_dir", "overwrite", "resume", "resume_from_checkpoint", "reference_cache_dir",
         # What is shown, saved and evaluated on the way.
         "disable_tqdm", "report_to", "run_name", "project", "per_device_eval_batch_size",

@@ -14,6 +14,7 @@ from scenarios import TRAINING_MARKS, small_world
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.io import staged_folder
+from mixdpo_pyro.io.pseudonyms import Pseudonyms
 
 pytestmark = TRAINING_MARKS
 
@@ -155,8 +156,9 @@ def trained(tmp_path_factory, policy_folder):
         "train", "--dataset_name", folder / "pairs.jsonl", "--model_name_or_path", policy_folder,
         "--output_dir", folder / "run", "--max_steps", 2, "--save_steps", 1, "--max_length", 128,
         "--report_to", "none", "--use_cpu", "true", "--test_fraction", 0.5, "--push_to_hub",
-        "true", "--hub_token", "hf_secret",
+        "true", "--hub_token", "hf_secret", "--pseudonymise", folder / "salt",
     ]  # fmt: skip
+    (folder / "salt").write_bytes(b"kept by its owner")
     created, pushed = [], {}
 
     def create(name, **options):
@@ -192,6 +194,18 @@ def test_only_the_policy_is_pushed_and_no_annotator_is_named(trained):
         assert not any(str(label).encode() in content for label in ids), name
         assert str(folder).encode() not in content, name
     assert "me/run" in pushed["README.md"].decode()
+
+
+def test_pseudonyms_take_the_place_of_every_id_in_a_run(trained):
+    folder, _, _, _ = trained
+    pairs = (folder / "pairs.jsonl").read_bytes()
+    files = [path for path in (folder / "run").rglob("*") if path.is_file()]
+    ids = {f"annotator-{k:04d}".encode() for k in range(6)}
+    assert all(i in pairs for i in ids)
+    assert not any(i in path.read_bytes() for path in files for i in ids)
+    names = Pseudonyms(b"kept by its owner")
+    known = set(pd.read_parquet(folder / "run" / "margins.parquet")["annotator"])
+    assert known <= {names.of(i.decode()) for i in ids}
 
 
 def test_token_of_the_hub_is_written_nowhere(trained):

@@ -15,6 +15,7 @@ from scenarios import TRAINING_MARKS, build_policy_folder, small_world
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError, OutputError
 from mixdpo_pyro.io import locked_output
+from mixdpo_pyro.io.pseudonyms import Pseudonyms
 from mixdpo_pyro.margins import compute
 from mixdpo_pyro.margins.compute import MARGIN_COLUMNS, write_margins
 from mixdpo_pyro.margins.config import MarginsConfig
@@ -87,6 +88,22 @@ def test_margins_equal_an_independent_computation(folder, tmp_path):
         table["policy_rejected_logps"] - table["reference_rejected_logps"]
     )
     np.testing.assert_allclose(table["margin"], margin, atol=1e-12)
+
+
+def test_pseudonyms_take_the_place_of_ids(folder, tmp_path):
+    (tmp_path / "salt").write_bytes(b"kept by its owner")
+    lines = (folder / "pairs.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "team": "red", "topic": "eggs"} for line in lines[:8]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = MarginsConfig(
+        **SIZES, pseudonymise=str(tmp_path / "salt"), pseudonymise_columns=["team"]
+    )
+    models = [str(folder / name) for name in ("policy", "reference")]
+    write_margins(*models, str(tmp_path / "pairs.jsonl"), tmp_path / "m.parquet", config)
+    table, names = pd.read_parquet(tmp_path / "m.parquet"), Pseudonyms(b"kept by its owner")
+    expected = [names.of(rows[k]["annotator"]) for k in table["source_row"]]
+    assert table["annotator"].tolist() == expected
+    assert set(table["team"]) == {names.of("red")} and set(table["topic"]) == {"eggs"}
 
 
 _TEMPLATE = (
