@@ -97,6 +97,10 @@ class TrainParser(CommandParser):
         return found
 
 
+_COLUMNS = ("annotator", "group", "choice_set", "rank", "outcome", "grade")
+"""Options NAME_column that name columns of the pairs."""
+
+
 def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPlan:
     """Parse `--config run.yaml --key value ...`; the command line wins over the file.
 
@@ -117,7 +121,7 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
         refuse_inputs(Path(output), (data, model, values.get("pseudonymise")))
     check_salt_file(values.get("pseudonymise"))
     if data:
-        columns = [values.get(key) for key in ("annotator_column", "group_column")]
+        columns = [values.get(f"{name}_column") for name in _COLUMNS]
         columns += values.get("pseudonymise_columns") or []
         check_pairs(data, values.get("reader"), "chosen", "rejected", *columns)
     if model:

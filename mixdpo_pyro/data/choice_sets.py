@@ -35,7 +35,10 @@ from mixdpo_pyro.data.tables import arrow_column
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
 from mixdpo_pyro.errors import DataError
 
-__all__ = ["ChoiceSets", "fault_of_sets", "find_sets", "row_codes", "settle_sets"]
+__all__ = ["ChoiceSets", "fault_of_sets", "find_sets", "row_codes", "settle_sets", "with_sets"]
+
+_FEW = 0.02
+"""Share of rows that look like parts of one choice, among pairs, that is not worth a word."""
 
 _CLEAR = 0.9
 """Share of the comparisons that hang together which must look like choices among several.
@@ -52,9 +55,9 @@ class ChoiceSets:
     """Which rows are one choice, and how that is known.
 
     Attributes:
-        origin: `pairs`: no two rows look like one choice. `found`: rows were put together.
-            `unclear`: some rows look like parts of one choice, but more of them do not; rows were
-            kept apart. `column`: a column says it. `apart`: kept apart, as asked for.
+        origin: `pairs`: no or few rows look like parts of one choice. `found`: rows were put
+            together. `unclear`: rows look like parts of one choice, but more of them do not; all
+            were kept apart. `column`: a column says it. `apart`: kept apart, as asked for.
         column: The column that says it, or None.
         num_alike: Rows that share annotator, prompt and chosen response with rows of another
             rejected response, where they were looked for.
@@ -129,13 +132,13 @@ def settle_sets(
         choice, origin, num_alike = find_sets(pairs, annotator)
         if origin == "found":
             rows = np.array(pairs[ROW_COLUMN][:])
-            pairs = _with_sets(pairs, rows[choice].tolist())
+            pairs = with_sets(pairs, rows[choice].tolist())
         return pairs, _describe_sets(choice, origin, None, num_alike)
     if choice_set == NO_SETS:
-        pairs = _with_sets(pairs, pairs[ROW_COLUMN][:])
+        pairs = with_sets(pairs, pairs[ROW_COLUMN][:])
         return pairs, _describe_sets(np.arange(len(pairs)), "apart", None, 0)
     if choice_set != CHOICE_SET:
-        pairs = _with_sets(pairs, _named_sets(pairs, source, choice_set))
+        pairs = with_sets(pairs, _named_sets(pairs, source, choice_set))
     choice = _first_rows(row_codes(_columns(pairs, [CHOICE_SET])[CHOICE_SET]))
     return pairs, _describe_sets(choice, "column", choice_set, 0)
 
@@ -172,7 +175,7 @@ def find_sets(
     hangs_together, looks_so = _look_at_parts(chosen, rejected, time, wins)
     num_alike = int(is_alike.sum())
     if looks_so[hangs_together].mean() < _CLEAR:
-        return rows, "unclear", num_alike
+        return rows, "pairs" if num_alike < _FEW * len(rows) else "unclear", num_alike
     choice = _first_rows(_joined(chosen, time))
     return np.where(is_alike & looks_so, choice, rows), "found", num_alike
 
@@ -332,7 +335,7 @@ def _describe_sets(
     return ChoiceSets(origin, column, num_alike, int(count.sum()), sizes)
 
 
-def _with_sets(pairs: Dataset, values: list) -> Dataset:
+def with_sets(pairs: Dataset, values: list) -> Dataset:
     """The pairs with these choice sets; another column of that name is kept beside them."""
     if CHOICE_SET in pairs.column_names:
         pairs = pairs.rename_column(CHOICE_SET, f"{CHOICE_SET}_source")

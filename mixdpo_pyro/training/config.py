@@ -6,6 +6,7 @@ import torch
 from trl import DPOConfig
 
 from mixdpo_pyro.config_fields import check_positive
+from mixdpo_pyro.data.choice_kinds import NO_SETS
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 from mixdpo_pyro.training.batches.columns import ChoiceColumns, TieModel, check_choices
@@ -42,7 +43,8 @@ class MixDPOConfig(DPOConfig):
         annotator_block_size: Pairs of one annotator that stand together in a batch.
         choice_set_column: Column with ids of choice sets: rows of one set are one choice, its
             chosen response over each other one. The loss is the set's likelihood, a batch holds
-            whole sets, and each response is run once. Sets of one row are pairs.
+            whole sets, and each response is run once. Sets of one row are pairs. `none` is as
+            None, but keeps `mixdpo train` from looking for sets.
         rank_column: With sets: ranks of the rejected responses, 2, 3, ..., the chosen one being 1;
             a last rank that several share, or no value: not ranked further.
         outcome_column: Column with `win`, `tie` or `loss` of the first response (`chosen`).
@@ -104,7 +106,10 @@ class MixDPOConfig(DPOConfig):
     )
     choice_set_column: str | None = field(
         default=None,
-        metadata={"help": "Column with ids of choice sets; rows of one set are one choice."},
+        metadata={
+            "help": "Column with ids of choice sets; rows of one set are one choice. Default: "
+            "`choice_set` where there is one, or what the rows look like; `none` keeps them apart."
+        },
     )
     rank_column: str | None = field(
         default=None, metadata={"help": "Column with ranks of a set's rejected responses."}
@@ -192,8 +197,9 @@ class MixDPOConfig(DPOConfig):
 
     def choice_columns(self) -> ChoiceColumns:
         """The columns that say what was done."""
+        sets = None if self.choice_set_column == NO_SETS else self.choice_set_column
         return ChoiceColumns(
-            self.choice_set_column, self.rank_column, self.outcome_column, self.grade_column,
+            sets, self.rank_column, self.outcome_column, self.grade_column,
             self.ties,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.progress import train_with_progress
 from mixdpo_pyro.training.trainer import MixDPOTrainer
+from mixdpo_pyro.workflows.choices import asked_sets, name_choice_columns, with_same_sets
 from mixdpo_pyro.workflows.results import RESULT_COLUMNS, RunResults
 from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan
 from mixdpo_pyro.workflows.training_inputs import TrainingInputs, settle_inputs
@@ -109,9 +110,14 @@ def _check_plan(plan: TrainPlan) -> None:
 
 
 def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
-    """Training and held-out pairs; without a named column, `annotator` is taken where it is."""
-    train = _load_split(run, run.dataset_train_split, run.max_pairs, training)
+    """Training and held-out pairs; without a named column, `annotator` is taken where it is.
+
+    What the training pairs say was done is named to the trainer likewise.
+    """
+    sets = asked_sets(training)
+    train = _load_split(run, run.dataset_train_split, run.max_pairs, training, sets)
     training.annotator_column = train.annotator_column
+    name_choice_columns(training, train)
     if run.dataset_test_split is None:
         parts = split_pairs(
             train.pairs, run.test_fraction, training.seed, train.annotator_column,
@@ -121,7 +127,8 @@ def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
             {"training pairs with a held-out prompt": len(train.pairs) - sum(map(len, parts))}
         )
         return _SplitPairs(*parts, dict(Counter(train.dropped) + shared))
-    test = _load_split(run, run.dataset_test_split, None, training)
+    test = _load_split(run, run.dataset_test_split, None, training, sets)
+    test = with_same_sets(training, test)
     kept = drop_held_out(train.pairs, test.pairs)
     dropped = Counter(train.dropped) + Counter(test.dropped)
     dropped += Counter({"training pairs that are held out too": len(train.pairs) - len(kept)})
@@ -131,7 +138,7 @@ def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
 
 
 def _load_split(
-    run: RunConfig, split: str, max_rows: int | None, training: MixDPOConfig
+    run: RunConfig, split: str, max_rows: int | None, training: MixDPOConfig, sets: str | None
 ) -> PreferenceData:
     data = load_preferences(
         run.dataset_name,
@@ -141,6 +148,7 @@ def _load_split(
         max_rows=max_rows,
         seed=training.seed,
         reader=run.reader,
+        choice_set=sets,
     )
     columns = [name for name in (training.group_column, *run.pseudonymise_columns) if name]
     return data.pseudonymised(run.pseudonymise, *columns)

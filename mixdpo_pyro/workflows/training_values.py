@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mixdpo_pyro.config_fields import check_positive, check_range, check_seed
+from mixdpo_pyro.data.choice_kinds import NO_SETS
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.training.batches.columns import ChoiceColumns, check_choices
 from mixdpo_pyro.training.losses.accepted import check_losses, check_strength
@@ -83,8 +84,9 @@ def _check_strength_and_losses(values: Mapping[str, Any]) -> None:
     )
     shares = values.get("annotator_column") is not None and family != "fixed"
     check_losses(losses, shares, baseline is not None)
+    sets = values.get("choice_set_column")
     columns = ChoiceColumns(
-        choice_set=values.get("choice_set_column"),
+        choice_set=None if sets == NO_SETS else sets,
         rank=values.get("rank_column"),
         outcome=values.get("outcome_column"),
         grade=values.get("grade_column"),
