@@ -14,11 +14,17 @@ from mixdpo_pyro.config_fields import (
 )
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["CHOICE_SET_HELP", "DoctorConfig", "SimulateConfig", "check_world"]
+__all__ = ["CHOICE_SET_HELP", "READER_HELP", "DoctorConfig", "SimulateConfig", "check_world"]
 
 CHOICE_SET_HELP = (
     "Column of choice sets: rows of one set are one choice among several responses. Default: "
     "`choice_set` where there is one, or what the rows look like; `none` keeps rows apart."
+)
+
+READER_HELP = (
+    "Reader of a public dataset, NAME or NAME:option,option; NAME is one of hh-rlhf, prism, "
+    "multipref, ultrafeedback, community-alignment, coval, helpsteer3, chatbot-arena, webgpt, "
+    "summarize-from-feedback."
 )
 
 _MOST_PAIRS = 10_000_000
@@ -31,7 +37,7 @@ class DoctorConfig:
 
     split: str = option("Split to take where the source has several.", "train")
     dataset_config: str | None = option("Configuration name of a hub dataset.", None)
-    reader: str | None = option("Reader of a public dataset, NAME or NAME:option,option.", None)
+    reader: str | None = option(READER_HELP, None)
     annotator: str | None = option(
         "Column with annotator ids; a column `annotator` is found by itself.", None
     )

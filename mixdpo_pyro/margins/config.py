@@ -10,7 +10,7 @@ from mixdpo_pyro.config_fields import (
     explained,
     option,
 )
-from mixdpo_pyro.data.config import CHOICE_SET_HELP
+from mixdpo_pyro.data.config import CHOICE_SET_HELP, READER_HELP
 
 __all__ = ["MarginsConfig"]
 
@@ -30,7 +30,7 @@ class MarginsConfig:
     device: str = option("Device, or auto: an accelerator where there is one.", "auto")
     split: str = option("Split to take where the source has several.", "train")
     dataset_config: str | None = option("Configuration name of a hub dataset.", None)
-    reader: str | None = option("Reader of a public dataset, NAME or NAME:option,option.", None)
+    reader: str | None = option(READER_HELP, None)
     annotator: str | None = option("Column with annotator ids that must be there.", None)
     choice_set: str | None = option(CHOICE_SET_HELP, None)
     pseudonymise: str | None = option(PSEUDONYMISE, None)

@@ -12,7 +12,7 @@ from mixdpo_pyro.config_fields import (
     explained,
     option,
 )
-from mixdpo_pyro.data.config import check_world
+from mixdpo_pyro.data.config import READER_HELP, check_world
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.workflows.training_values import check_training_values
 
@@ -31,9 +31,7 @@ class RunConfig:
 
     dataset_name: str = option("Local file, saved dataset folder or hub name.")
     dataset_config: str | None = option("Configuration name of a hub dataset.", None)
-    reader: str | None = option(
-        "Shape of the source: hh-rlhf, prism, multipref or ultrafeedback.", None
-    )
+    reader: str | None = option(READER_HELP, None)
     dataset_train_split: str = option("Split to train on.", "train")
     dataset_test_split: str | None = option(
         "Held-out split. Default: a random part of the train split.", None

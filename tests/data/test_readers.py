@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mixdpo_pyro.data.config import READER_HELP
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.readers.registry import READERS, find_reader
 from mixdpo_pyro.errors import ConfigError, DataError
@@ -136,6 +137,21 @@ def test_prism_pairs_the_highest_score_with_every_other_of_its_turn(read):
     assert (first["turn"], first["file_row"], first["source_row"]) == (0, 1, 0)
     assert (first["model_chosen"], first["model_rejected"]) == ("model-a", "model-b")
     assert first["conversation_type"] == "unguided"
+    assert [p["choice_set"] for p in pairs] == ["user1/c1/0", "user1/c1/0", "user1/c1/1"]
+    assert "rank" not in first
+
+
+def test_prism_scores_are_a_ranking_up_to_the_first_tie(read):
+    """Which of two equal scores is better is not known; that they are below the others is."""
+    scores = {"a": 90, "b": 10, "c": 50, "d": 50, "e": 70, "f": 90}
+    rows = [utterance(0, text, score) for text, score in scores.items()]
+    rows[5]["if_chosen"] = True
+    pairs, dropped = read(rows, "prism:ranking")
+    assert {p["chosen"][0]["content"] for p in pairs} == {"f"}
+    ranks = {p["rejected"][0]["content"]: p["rank"] for p in pairs}
+    assert ranks == {"e": 2, "c": None, "d": None, "b": None}
+    assert dropped == {"ties": 1}  # with the best one
+    assert len({p["choice_set"] for p in pairs}) == 1
 
 
 def test_prism_prompt_holds_the_responses_that_were_picked_before(read):
@@ -223,26 +239,39 @@ def multipref(normal, expert=()):
     }
 
 
-def test_multipref_gives_a_pair_for_every_judgement(read):
-    rows = [
-        multipref(
-            [("w1", "A-is-clearly-better"), ("w2", "Tie")],
-            [("e1", "B-is-slightly-better"), ("e2", "A-is-slightly-better")],
-        )
-    ]
-    pairs, dropped = read(rows, "multipref")
+JUDGED = multipref(
+    [("w1", "A-is-clearly-better"), ("w2", "Tie")],
+    [("e1", "B-is-slightly-better"), ("e2", "A-is-slightly-better")],
+)
+
+
+def test_multipref_gives_a_graded_pair_for_every_judgement(read):
+    pairs, dropped = read([JUDGED], "multipref")
     found = [
-        (p["annotator"], p["chosen"][0]["content"], p["preference"], p["worker"]) for p in pairs
+        (p["annotator"], p["chosen"][0]["content"], p["preference"], p["grade"], p["worker"])
+        for p in pairs
     ]
     assert found == [
-        ("w1", "Because.", "clearly", "normal"),
-        ("e1", "No idea.", "slightly", "expert"),
-        ("e2", "Because.", "slightly", "expert"),
+        ("w1", "Because.", "clearly", 2, "normal"),
+        ("w2", "Because.", "tie", 0, "normal"),
+        ("e1", "No idea.", "slightly", 1, "expert"),
+        ("e2", "Because.", "slightly", 1, "expert"),
     ]
-    assert dropped == {"ties": 1}
-    assert pairs[1]["model_chosen"] == "m2"
-    assert pairs[1]["comparison_id"] == "x1"
+    assert dropped == {}
+    assert pairs[2]["model_chosen"] == "m2"
+    assert pairs[2]["comparison_id"] == "x1"
     assert pairs[0]["prompt"] == [{"role": "user", "content": "Why?"}]
+
+
+def test_multipref_as_ties_or_as_pairs(read):
+    ties, dropped = read([JUDGED], "multipref:ties")
+    assert [p["outcome"] for p in ties] == ["win", "tie", "win", "win"]
+    assert dropped == {}
+    assert "grade" not in ties[0]
+    pairs, dropped = read([JUDGED] * 2, "multipref:pairs")
+    assert dropped == {"ties": 2}
+    assert len({p["choice_set"] for p in pairs}) == len(pairs) == 6
+    assert not {"grade", "outcome"} & set(pairs[0])
 
 
 def test_multipref_unknown_verdict_is_an_error(read):
@@ -282,6 +311,10 @@ def test_ultrafeedback_takes_the_score_that_is_asked_for(read):
     assert found("ultrafeedback") == ([("a", "c")], {"ties": 1})  # 4.5 = (4 + 5) / 2
     assert found("ultrafeedback:overall") == ([("c", "b"), ("c", "a")], {})
     assert found("ultrafeedback:overall,all")[0] == [("c", "b"), ("c", "a"), ("b", "a")]
+    ranked, _ = read(rows * 2, "ultrafeedback:overall,ranking")
+    assert [(p["choice_set"], p["rank"]) for p in ranked] == [
+        ("0", 2), ("0", 3), ("1", 2), ("1", 3)
+    ]  # fmt: skip
 
 
 def test_ultrafeedback_binarized_prompt_becomes_messages_and_ties_are_dropped(read):
@@ -301,6 +334,255 @@ def test_ultrafeedback_binarized_prompt_becomes_messages_and_ties_are_dropped(re
     assert dropped == {"ties": 1}
 
 
+# Community Alignment
+
+
+def conversation(**changes):
+    """Two turns with four responses each, the third and fourth turn empty, as in a csv file."""
+    row = {"conversation_id": "c1", "annotator_id": "ann", "assigned_lang": "en"}
+    for turn in ("first", "second", "third", "fourth"):
+        is_there = turn in ("first", "second")
+        row[f"{turn}_turn_prompt"] = f"{turn} question" if is_there else ""
+        row[f"{turn}_turn_preferred_response"] = "response_b" if is_there else ""
+        for letter in "abcd":
+            row[f"{turn}_turn_response_{letter}"] = f"{turn} {letter}" if is_there else ""
+    return row | changes
+
+
+def test_community_alignment_gives_the_best_of_four_of_every_turn(read):
+    pairs, dropped = read(
+        [conversation(first_turn_response_a="first a<|end_of_text|>")], "community-alignment"
+    )
+    found = [
+        (p["turn"], p["choice_set"], p["chosen"][0]["content"], p["rejected"][0]["content"])
+        for p in pairs
+    ]
+    assert found == [
+        (turn, f"c1/{turn}", f"{name} b", f"{name} {letter}")
+        for turn, name in ((1, "first"), (2, "second"))
+        for letter in "acd"
+    ]
+    assert pairs[3]["prompt"] == [
+        {"role": "user", "content": "first question"},
+        {"role": "assistant", "content": "first b"},
+        {"role": "user", "content": "second question"},
+    ]
+    assert (pairs[0]["annotator"], pairs[0]["assigned_lang"]) == ("ann", "en")
+    assert dropped == {}
+
+
+def test_community_alignment_turns_without_their_past_are_dropped(read):
+    rows = [
+        conversation(second_turn_prompt=None, third_turn_prompt="third question"),
+        conversation(conversation_id="c2", first_turn_preferred_response=""),
+    ]
+    pairs, dropped = read(rows, "community-alignment")
+    assert len(pairs) == 3
+    assert dropped == {
+        "turns whose earlier turns are missing": 1,
+        "turns without a preferred response": 1,
+    }
+
+
+@pytest.mark.parametrize("choice", ["response_e", "B!", 2])
+def test_community_alignment_choice_of_no_response_is_named(read, choice):
+    rows = [conversation(), conversation(second_turn_preferred_response=choice)]
+    with pytest.raises(DataError, match=r"row 1, column 'second_turn_preferred_response'.*one of"):
+        read(rows, "community-alignment")
+
+
+# CoVal
+
+
+def assessed(*rankings, world="D>C>B>A"):
+    def message(role, text):
+        return [{"role": role, "content": text}]
+
+    assessments = [
+        {
+            "annotator_id": f"ann{k}",
+            "ranking_blocks": {
+                "personal": [{"ranking": ranking, "rationale": "so"}] if ranking else [],
+                "world": [{"ranking": world, "rationale": "so"}],
+            },
+        }
+        for k, ranking in enumerate(rankings)
+    ]
+    return {
+        "prompt_id": "p1",
+        "prompt": {
+            "id": "p1",
+            "messages": message("developer", "Be brief.") + message("user", "Why?"),
+        },
+        "responses": [
+            {"response_index": letter, "messages": message("assistant", f"text {letter}")}
+            for letter in "ABCD"
+        ],
+        "metadata": {"assessments": assessments},
+    }
+
+
+def test_coval_gives_rankings_of_each_annotator(read):
+    pairs, dropped = read([assessed("B>A>C>D", "C > A=B > D", "A=D>B=C", "")], "coval")
+    found = [
+        (p["annotator"], p["chosen"][0]["content"][-1], p["rejected"][0]["content"][-1], p["rank"])
+        for p in pairs
+    ]
+    assert found == [
+        ("ann0", "B", "A", 2), ("ann0", "B", "C", 3), ("ann0", "B", "D", 4),
+        ("ann1", "C", "A", None), ("ann1", "C", "B", None), ("ann1", "C", "D", None),
+        ("ann2", "A", "B", None), ("ann2", "A", "C", None),
+    ]  # fmt: skip
+    assert dropped == {
+        "ties with the best response": 1,
+        "assessments without a personal ranking": 1,
+    }
+    assert len({p["choice_set"] for p in pairs}) == 3
+    assert [m["role"] for m in pairs[0]["prompt"]] == ["system", "user"]
+
+
+def test_coval_world_and_best(read):
+    pairs, _ = read([assessed("B>A>C>D", "B>A>C>D")], "coval:world,best")
+    assert {p["chosen"][0]["content"] for p in pairs} == {"text D"}
+    assert "rank" not in pairs[0]
+    assert len(pairs) == 6
+
+
+@pytest.mark.parametrize("ranking", ["A>B>E", "A>A", "A,B", 3])
+def test_coval_ranking_of_another_shape_is_named(read, ranking):
+    with pytest.raises(DataError, match=r"row 1, column 'ranking': expected a ranking such as A>"):
+        read([assessed("A>B>C>D"), assessed(ranking)], "coval")
+
+
+# HelpSteer3
+
+
+def graded(overall, *individual):
+    return {
+        "domain": "stem",
+        "language": "english",
+        "context": [{"role": "user", "content": "Why?"}],
+        "response1": "one",
+        "response2": "two",
+        "overall_preference": overall,
+        "individual_preference": [{"score": score, "reasoning": "so"} for score in individual],
+    }
+
+
+def test_helpsteer3_grades_stand_behind_the_better_response(read):
+    """Negative: the first response is better."""
+    pairs, dropped = read([graded(-2, -3, -1), graded(0), graded(3, 3)], "helpsteer3")
+    assert [(p["chosen"][0]["content"], p["grade"]) for p in pairs] == [
+        ("one", 2), ("one", 0), ("two", 3)
+    ]  # fmt: skip
+    assert (pairs[0]["domain"], dropped) == ("stem", {})
+    pairs, _ = read([graded(-2, -3, 1)], "helpsteer3:individual")
+    assert [(p["chosen"][0]["content"], p["grade"]) for p in pairs] == [("one", 3), ("two", 1)]
+    pairs, dropped = read([graded(-2), graded(0)], "helpsteer3:pairs")
+    assert len(pairs) == 1
+    assert dropped == {"ties": 1}
+
+
+@pytest.mark.parametrize("score", [4, -100, 0.5, None, "good"])
+def test_helpsteer3_score_beyond_the_scale_is_named(read, score):
+    with pytest.raises(DataError, match=r"row 1, column 'overall_preference': expected a whole"):
+        read([graded(1), graded(score)], "helpsteer3")
+
+
+# Chatbot Arena
+
+
+def vote(winner, judge="arena_user_1", a=("Why?", "So."), b=("Why?", "No."), **changes):
+    roles = ("user", "assistant")
+    a, b = (
+        [{"role": roles[k % 2], "content": text} for k, text in enumerate(texts)]
+        for texts in (a, b)
+    )
+    return {
+        "question_id": "q1", "model_a": "m1", "model_b": "m2", "winner": winner, "judge": judge,
+        "conversation_a": a, "conversation_b": b, "turn": 1, "language": "English", **changes,
+    }  # fmt: skip
+
+
+def test_chatbot_arena_votes_are_outcomes_with_ties(read):
+    rows = [vote("model_a"), vote("model_b", "arena_user_2"), vote("tie"), vote("tie (bothbad)")]
+    pairs, dropped = read(rows, "chatbot-arena")
+    assert [(p["chosen"][0]["content"], p["outcome"]) for p in pairs] == [
+        ("So.", "win"), ("No.", "win"), ("So.", "tie"), ("So.", "tie")
+    ]  # fmt: skip
+    assert [p["annotator"] for p in pairs[:2]] == ["arena_user_1", "arena_user_2"]
+    assert (pairs[1]["model_chosen"], pairs[3]["winner"], dropped) == ("m2", "tie (bothbad)", {})
+    pairs, dropped = read(rows, "chatbot-arena:drop-both-bad")
+    assert (len(pairs), dropped) == (3, {"votes that both are bad": 1})
+    pairs, dropped = read(rows, "chatbot-arena:pairs")
+    assert (len(pairs), dropped) == (2, {"ties": 2})
+
+
+def test_chatbot_arena_conversations_may_be_text_and_must_share_their_prompt(read):
+    long = ("Why?", "So.", "And?", "So too.")
+    rows = [
+        vote("model_a"),
+        vote("tie", a=long, b=("Why?", "No.", "And?", "So too.")),
+        vote("tie", a=long, b=(*long[:3], "Or not.")),
+    ]
+    for row in rows:
+        row["judge_hash"] = row.pop("judge")
+        row["conversation_a"] = json.dumps(row["conversation_a"])
+    pairs, dropped = read(rows, "chatbot-arena")
+    assert [len(p["prompt"]) for p in pairs] == [1, 3]
+    assert pairs[0]["annotator"] == "arena_user_1"
+    assert dropped == {"conversations that part before the last answer": 1}
+    with pytest.raises(DataError, match="row 1, column 'winner': expected model_a, model_b, tie"):
+        read([rows[0], {**rows[0], "winner": "both"}], "chatbot-arena")
+    with pytest.raises(DataError, match="row 1, column 'conversation_a': expected a list of mess"):
+        read([rows[0], {**rows[0], "conversation_a": "{"}], "chatbot-arena")
+
+
+# WebGPT and summaries
+
+
+def answered(score, **changes):
+    return {
+        "question": {"dataset": "eli5", "id": "x", "full_text": "Why?"},
+        "answer_0": "So.", "score_0": score, "quotes_0": {"title": [], "extract": []},
+        "answer_1": "No.", "score_1": -score, "quotes_1": {"title": [], "extract": []},
+        **changes,
+    }  # fmt: skip
+
+
+def test_webgpt_scores_are_outcomes_with_ties(read):
+    pairs, dropped = read([answered(0.5), answered(-1.0), answered(0.0)], "webgpt")
+    assert [(p["chosen"][0]["content"], p["outcome"]) for p in pairs] == [
+        ("So.", "win"), ("No.", "win"), ("So.", "tie")
+    ]  # fmt: skip
+    assert pairs[0]["prompt"] == [{"role": "user", "content": "Why?"}]
+    assert dropped == {}
+    with pytest.raises(DataError, match="row 1, column 'score_1': expected a number, got 'high'"):
+        read([answered(0.5), answered(0.5, score_1="high")], "webgpt")
+
+
+def compared(choice, worker="w1", **info):
+    return {
+        "info": {"id": "t3", "post": "A long story.", "title": "Story", "article": None, **info},
+        "summaries": [{"text": " short", "policy": "sup1"}, {"text": " shorter", "policy": "ref"}],
+        "choice": choice, "worker": worker, "batch": "batch3", "split": "train",
+    }  # fmt: skip
+
+
+def test_summaries_are_pairs_that_were_judged_one_by_one(read):
+    """Also where one worker took the same summary for the better one twice."""
+    rows = [compared(1), compared(0), compared(0, post=None, article="News.", title=None)]
+    rows[1]["summaries"][1]["text"] = " shortest"
+    pairs, _ = read(rows, "summarize-from-feedback:text")
+    assert [p["chosen"] for p in pairs] == ["  shorter", "  short", "  short"]
+    assert [p["choice_set"] for p in pairs] == ["0", "1", "2"]
+    assert pairs[0]["prompt"] == "\n\nHuman: Story\n\nA long story.\n\nTL;DR:\n\nAssistant:"
+    assert "News." in pairs[2]["prompt"]
+    assert (pairs[0]["annotator"], pairs[0]["model_chosen"]) == ("w1", "ref")
+    with pytest.raises(DataError, match="row 1, column 'choice': expected 0 or 1"):
+        read([compared(0), compared(2)], "summarize-from-feedback")
+
+
 # Names and options
 
 
@@ -311,6 +593,11 @@ def test_unknown_readers_and_options_are_named():
         find_reader("prism:each")
     with pytest.raises(ConfigError, match="'best' or 'all', not both"):
         find_reader("prism:all,best")
+
+
+def test_every_reader_is_named_in_the_help():
+    """The help is written down, so that no command loads the readers to show it."""
+    assert READER_HELP.endswith(f"NAME is one of {', '.join(READERS)}.")
 
 
 def test_every_reader_refuses_rows_of_another_dataset(read):

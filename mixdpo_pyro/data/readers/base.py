@@ -1,26 +1,29 @@
 """Ready-made readers of public preference datasets: their rows in, preference pairs out.
 
 A reader gives the columns `prompt`, `chosen`, `rejected`, `annotator` where the source knows one,
-`file_row` (the row of the source, counted from 0) and further columns of it. It counts what
-it drops, and lists every row that lacks a field. Sources: HH-RLHF (Bai et al. 2022,
-arXiv 2204.05862), PRISM (Kirk et al. 2024, arXiv 2404.16019), MultiPref (Miranda et al. 2024,
-arXiv 2410.19133), UltraFeedback (Cui et al. 2023, arXiv 2310.01377).
+`file_row` (the row of the source, counted from 0), further columns of it, and those of
+:mod:`~mixdpo_pyro.data.choice_kinds` that say what was done. It counts what it drops, and lists
+every row that lacks a field. Each reader's module names its source.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from mixdpo_pyro.data.choice_kinds import CHOICE_SET, GRADE, OUTCOME, RANK
+from mixdpo_pyro.data.messages import fault_of_text, text_of
 from mixdpo_pyro.data.problems import Problem, shorten
 from mixdpo_pyro.data.validation import id_rule
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = [
-    "FILE_ROW", "FORM_OPTIONS", "PAIRING_OPTIONS", "Message", "ReadPairs", "Reader",
-    "Response", "make_pair", "pair_responses", "read_number",
+    "FILE_ROW", "FORM_OPTIONS", "GRADE_OPTIONS", "PAIRING_OPTIONS", "TIE_OPTIONS", "Message",
+    "ReadPairs", "Reader", "Response", "add_judgement", "make_pair", "pair_responses",
+    "ranks_of_scores", "read_number", "take_messages",
 ]  # fmt: skip
 
 FILE_ROW = "file_row"
@@ -101,9 +104,6 @@ class Reader:
         return frozenset(chosen)
 
 
-# PRISM: scores of several responses within one turn of a conversation
-
-
 @dataclass(frozen=True)
 class Response:
     """A response and its score."""
@@ -124,19 +124,84 @@ def pair_responses(
     responses: list[Response],
     facts: dict[str, Any],
     options: frozenset[str],
+    choice: str,
 ) -> None:
-    """Scores to pairs: the best against every other, or all ordered pairs; ties are dropped."""
+    """Scores to pairs: a choice of the best, a ranking, or all ordered pairs; ties are dropped.
+
+    A response that ties with the best one is dropped; a ranking ends before the first tie among
+    the others, see :func:`ranks_of_scores`.
+
+    Args:
+        read: Where the pairs go.
+        prompt: What the responses answer.
+        responses: Responses with scores.
+        facts: Further columns of the pairs.
+        options: Of :data:`PAIRING_OPTIONS` and :data:`FORM_OPTIONS`.
+        choice: Id of the choice set.
+    """
     scored = [r for r in responses if r.score is not None]
     unscored = len(responses) - len(scored)
     if unscored:
         read.dropped["responses without a score"] += unscored
     ranked = sorted(scored, key=lambda r: (-(r.score or 0.0), not r.is_chosen))  # stable
-    both = combinations(ranked, 2) if "all" in options else ((ranked[0], r) for r in ranked[1:])
-    for better, worse in both:
-        if better.score == worse.score:
-            read.dropped["ties"] += 1
-        else:
-            read.pairs.append({**make_pair(prompt, better, worse, options), **facts})
+    if "all" in options:
+        for better, worse in combinations(ranked, 2):
+            if better.score == worse.score:
+                read.dropped["ties"] += 1
+            else:
+                read.pairs.append({**make_pair(prompt, better, worse, options), **facts})
+        return
+    others = [r for r in ranked[1:] if r.score != ranked[0].score]
+    if ties := len(ranked[1:]) - len(others):
+        read.dropped["ties"] += ties
+    rank = ranks_of_scores([r.score for r in others])
+    for place, worse in enumerate(others):
+        pair = {**make_pair(prompt, ranked[0], worse, options), **facts, CHOICE_SET: choice}
+        read.pairs.append(pair | ({RANK: rank[place]} if "ranking" in options else {}))
+
+
+def ranks_of_scores(scores: Sequence[float | None]) -> list[int | None]:
+    """Ranks 2, 3, ... of falling scores, None from the first tie on: which is better is unknown.
+
+    Example:
+        >>> ranks_of_scores([9, 7, 4, 4, 1])
+        [2, 3, None, None, None]
+    """
+    tied = [k for k in range(1, len(scores)) if scores[k] == scores[k - 1]]
+    end = tied[0] - 1 if tied else len(scores)
+    return [k + 2 if k < end else None for k in range(len(scores))]
+
+
+def add_judgement(
+    read: ReadPairs,
+    prompt: list[Message],
+    responses: tuple[Response, Response],
+    grade: int,
+    facts: dict[str, Any],
+    options: frozenset[str],
+) -> None:
+    """A pair that was judged by itself: the better response is the chosen one.
+
+    Args:
+        read: Where the pair goes.
+        prompt: What the responses answer.
+        responses: The two responses; of a tie the first one stands in `chosen`.
+        grade: How much better the first one is; 0 for a tie.
+        facts: Further columns.
+        options: Of :data:`FORM_OPTIONS`; and `grades` (a column `grade`), `ties` (a column
+            `outcome`), or `pairs` (ties are dropped, and each pair is a choice by itself).
+    """
+    better, worse = responses if grade >= 0 else responses[::-1]
+    if "grades" in options:
+        done: dict[str, Any] = {GRADE: abs(grade)}
+    elif "ties" in options:
+        done = {OUTCOME: "win" if grade else "tie"}
+    elif grade == 0:
+        read.dropped["ties"] += 1
+        return
+    else:
+        done = {CHOICE_SET: str(len(read.pairs))}
+    read.pairs.append({**make_pair(prompt, better, worse, options), **facts, **done})
 
 
 def make_pair(
@@ -170,6 +235,22 @@ def _dialogue_text(messages: list[Message]) -> str:
         f"\n\n{speakers.get(m['role'], m['role'].capitalize())}: {m['content']}" for m in messages
     ]
     return "".join([*turns, "\n\nAssistant:"])
+
+
+def take_messages(read: ReadPairs, row: int, record: dict, name: str) -> list[Message] | None:
+    """Messages of a field, also written as JSON text; or None, with a problem."""
+    value = record.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+    if not isinstance(value, list) or not value or fault_of_text(value) is not None:
+        read.add_problem(
+            row, name, "a list of messages with 'role' and 'content'", record.get(name)
+        )
+        return None
+    return [{"role": m["role"], "content": text_of([m])} for m in value]
 
 
 def read_number(value: object) -> float | None:
@@ -212,4 +293,11 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
 
 FORM_OPTIONS = ("messages", "text")
 
-PAIRING_OPTIONS = ("best", "all")
+PAIRING_OPTIONS = ("best", "ranking", "all")
+"""What scores of several responses become."""
+
+GRADE_OPTIONS = ("grades", "ties", "pairs")
+"""What judgements of two responses become, where they say how much better one is."""
+
+TIE_OPTIONS = ("ties", "pairs")
+"""What judgements of two responses become, where they say which one is better, or neither."""

@@ -1,15 +1,17 @@
-"""MultiPref: several annotators' verdicts on one pair (Miranda et al. 2024, arXiv 2410.19133)."""
+"""MultiPref: several annotators' verdicts on one pair (Miranda et al. 2024, arXiv 2410.19133).
+
+Fields from the card of `allenai/multipref`: four people judge each pair on a scale of five.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mixdpo_pyro.data.readers.base import ReadPairs, Response, make_pair
+from mixdpo_pyro.data.readers.base import ReadPairs, Response, add_judgement
 
 __all__ = ["read_multipref"]
 
-# MultiPref: several people's verdicts on one pair
-
+_GRADES = {"clearly": 2, "slightly": 1}
 
 _VERDICT = re.compile(r"([AB])-is-(clearly|slightly)-better")
 
@@ -24,7 +26,7 @@ _MULTIPREF_EXTRAS = (
 
 
 def read_multipref(rows: Iterable[dict], options: frozenset[str]) -> ReadPairs:
-    """Pairs of MultiPref, one per judgement."""
+    """Pairs of MultiPref, one per judgement: graded clearly (2), slightly (1) or tie (0)."""
     read = ReadPairs()
     for row, record in enumerate(rows):
         prompt_field = "text" if "text" in record else "prompt"
@@ -32,26 +34,21 @@ def read_multipref(rows: Iterable[dict], options: frozenset[str]) -> ReadPairs:
         prompt, a, b = (read.take(row, record, name, "text") for name in names)
         if None in (prompt, a, b):
             continue
-        responses = {
-            "A": Response(row, a, None, record.get("model_a")),
-            "B": Response(row, b, None, record.get("model_b")),
-        }
+        responses = (
+            Response(row, a, None, record.get("model_a")),
+            Response(row, b, None, record.get("model_b")),
+        )
         extras = {name: record[name] for name in _MULTIPREF_EXTRAS if name in record}
-        for facts, winner in _multipref_verdicts(read, row, record):
-            pair = make_pair(
-                [{"role": "user", "content": prompt}],
-                responses[winner],
-                responses["B" if winner == "A" else "A"],
-                options,
-            )
-            read.pairs.append({**pair, **facts, **extras})
+        asked = [{"role": "user", "content": prompt}]
+        for facts, grade in _multipref_verdicts(read, row, record):
+            add_judgement(read, asked, responses, grade, facts | extras, options)
     return read
 
 
 def _multipref_verdicts(
     read: ReadPairs, row: int, record: dict
-) -> Iterator[tuple[dict[str, Any], str]]:
-    """Facts about a judgement and its winner, A or B."""
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Facts about a judgement, and its grade, above 0 where A is better."""
     if not any(name in record for name in _KINDS_OF_WORKER):
         read.add_problem(row, next(iter(_KINDS_OF_WORKER)), "a list", None)
     for name, kind in _KINDS_OF_WORKER.items():
@@ -60,11 +57,8 @@ def _multipref_verdicts(
             verdict = judgement.get("overall_pref")
             if evaluator is None:
                 continue
-            if verdict == "Tie":
-                read.dropped["ties"] += 1
-                continue
             match = _VERDICT.fullmatch(verdict) if isinstance(verdict, str) else None
-            if match is None:
+            if match is None and verdict != "Tie":
                 words = "Tie or A/B-is-clearly/slightly-better"
                 read.add_problem(row, "overall_pref", words, verdict)
                 continue
@@ -72,6 +66,7 @@ def _multipref_verdicts(
                 "annotator": evaluator,
                 "evaluator": evaluator,
                 "worker": kind,
-                "preference": match[2],
+                "preference": match[2] if match else "tie",
             }
-            yield facts, match[1]
+            grade = _GRADES[match[2]] if match else 0
+            yield facts, grade if match is None or match[1] == "A" else -grade

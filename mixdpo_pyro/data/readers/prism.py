@@ -1,4 +1,8 @@
-"""PRISM: scores of several responses within one turn (Kirk et al. 2024, arXiv 2404.16019)."""
+"""PRISM: scores of several responses within one turn (Kirk et al. 2024, arXiv 2404.16019).
+
+Fields of `utterances.jsonl` and `conversations.jsonl`, from the card of
+`HannahRoseKirk/prism-alignment`.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -102,7 +106,8 @@ def _pair_prism_turns(
             continue
         prompt = [*history, {"role": "user", "content": turn.prompt}]
         facts = {**known, "interaction_id": turn.interaction, "turn": number, **turn.extras}
-        pair_responses(read, prompt, turn.responses, facts, options)
+        choice = f"{known['user_id']}/{known['conversation_id']}/{number}"
+        pair_responses(read, prompt, turn.responses, facts, options, choice)
         picked = next((r for r in turn.responses if r.is_chosen), None)
         if picked is None:
             is_broken = True

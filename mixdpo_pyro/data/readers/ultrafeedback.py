@@ -1,4 +1,7 @@
-"""UltraFeedback: scores by a language model (Cui et al. 2023, arXiv 2310.01377)."""
+"""UltraFeedback: scores by a language model (Cui et al. 2023, arXiv 2310.01377).
+
+Fields from the cards of `openbmb/UltraFeedback` and `HuggingFaceH4/ultrafeedback_binarized`.
+"""
 
 from collections.abc import Iterable
 
@@ -39,7 +42,8 @@ def _read_completions(read: ReadPairs, row: int, record: dict, options: frozense
             score = _ultrafeedback_score(completion, options)
             responses.append(Response(row, text, score, completion.get("model")))
     facts = {"source": record["source"]} if "source" in record else {}
-    pair_responses(read, [{"role": "user", "content": instruction}], responses, facts, options)
+    prompt = [{"role": "user", "content": instruction}]
+    pair_responses(read, prompt, responses, facts, options, str(row))
 
 
 def _ultrafeedback_score(completion: dict, options: frozenset[str]) -> float | None:
