@@ -1,6 +1,5 @@
 """Options of `mixdpo doctor` and `mixdpo simulate`."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +27,10 @@ READER_HELP = (
 )
 
 _MOST_PAIRS = 10_000_000
+
+_LARGEST_MEAN = 1e100
+
+_LARGEST_CV = 1_000.0
 
 
 @explained
@@ -96,6 +99,13 @@ def check_world(
     most = _MOST_PAIRS // num_annotators
     check_range("pairs_per_annotator", pairs_per_annotator, 1, most, reason)
     check_positive("mean", mean)
-    if not (math.isfinite(cv) and cv >= 0):
-        raise ConfigError(f"cv: expected a finite value >= 0, got {cv}")
+    if not 1 / _LARGEST_MEAN <= mean <= _LARGEST_MEAN:
+        raise ConfigError(
+            f"mean: expected {1 / _LARGEST_MEAN:g} to {_LARGEST_MEAN:g} (strengths are finite "
+            f"numbers), got {mean:g}"
+        )
+    if not 0 <= cv <= _LARGEST_CV:
+        raise ConfigError(
+            f"cv: expected 0 to {_LARGEST_CV:g} (beyond, nearly every strength is 0), got {cv}"
+        )
     check_seed(seed)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
 
 from mixdpo_pyro.data.choice_kinds import CHOICE_SET, choice_columns_of
 from mixdpo_pyro.data.choice_sets import fault_of_sets, row_codes, settle_sets
@@ -187,7 +186,7 @@ def _read(name: str, split: str, config: str | None) -> Table | Dataset:
 def _load_from_hub(name: str, split: str, config: str | None) -> Dataset:
     try:
         return load_dataset(name, config, split=split)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
+    except Exception as error:  # the hub, and the builders of datasets, have many
         raise DataError(
             f"{name}: neither a local file nor a dataset that loads ({error})"
         ) from error

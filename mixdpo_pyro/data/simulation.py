@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
 
 __all__ = ["Truth", "World", "response_reward", "simulate_preferences"]
@@ -74,6 +75,9 @@ _SLOTS = {
         ("Now leave me alone.", "Do not come back.", "You will fail anyway.", "What a waste."),
     ),
 }  # fmt: skip
+
+_EQUAL = 1e-100
+"""Strengths with a smaller cv are equal in floating point, and their gamma shape overflows."""
 
 _OPTIONS = [[text for group in groups for text in group] for groups in _SLOTS.values()]
 
@@ -142,8 +146,8 @@ def simulate_preferences(
         num_annotators: Number of annotators, at least 1.
         pairs_per_annotator: Choices of each annotator, at least 1.
         family: Family of the strengths, `"lognormal"` or `"gamma"`.
-        mean: Mean strength per unit of reward, > 0.
-        cv: Coefficient of variation of the strengths, >= 0; 0 makes all annotators alike.
+        mean: Mean strength per unit of reward, 1e-100 to 1e100.
+        cv: Coefficient of variation of the strengths, 0 to 1000; 0 makes all annotators alike.
         seed: Seed of everything that is drawn.
 
     Returns:
@@ -152,7 +156,9 @@ def simulate_preferences(
     Raises:
         ConfigError: If an argument is outside its domain.
     """
-    _check_world(num_annotators, pairs_per_annotator, family, mean, cv)
+    if family not in ("lognormal", "gamma"):
+        raise ConfigError(f"family: expected lognormal or gamma, got {family!r}")
+    check_world(num_annotators, pairs_per_annotator, mean, cv, seed)
     rng = np.random.default_rng(seed)
     strengths = _draw_strengths(rng, family, mean, cv, num_annotators)
     num_pairs = num_annotators * pairs_per_annotator
@@ -196,27 +202,10 @@ def response_reward(response: str) -> float:
     return total
 
 
-def _check_world(
-    num_annotators: int, pairs_per_annotator: int, family: str, mean: float, cv: float
-) -> None:
-    for name, value in {
-        "num_annotators": num_annotators,
-        "pairs_per_annotator": pairs_per_annotator,
-    }.items():
-        if value < 1:
-            raise ConfigError(f"Expected {name} >= 1, got {value}")
-    if family not in ("lognormal", "gamma"):
-        raise ConfigError(f"Expected family 'lognormal' or 'gamma', got {family!r}")
-    if not (np.isfinite(mean) and mean > 0):
-        raise ConfigError(f"Expected a finite mean > 0, got {mean}")
-    if not (np.isfinite(cv) and cv >= 0):
-        raise ConfigError(f"Expected a finite cv >= 0, got {cv}")
-
-
 def _draw_strengths(
     rng: np.random.Generator, family: str, mean: float, cv: float, size: int
 ) -> np.ndarray:
-    if cv == 0:
+    if cv < _EQUAL:
         return np.full(size, mean)
     if family == "gamma":
         return rng.gamma(shape=cv**-2, scale=mean * cv**2, size=size)

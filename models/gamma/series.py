@@ -222,7 +222,7 @@ def _first_order(margin: Tensor, mean: Tensor, cv: Tensor) -> tuple[Tensor, Tens
     small = y * (1 + c) < _SMALL_UTILITY
     by_log_c = torch.where(small, _q_by_log_c_small(y, c) / q, by_log_c)
     infinite = margin.isinf()
-    value = torch.where(infinite & (margin < 0), -math.inf, value)
+    value = torch.where(infinite, torch.where(margin < 0, -math.inf, 0.0), value)
     by_utility = (odds.abs() * -by_y).masked_fill(infinite, 0.0)
     return value, by_utility, (odds * by_log_c).masked_fill(infinite, 0.0)
 

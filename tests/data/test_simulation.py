@@ -72,12 +72,15 @@ def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num_annotators": 0}, "num_annotators >= 1, got 0"),
-        ({"pairs_per_annotator": 0}, "pairs_per_annotator >= 1, got 0"),
-        ({"family": "normal"}, "got 'normal'"),
-        ({"mean": 0.0}, "mean > 0, got 0.0"),
-        ({"mean": float("nan")}, "mean > 0, got nan"),
-        ({"cv": -0.1}, "cv >= 0, got -0.1"),
+        ({"num_annotators": 0}, "num_annotators: expected at least 1, got 0"),
+        ({"pairs_per_annotator": 0}, "pairs_per_annotator: expected at least 1, got 0"),
+        ({"family": "normal"}, "family: expected lognormal or gamma, got 'normal'"),
+        ({"mean": 0.0}, "mean: expected a finite value > 0, got 0.0"),
+        ({"mean": float("nan")}, "mean: expected a finite value > 0, got nan"),
+        ({"mean": 1e300}, "mean: expected 1e-100 to 1e.100 .*, got 1e.300"),
+        ({"cv": -0.1}, "cv: expected 0 to 1000 .*, got -0.1"),
+        ({"cv": 1e300}, "cv: expected 0 to 1000 .*, got 1e.300"),
+        ({"cv": float("nan")}, "cv: expected 0 to 1000 .*, got nan"),
     ],
 )
 def test_values_outside_their_domain_raise(values, message):
