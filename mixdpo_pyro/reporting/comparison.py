@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mixdpo_pyro.errors import ConfigError, OutputError
+from mixdpo_pyro.inference.outcomes import Outcomes
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.models.observation import observed_log_prob
 from mixdpo_pyro.reporting.figures.style import literal
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
@@ -32,7 +35,7 @@ class RunSummary:
         family: Family of the strength in training.
         mean_anchor: Anchoring of the mean.
         data: Name of the dataset.
-        num_pairs: Held-out pairs.
+        num_pairs: Held-out pairs, or choices of another kind.
         num_annotators: Annotators whose strengths were learned.
         verdict: heterogeneous, homogeneous, inconclusive, or no verdict.
         health: Whether the verdict can be trusted: PASS, REVIEW or FAIL.
@@ -142,31 +145,47 @@ def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
 def _load(folder: Path, name: str) -> RunSummary:
     run = FinishedRun.load(folder)
     record, posterior = run.record, run.posterior
-    source = record.data.source
+    source, choices = record.data.source, run.choices
     return RunSummary(
         name=name,
         folder=folder,
         family=record.family,
         mean_anchor=record.mean_anchor,
         data=source,
-        num_pairs=len(run.margins),
+        num_pairs=len(run.margins) if choices is None else choices.num_choices,
         num_annotators=len(posterior.annotators),
         verdict=record.verdict.value if record.verdict else "no verdict",
         health=check_run(run).status.value,
         cv=posterior.cv,
         mean=posterior.mean,
         accuracy=run.accuracy,
-        log_prob=_mean_log_prob(run.margins["margin"].to_numpy(np.float64), posterior),
+        log_prob=_mean_log_prob(
+            run.margins["margin"].to_numpy(np.float64) if choices is None else choices.margin,
+            posterior,
+            None if choices is None else choices.outcomes,
+        ),
         held_out=frozenset((source, int(row)) for row in run.margins["source_row"]),
     )
 
 
-def _mean_log_prob(margin: np.ndarray, posterior: Posterior) -> float:
+def _mean_log_prob(
+    margin: np.ndarray, posterior: Posterior, outcomes: Outcomes | None = None
+) -> float:
     """Every choice taken by itself, as for a new annotator; NaN where there is none, or no fit."""
     if len(margin) == 0 or not np.isfinite(posterior.cv).all():
         return float("nan")
     point = posterior.at(float(np.median(posterior.mean)), float(np.median(posterior.cv)))
-    return float(np.log(choice_probabilities(point, margin)).mean())
+    if outcomes is None:
+        return float(np.log(choice_probabilities(point, margin)).mean())
+    outcomes = outcomes.at(point.parameters, 0)
+    value, code, choice = torch.from_numpy(margin), torch.from_numpy(outcomes.code), None
+    if outcomes.are_sets:
+        value, code, choice = outcomes.utilities(margin)
+    mean, cv, family = float(point.mean[0]), float(point.cv[0]), posterior.family
+    log_prob = observed_log_prob(
+        outcomes.observation, value, mean, cv, family, outcome=code, choice_set=choice
+    )
+    return log_prob.mean().item()
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -16,7 +16,7 @@ from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.inference.methods.log_joint import MAX_CV
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
-from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
+from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.training_tail import MIN_POINTS, TrainingTail
 from mixdpo_pyro.training.mean_drift import MEAN_DRIFT, why_mean_drifts
 
@@ -388,24 +388,28 @@ def _training_agrees(run: FinishedRun) -> HealthCheck:
 
 
 def _accuracy(run: FinishedRun) -> HealthCheck:
-    """Share of positive margins with a Jeffreys interval, pairs taken as independent."""
-    name, threshold = "held-out accuracy", "90% interval above 0.5, pairs independent"
-    margin = finite_values(run.margins["margin"])
-    if len(margin) == 0:
+    """Share of choices that agree with a Jeffreys interval, choices taken as independent."""
+    kind = "pairs" if run.pair_margins is not None else "choices"
+    name, chance = "held-out accuracy", run.chance
+    threshold = f"90% interval above {chance:.2g}, {kind} independent"
+    number = len(run.agrees)
+    if number == 0:
         return _unavailable(name, threshold, "No held-out margin is finite.")
-    right = run.accuracy * len(margin)
-    low, high = stats.beta.ppf([0.05, 0.95], right + 0.5, len(margin) - right + 0.5)
+    right = run.accuracy * number
+    low, high = stats.beta.ppf([0.05, 0.95], right + 0.5, number - right + 0.5)
     value = f"{run.accuracy:.3f} [{low:.3f}, {high:.3f}]"
-    status, sentence = _judge_accuracy(margin, low, high)
+    status, sentence = _judge_accuracy(run.agrees, chance, low, high)
     return HealthCheck(name, status, value, threshold, sentence)
 
 
-def _judge_accuracy(margin: np.ndarray, low: float, high: float) -> tuple[Status, str]:
-    if margin.min() >= 0:
+def _judge_accuracy(
+    agrees: np.ndarray, chance: float, low: float, high: float
+) -> tuple[Status, str]:
+    if agrees.min() >= 0.5:
         return Status.REVIEW, "Every choice agrees: only the prior gives the mean an upper bound."
-    if high < 0.5:
+    if high < chance:
         return Status.FAIL, "The policy prefers what annotators reject; are the columns swapped?"
-    if low > 0.5:
+    if low > chance:
         return Status.PASS, "The policy's margins say which response annotators choose."
     return Status.REVIEW, "The policy's margins may be noise, and noise has no strength to learn."
 
@@ -421,7 +425,10 @@ def _calibration(run: FinishedRun) -> HealthCheck:
     """
     name = CALIBRATION
     unknown = f"below the {1 - CALIBRATION_LEVEL:.0%} quantile of right predictions"
-    margin = finite_values(run.margins["margin"])
+    margin = run.pair_margins
+    if margin is None:
+        sentence = "These choices are no plain pairs; mixdpo check looks at their outcomes."
+        return _inapplicable(name, unknown, sentence)
     mean, cv = (float(np.median(draws)) for draws in (run.posterior.mean, run.posterior.cv))
     if len(margin) < MIN_CALIBRATION_PAIRS or not np.isfinite([mean, cv]).all():
         sentence = f"It takes {MIN_CALIBRATION_PAIRS} held-out pairs and a finite posterior."
@@ -484,7 +491,10 @@ def _annotators(run: FinishedRun) -> HealthCheck:
         return _inapplicable(name, threshold, sentence)
     if column not in run.margins:
         return _unavailable(name, threshold, f"margins.parquet has no column '{column}'.")
-    counts = run.margins[column].astype(str).value_counts().to_numpy()
+    person = run.margins[column].astype(str).to_numpy()
+    counts = np.unique(
+        person if run.choices is None else run.choices.by_choice(person), return_counts=True
+    )[1]
     repeated = int((counts >= 2).sum())
     status = Status.PASS if repeated >= MIN_ANNOTATORS else Status.REVIEW
     median = float(np.median(counts))

@@ -1,6 +1,7 @@
 """The record of a finished run: what its folder holds, as data."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ import pandas as pd
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.choices import Choices, agreement, read_choices
+from mixdpo_pyro.inference.outcomes import Ties
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.verdict import Verdict
@@ -23,7 +25,7 @@ from mixdpo_pyro.reporting.training_tail import TrainingTail
 
 __all__ = [
     "HISTORY_FILE", "MARGINS_FILE", "POSTERIOR_FILE", "TRAINING_POSTERIOR_FILE", "FinishedRun",
-    "LearnedStrength", "RunData", "RunRecord", "finite_values",
+    "LearnedStrength", "RunData", "RunRecord", "columns_of_choices", "finite_values",
 ]  # fmt: skip
 
 POSTERIOR_FILE = "posterior.nc"
@@ -51,6 +53,10 @@ class RunData:
         dropped: Reason -> number of pairs dropped.
         annotator_column: Column of annotator ids, or None.
         has_panels: Whether annotators chose repeatedly among the held-out pairs.
+        observation: What the training data hold: `pairs`, `sets`, `rao-kupper`, `davidson` or
+            `grades`.
+        done: Columns of the margins that say what was done; none for plain pairs.
+        held_out: What the held-out choices are, in words.
     """
 
     source: str
@@ -59,16 +65,23 @@ class RunData:
     dropped: dict[str, int] = field(default_factory=dict)
     annotator_column: str | None = None
     has_panels: bool = False
+    observation: str = "pairs"
+    done: list[str] = field(default_factory=list)
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
 class LearnedStrength:
-    """The strength that training learned, at its guide's median; quantiles are those of beta."""
+    """The strength that training learned, at its guide's median; quantiles are those of beta.
+
+    Thresholds of ties or grades by name are in units of strength times margin.
+    """
 
     mean: float
     cv: float
     q05: float
     q95: float
+    thresholds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,13 +191,45 @@ class FinishedRun:
         return _DISAGREEMENT if other_low > high or other_high < low else None
 
     @cached_property
-    def accuracy(self) -> float:
-        """Share of held-out pairs whose margin is positive; ties count one half.
+    def choices(self) -> Choices | None:
+        """The held-out choices where they are not plain pairs, and their margins are usable."""
+        data, margin = self.record.data, self.margins["margin"].to_numpy(np.float64)
+        if not data.done or not len(margin) or not np.isfinite(margin).all():
+            return None
+        ties: Ties = "davidson" if data.observation == "davidson" else "rao-kupper"
+        return read_choices(margin, **columns_of_choices(self.margins, data.done), ties=ties)
 
-        Margins that are not finite are dropped; without any other it is not a number.
+    @cached_property
+    def pair_margins(self) -> np.ndarray | None:
+        """Finite margins of the chosen over the other response; None where there are no pairs."""
+        if self.choices is None:
+            return finite_values(self.margins["margin"])
+        return self.choices.margin if self.choices.outcomes is None else None
+
+    @cached_property
+    def agrees(self) -> np.ndarray:
+        """Whether each held-out choice agrees with its margins; ties of either count one half.
+
+        Of a set, whether the response with the largest margin was chosen. Margins of pairs that
+        are not finite are dropped.
         """
-        margin = finite_values(self.margins["margin"])
-        return float(agreement(margin).mean()) if len(margin) else math.nan
+        if self.pair_margins is not None:
+            return agreement(self.pair_margins)
+        assert self.choices is not None
+        return self.choices.agrees
+
+    @cached_property
+    def chance(self) -> float:
+        """Share of choices that would agree with margins that say nothing."""
+        if self.choices is None or self.choices.outcomes is None:
+            return 0.5
+        outcomes = self.choices.outcomes
+        return float((1 / outcomes.sizes).mean()) if outcomes.are_sets else 0.5
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Share of held-out choices that agree with their margins; not a number without any."""
+        return float(self.agrees.mean()) if len(self.agrees) else math.nan
 
     @cached_property
     def tail(self) -> TrainingTail:
@@ -198,6 +243,16 @@ class FinishedRun:
         if not np.isfinite(draws).all() or np.ptp(draws) == 0:
             return None
         return self.training.interval("cv")
+
+
+def columns_of_choices(margins: pd.DataFrame, done: Sequence[str]) -> dict[str, Any]:
+    """What was done, as `read_choices` and `diagnose_choices` take it.
+
+    Args:
+        margins: A table of margins.
+        done: Its columns that say what was done: `choice_set`, `rank`, `outcome`, `grade`.
+    """
+    return {"outcome" if name == "grade" else name: margins[name] for name in done}
 
 
 def finite_values(values: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The report of a run: one self-contained HTML file, made from the files of the run folder."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,9 @@ from mixdpo_pyro.reporting.html import (
     write_page,
 )
 from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
+from mixdpo_pyro.training.model_card import CHOICE_WORDS
 
-__all__ = ["learned_rows", "run_lines", "write_report"]
-
-_LOSS = "loss (nats per pair)"
+__all__ = ["learned_rows", "run_lines", "threshold_rows", "write_report"]
 
 _DPI = 180
 """Sharp on a phone's screen and in print; the figures are 5.2 inches wide."""
@@ -58,7 +58,8 @@ def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
     figures, images = embed_figures(_figures(run, health), _DPI)
     page = render_page(
         "report.html", run=run, record=run.record, health=health, rows=learned_rows(run),
-        figures=figures,
+        thresholds=threshold_rows(run), figures=figures,
+        trained_on=CHOICE_WORDS.get(run.record.data.observation, "").format("several"),
     )  # fmt: skip
     return page, images
 
@@ -78,6 +79,21 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
              "reward_mean": f"{truth.mean:.2f}"}
         )  # fmt: skip
     return rows
+
+
+def threshold_rows(run: FinishedRun) -> list[dict[str, str]]:
+    """Rows of the table of thresholds of ties or grades: held-out posterior, and training."""
+    learned = run.record.learned.thresholds
+    scalars = run.posterior.scalars
+    held_out = {re.sub(r"s\[(\d+)\]", r"_\1", name): v for name, v in scalars.items()}
+    return [
+        {
+            "name": name.replace("_", " "),
+            "held_out": format_interval(held_out[name]) if name in held_out else "",
+            "learned": f"{learned[name]:.3g}" if name in learned else "",
+        }
+        for name in dict.fromkeys([*learned, *held_out])
+    ]
 
 
 def run_lines(folder: str | Path) -> list[str]:
@@ -100,6 +116,9 @@ def run_lines(folder: str | Path) -> list[str]:
         lines.append(
             f"{row['source']:22}{row['cv']:24}{row['reward_mean' if has_truth else 'mean']}"
         )
+    for row in threshold_rows(run):
+        words = f"{row['name']:22}{row['held_out']:24}"
+        lines.append(f"{words}{row['learned']} in training" if row["learned"] else words.rstrip())
     if run.disagreement:
         lines += ["", run.disagreement]
     lines += ["", f"held-out accuracy     {run.accuracy:.3f}"]
@@ -128,7 +147,7 @@ def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
         figures["training"] = (
             "Training",
             _training_words(run),
-            plot_training(run.history, run.tail.first_step, run.guide_interval, _LOSS),
+            plot_training(run.history, run.tail.first_step, run.guide_interval, _loss_words(run)),
         )
     if strength is not None and np.isfinite(strength).all():
         figures["annotators"] = (
@@ -166,7 +185,7 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
             ),
         ),
     }
-    if len(finite_values(run.margins["margin"])):
+    if run.pair_margins is not None and len(run.pair_margins):
         figures["reliability"] = (
             "Are the predicted probabilities right on held-out pairs?",
             "Observed frequency against predicted probability in ten bins, with 90% intervals; "
@@ -195,10 +214,15 @@ def _prior_median(run: FinishedRun) -> float | None:
     return None if run.posterior.mean_anchor == "fixed" else run.posterior.beta
 
 
+def _loss_words(run: FinishedRun) -> str:
+    return f"loss (nats per {'pair' if run.record.data.observation == 'pairs' else 'choice'})"
+
+
 def _training_words(run: FinishedRun) -> str:
     table = run.tail.table
     loss = table["loss"]
-    words = f"{_LOSS} over the steps of training, from {loss.iloc[0]:.3f} to {loss.iloc[-1]:.3f}"
+    fall = f"from {loss.iloc[0]:.3f} to {loss.iloc[-1]:.3f}"
+    words = f"{_loss_words(run)} over the steps of training, {fall}"
     if "strength/cv" in table and run.record.family != "fixed":
         cv = table["strength/cv"]
         words += f"; cv from {cv.iloc[0]:.2f} to {cv.iloc[-1]:.2f}"
@@ -218,8 +242,7 @@ def _annotator_words(posterior: Posterior) -> str:
 
 def _oriented_predictions(run: FinishedRun) -> tuple[np.ndarray, np.ndarray]:
     """Predicted probability of the first response and whether it was chosen, in random order."""
-    margin, is_first = orient_at_random(
-        finite_values(run.margins["margin"]), np.random.default_rng(run.record.seed)
-    )
+    assert run.pair_margins is not None
+    margin, is_first = orient_at_random(run.pair_margins, np.random.default_rng(run.record.seed))
     mean, cv = (np.median(finite_values(run.posterior.draws[k])) for k in ("mean", "cv"))
     return choice_probabilities(run.posterior.at(mean, cv), margin)[0], is_first

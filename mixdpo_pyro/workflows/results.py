@@ -5,7 +5,7 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,10 @@ from mixdpo_pyro.reporting.run_record import (
     LearnedStrength,
     RunData,
     RunRecord,
+    columns_of_choices,
 )
 from mixdpo_pyro.reporting.run_report import write_report
+from mixdpo_pyro.training.batches.choices import what_was_done
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.trainer import MixDPOTrainer
 from mixdpo_pyro.workflows.run_config import TrainPlan
@@ -60,6 +62,7 @@ class RunResults:
         plan: What was asked for.
         folder: The run's working folder.
         margins: Held-out margins, once they are scored.
+        done: Columns of `margins` that say what was done; none for plain pairs.
         diagnosis: What they say, once they are diagnosed.
         failures: Part that failed -> its error.
     """
@@ -70,6 +73,7 @@ class RunResults:
     plan: TrainPlan
     folder: Path
     margins: pd.DataFrame = field(default_factory=pd.DataFrame)
+    done: list[str] = field(default_factory=list)
     diagnosis: Diagnosis | None = None
     failures: dict[str, Exception] = field(default_factory=dict)
 
@@ -82,9 +86,19 @@ class RunResults:
             logger.error("%s", _sentences({part: error})[0])
 
     def score(self) -> None:
-        """Margins of the policy with the columns of the source, but for the texts."""
-        margins = pd.DataFrame(self.trainer.margins())
-        columns = [name for name in self.test.column_names if name not in TEXT_COLUMNS]
+        """Margins of the policy with the columns of the source, but for the texts.
+
+        What was done stands in the columns that a table of margins has for it.
+        """
+        given = self.plan.training.choice_columns()
+        done = what_was_done(self.trainer.eval_dataset, given)
+        self.done = list(done)
+        margins = pd.DataFrame(self.trainer.margins()).assign(**done)
+        columns = [
+            name
+            for name in self.test.column_names
+            if name not in TEXT_COLUMNS and not (name in done and name in given.names)
+        ]
         source = self.test.select_columns(columns).to_pandas()
         self.margins = margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
 
@@ -111,7 +125,7 @@ class RunResults:
             self.margins.to_parquet(temporary, index=False)
 
     def _diagnose(self) -> None:
-        diagnosis = _diagnose_margins(self.margins, self.plan.training)
+        diagnosis = _diagnose_margins(self.margins, self.plan.training, self.done)
         save_arviz(to_arviz(diagnosis.result), self.folder / POSTERIOR_FILE)
         self.diagnosis = diagnosis
 
@@ -130,8 +144,13 @@ class RunResults:
                 dropped=dict(dropped),
                 annotator_column=training.annotator_column,
                 has_panels=found is not None and found.choices.has_panels,
+                observation=trainer.strength.config.observation,
+                done=self.done,
+                held_out="" if found is None else found.choices.describe(),
             ),
-            learned=LearnedStrength(**trainer.strength.summary()),
+            learned=LearnedStrength(
+                **trainer.strength.summary(), thresholds=trainer.strength.thresholds()
+            ),
             verdict=found.verdict if found else None,
             error_rate=found.error_rate if found else "",
             checks=found.checks if found else [],
@@ -170,7 +189,9 @@ def _finite_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: v for name, v in entry.items() if np.isfinite(v)} for entry in history]
 
 
-def _diagnose_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Diagnosis:
+def _diagnose_margins(
+    margins: pd.DataFrame, training: MixDPOConfig, done: Sequence[str] = ()
+) -> Diagnosis:
     """Posterior of the strength given the margins, and what it says. Plain DPO is lognormal.
 
     The mean's prior stands around the one strength that fits the held-out pairs best, whatever
@@ -182,6 +203,8 @@ def _diagnose_margins(margins: pd.DataFrame, training: MixDPOConfig) -> Diagnosi
     return diagnose_choices(
         margins["margin"].to_numpy(np.float64),
         annotator=None if ids is None or len(set(ids)) < 2 else ids,
+        **columns_of_choices(margins, done),
+        ties="davidson" if training.ties == "davidson" else "rao-kupper",
         family="lognormal" if training.family == "fixed" else training.family,
         length=(margins["chosen_tokens"] - margins["rejected_tokens"]).to_numpy(np.float64),
         seed=training.seed,

@@ -103,10 +103,14 @@ def _check_plan(plan: TrainPlan) -> None:
     length = "num_train_epochs" if training.max_steps == -1 else "max_steps"
     for name in ("learning_rate", length):
         check_positive(name, getattr(training, name))
-    if (column := training.annotator_column) in {*TEXT_COLUMNS, *RESULT_COLUMNS}:
+    taken = {*TEXT_COLUMNS, *RESULT_COLUMNS}
+    if (column := training.annotator_column) in taken:
         raise ConfigError(
             f"annotator_column: '{column}' holds texts or results, not annotator ids"
         )
+    for key in ("choice_set_column", "rank_column", "outcome_column", "grade_column"):
+        if (column := getattr(training, key)) in taken:
+            raise ConfigError(f"{key}: '{column}' holds texts or results, not what was done")
 
 
 def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:

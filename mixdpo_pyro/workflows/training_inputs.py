@@ -55,7 +55,8 @@ class TrainingInputs:
     """Content of `training_inputs.json`: hashes, but no texts and no ids.
 
     Attributes:
-        training_pairs: Hash of the training pairs, in their order, with annotators.
+        training_pairs: Hash of the training pairs, in their order, with annotators and
+            what they did.
         held_out_pairs: Hash of the held-out pairs.
         model: Hash of the model's files, tokenizer included; name and commit of one from the hub.
         processes: Number of processes.
@@ -72,8 +73,9 @@ class TrainingInputs:
     def of(cls, plan: TrainPlan, train: Dataset, test: Dataset) -> "TrainingInputs":
         """What the plan and its data say."""
         training = plan.training
+        named = (training.annotator_column, *training.choice_columns().names)
         columns = (*TEXT_COLUMNS, ROW_COLUMN, "tools", "chat_template_kwargs")
-        wanted = [*columns, training.annotator_column or columns[0]]
+        wanted = [*columns, *(name for name in named if name is not None)]
         return cls(
             training_pairs=_hash_rows(train, wanted),
             held_out_pairs=_hash_rows(test, wanted),

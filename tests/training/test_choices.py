@@ -399,7 +399,7 @@ def changed(column, row, value):
         (changed("prompt", 4, "Another one:"), {}, "rows 3 and 4 have different prompts in one"),
         (changed("chosen", 5, "Another"), {}, "rows 3 and 5 have different chosen responses"),
         (changed("place", 1, 1), {}, "rank_column: row 1 has 1 in column 'place', expected a"),
-        (changed("place", 1, 4), {}, "column 'place': .*got 4 at index 1 in the set"),
+        (changed("place", 1, 2), {}, "column 'place': .*got 2 at index 1 in the set"),
         (changed("who", 1, "b"), {"annotator_column": "who"}, "rows 0 and 1 of one choice set"),
         (best_of_four(2), {"per_device_train_batch_size": 2},
          "per_device_train_batch_size: the set 's0' in column 'set' has 3 rows"),

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 from datasets import Dataset
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.validation import ROW_COLUMN, id_rule
@@ -102,9 +102,8 @@ class ChoiceReader:
             return dataset
         choice = np.unique(dataset[CHOICE_INDEX], return_inverse=True)[1]
         code = np.asarray(dataset[CHOICE_CODE][:])
-        ranked = code > 0
-        order = pd.Series(code[ranked]).groupby(choice[ranked]).rank("dense")
-        code[ranked] = order.to_numpy().astype(np.int64) + 1
+        ranked = np.where(code > 0, code, np.nan)
+        code = np.nan_to_num(_without_gaps(ranked, choice)).astype(np.int64)
         self._check_chosen(dataset, choice)
         dataset = dataset.remove_columns([CHOICE_INDEX, CHOICE_CODE])
         return dataset.add_column(CHOICE_INDEX, choice).add_column(CHOICE_CODE, code)
@@ -113,7 +112,8 @@ class ChoiceReader:
         rank = None
         if (column := self.columns.rank) is not None:
             values, error = _values(dataset, column, "rank_column")
-            rank = [_rank(value, row, error) for row, value in enumerate(values)]
+            ranks = [_rank(value, row, error) for row, value in enumerate(values)]
+            rank = _without_gaps(np.array(ranks), sets)
         try:
             outcomes, _ = read_outcomes(np.ones(len(sets)), sets, rank, None, "rao-kupper")
         except ValueError as fault:
@@ -165,6 +165,25 @@ class ChoiceReader:
                 f"set, {dataset[row][column]!r} in column '{column}'; the rows of a set are its "
                 "chosen response over each other one"
             )
+
+
+def what_was_done(dataset: Dataset, columns: ChoiceColumns) -> dict[str, list[Any]]:
+    """What was done, as a table of margins holds it: `choice_set`, `rank`, `outcome`, `grade`.
+
+    Args:
+        dataset: Data that were read and settled; ranks are those of the rows that are left.
+        columns: The columns of the source.
+    """
+    found: dict[str, list[Any]] = {}
+    if columns.choice_set is not None:
+        found["choice_set"] = list(id_rule().read(*_values(dataset, columns.choice_set, "")))
+    if columns.rank is not None:
+        found["rank"] = [code or None for code in dataset[CHOICE_CODE][:]]
+    if columns.outcome is not None:
+        found["outcome"] = dataset[columns.outcome][:]
+    if columns.grade is not None:
+        found["grade"] = [int(_number(value)) for value in dataset[columns.grade][:]]
+    return found
 
 
 def check_room(dataset: Dataset, column: str, batch_size: int) -> None:
@@ -287,6 +306,13 @@ def _number(value: Any) -> float:
         return math.nan if isinstance(value, str) and "_" in value else float(value)
     except (ValueError, OverflowError):
         return math.nan
+
+
+def _without_gaps(
+    rank: Float[np.ndarray, " rows"], choice: np.ndarray
+) -> Float[np.ndarray, " rows"]:
+    """Ranks 2, 3, ... in every set, also where rows were dropped; NaN stays."""
+    return pd.Series(rank).groupby(choice).rank("dense").to_numpy() + 1
 
 
 def _refuse_larger_sets(sets: np.ndarray, columns: ChoiceColumns) -> None:

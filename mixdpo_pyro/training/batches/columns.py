@@ -25,6 +25,11 @@ class ChoiceColumns:
     ties: TieModel = "rao-kupper"
 
     @property
+    def names(self) -> tuple[str | None, ...]:
+        """The columns."""
+        return self.choice_set, self.rank, self.outcome, self.grade
+
+    @property
     def judgement(self) -> str | None:
         """The column of outcomes or grades."""
         return self.outcome or self.grade
