@@ -5,7 +5,7 @@ out, and each explanation other than differences between annotators, with what i
 evidence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from mixdpo_pyro.inference.robustness.checks import (
     check_normalised,
     check_prediction,
     check_priors,
+    check_thresholds,
     check_who_chose,
 )
 from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evidence
@@ -168,7 +169,7 @@ def diagnose_choices(
     }
     main = assess_heterogeneity(result)
     checks = [check_prediction(main, differences[family], loo[family], choices)]
-    further = (
+    further: tuple[Callable[[], RobustnessCheck], ...] = (
         lambda: check_who_chose(main, result.choices, stratum, num_permutations, seed),
         lambda: check_priors(main, result),
         lambda: check_families(main, fits, family),
@@ -177,6 +178,8 @@ def diagnose_choices(
         lambda: check_margin_noise(main, shared, family, second),
         lambda: check_label_noise(main, result),
     )
+    if choices.outcomes is not None and not choices.outcomes.are_sets:
+        further = (further[0], lambda: check_thresholds(main, result), *further[1:])
     for check in further:
         if thorough or (main.value != "inconclusive" and checks[-1].status != "contradicts"):
             checks.append(check())
@@ -291,8 +294,8 @@ def _not_measured(choices: Choices) -> str:
     if choices.outcomes.are_sets:
         return " This rate was measured for pairs, not for choices among several responses."
     return (
-        " This rate was measured for pairs, not for ties and grades. Annotators who are equally "
-        "strong but draw the line of a tie or a grade at different places can look different here."
+        " This rate was measured for pairs. For ties and grades the evidence stands with "
+        "thresholds that differ between annotators, whatever the further lines between grades."
     )
 
 

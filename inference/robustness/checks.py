@@ -10,6 +10,7 @@ from mixdpo_pyro.inference.fitting import Fit, StrengthDraws, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
+from mixdpo_pyro.inference.robustness.own_thresholds import fit_own_thresholds, reduce_grades
 from mixdpo_pyro.inference.robustness.permutation import PermutationTest, permute_annotators
 from mixdpo_pyro.inference.robustness.priors import compare_priors
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
@@ -28,6 +29,7 @@ __all__ = [
     "check_normalised",
     "check_prediction",
     "check_priors",
+    "check_thresholds",
     "check_who_chose",
 ]
 
@@ -38,6 +40,10 @@ _WHO_LEVEL = 0.02
 
 _MAX_ANNOTATORS = 2000
 """Annotators whose choices tell label noise from differences; of more, a random subset."""
+
+
+_MAX_JUDGEMENTS = 10_000
+"""Judgements from which differences of thresholds are told from those of strengths."""
 
 
 class RobustnessStatus(StrEnum):
@@ -181,12 +187,72 @@ def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
     )
 
 
-def _some_people(choices: Choices, seed: int = 0) -> Choices:
-    """All choices of at most `_MAX_ANNOTATORS` random annotators."""
-    if not choices.has_panels or choices.num_annotators <= _MAX_ANNOTATORS:
+def check_thresholds(main: Verdict, result: Fit) -> RobustnessCheck:
+    """Ties or grades whose lines annotators draw at different places, the strengths being equal.
+
+    The evidence for different strengths has to stand without the belief that thresholds are
+    common; equal strengths are judged with that belief.
+    """
+    name = "thresholds of annotators' own"
+    if not result.choices.has_panels:
+        sentence = "Without repeated choices per annotator they cannot be told from strengths."
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
+    reduced = reduce_grades(result.choices)
+    if reduced.outcomes is None:
+        return _check_signs(main, name, result, reduced)
+    some = _some_people(reduced, _MAX_JUDGEMENTS)
+    own = fit_own_thresholds(result, some, LEVEL)
+    low, high = own.cv_interval
+    are_grades = result.choices.outcomes is not reduced.outcomes
+    sentence = (
+        f"{'With grades taken as win, tie or loss and' if are_grades else 'With'} a threshold of "
+        f"ties for each annotator, whose log has a standard deviation of {own.threshold_sd:.2f}, "
+        f"cv is between {low:.2f} and {high:.2f}, p = {own.p_value:.2g} against equal strengths."
+    )
+    if some.num_annotators < reduced.num_annotators:
+        sentence += f" (From {some.num_annotators:,} annotators drawn at random.)"
+    return RobustnessCheck(
+        name,
+        sentence,
+        _evidence_status(main, own.p_value < LEVEL),
+        own.p_value,
+        own.cv_interval if main.value == "heterogeneous" else None,
+        {"threshold_log_sd": own.threshold_sd, "likelihood_ratio": own.likelihood_ratio},
+    )
+
+
+def _check_signs(main: Verdict, name: str, result: Fit, pairs: Choices) -> RobustnessCheck:
+    """The same for grades without a tie: which response was preferred, and not how clearly."""
+    posterior = result.posterior
+    refit = fit(
+        pairs, family=posterior.family, mean_anchor=posterior.mean_anchor, beta=posterior.beta,
+        seed=posterior.seed, num_samples=posterior.num_samples, draw_strengths=False,
+    )  # fmt: skip
+    verdict = assess_heterogeneity(refit)
+    low, high = verdict.cv_interval
+    return RobustnessCheck(
+        name,
+        f"From the signs of the grades alone, cv is between {low:.2f} and {high:.2f}, "
+        f"p = {verdict.p_value:.2g} against equal strengths.",
+        _evidence_status(main, verdict.p_value < LEVEL),
+        verdict.p_value,
+        verdict.cv_interval if main.value == "heterogeneous" else None,
+    )
+
+
+def _some_people(choices: Choices, max_choices: int | None = None, seed: int = 0) -> Choices:
+    """All choices of random annotators: at most `_MAX_ANNOTATORS`, or with that many choices."""
+    if not choices.has_panels:
         return choices
     order = np.random.default_rng((seed, 13)).permutation(choices.num_annotators)
-    return select_annotators(choices, np.sort(order[:_MAX_ANNOTATORS]))
+    number = min(len(order), _MAX_ANNOTATORS)
+    if max_choices is not None:
+        assert choices.annotator is not None
+        total = np.bincount(choices.by_choice(choices.annotator))[order].cumsum()
+        number = min(number, max(2, int((total <= max_choices).sum())))
+    if number == choices.num_annotators:
+        return choices
+    return select_annotators(choices, np.sort(order[:number]))
 
 
 def check_priors(main: Verdict, result: Fit) -> RobustnessCheck:
