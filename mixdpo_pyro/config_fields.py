@@ -1,6 +1,7 @@
 """The options of the commands: dataclass fields with their help, and checks of their values."""
 
 import math
+import re
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from mixdpo_pyro.errors import ConfigError
 __all__ = [
     "PSEUDONYMISE",
     "PSEUDONYMISE_COLUMNS",
+    "check_kind",
     "check_positive",
     "check_range",
     "check_seed",
@@ -28,6 +30,9 @@ PSEUDONYMISE_COLUMNS = (
 """Help of the option `pseudonymise_columns` of the commands that write other columns too."""
 
 _Config = TypeVar("_Config", bound=type)
+
+_KIND = re.compile("pairs|ties|grades:([3-9]|1[01])|(best-of|ranking):([2-9]|1[0-9]|2[0-6])")
+"""Those of `parse_kind` in `inference.calibration.simulation`, without its imports."""
 
 _LARGEST_SEED = 2**32 - 1
 """What NumPy's and transformers' global generators take."""
@@ -52,6 +57,19 @@ def explained(config: _Config) -> _Config:
     lines = [f"    {each.name}: {each.metadata['help']}" for each in fields(config)]
     config.__doc__ = "\n".join([f"{config.__doc__}\n", "Args:", *lines])
     return config
+
+
+def check_kind(name: str, kind: str) -> None:
+    """Refuse what is no kind of choice.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    if not _KIND.fullmatch(kind):
+        raise ConfigError(
+            f"{name}: expected pairs, ties, grades:G (3 to 11 grades), best-of:K or ranking:K (2 "
+            f"to 26 responses), got {kind!r}"
+        )
 
 
 def check_range(

@@ -12,7 +12,7 @@ from mixdpo_pyro.inference.predictive import sample_strengths
 from mixdpo_pyro.models import Family
 from mixdpo_pyro.models.observation import Graded, Observation, Pair, Ranking, RaoKupper
 
-__all__ = ["Design", "SimulatedChoices", "parse_kind", "simulate", "simulate_choices"]
+__all__ = ["Design", "SimulatedChoices", "as_grades", "parse_kind", "simulate", "simulate_choices"]
 
 _THRESHOLD = 0.7
 """Simulated tie threshold: with a spread of 2 and cv 0.5, 22% of the answers are ties."""
@@ -101,7 +101,7 @@ def simulate(
         margin = rng.normal(0, scale, len(person))
         code = observation.sample(torch.from_numpy(margin), beta, generator=generator).numpy()
         return SimulatedChoices(
-            margin, person, strength, {"outcome": _as_grades(code, observation)}
+            margin, person, strength, {"outcome": as_grades(code, observation)}
         )
     utility = rng.normal(0, scale / np.sqrt(2), (len(person), size))
     sets = torch.arange(len(person)).repeat_interleave(size)
@@ -129,7 +129,7 @@ def _draw_strengths(
     return sample_strengths(family, mean * annotators, max(cv, 1e-6) * annotators, rng)
 
 
-def _as_grades(code: np.ndarray, observation: Observation) -> np.ndarray:
+def as_grades(code: np.ndarray, observation: Observation) -> np.ndarray:
     """Outcomes 0, 1, ... as grades around zero, or around the gap where there is no middle."""
     num_outcomes = len(observation.support())
     half, has_middle = num_outcomes // 2, num_outcomes % 2 == 1

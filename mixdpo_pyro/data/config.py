@@ -5,6 +5,7 @@ from typing import Literal
 
 from mixdpo_pyro.config_fields import (
     PSEUDONYMISE,
+    check_kind,
     check_positive,
     check_range,
     check_seed,
@@ -80,9 +81,15 @@ class SimulateConfig:
     family: Literal["lognormal", "gamma"] = option("Distribution of the strengths.", "lognormal")
     mean: float = option("Mean strength per unit of reward.", 1.0)
     cv: float = option("Coefficient of variation of the strengths.", 0.6)
+    kind: str = option(
+        "What is asked of annotators: `pairs`, `ties`, `grades:5`, `best-of:4` or `ranking:4`, "
+        "other numbers likewise.",
+        "pairs",
+    )
     seed: int = option("Seed of everything that is drawn.", 0)
 
     def __post_init__(self) -> None:
+        check_kind("kind", self.kind)
         check_world(self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed)
 
 

@@ -10,12 +10,19 @@ probability ``sigmoid(strength_g * (reward_a - reward_b))``: the mixed logit tha
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
+from jaxtyping import Float, Int
 
+from mixdpo_pyro.config_fields import check_kind
+from mixdpo_pyro.data.choice_kinds import CHOICE_SET, GRADE, OUTCOME, RANK
 from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mixdpo_pyro.models.observation import Observation
 
 __all__ = ["Truth", "World", "response_reward", "simulate_preferences"]
 
@@ -99,6 +106,9 @@ class Truth:
         mean: Mean strength per unit of reward.
         cv: Coefficient of variation of the strengths.
         seed: Seed of everything that was drawn.
+        kind: What annotators were asked for.
+        thresholds: Cut points between outcomes, in units of strength times reward; empty where
+            there are no ties and no grades.
         strengths: Annotator id -> true strength.
     """
 
@@ -106,6 +116,8 @@ class Truth:
     mean: float
     cv: float
     seed: int
+    kind: str
+    thresholds: list[float]
     strengths: dict[str, float]
 
 
@@ -115,7 +127,9 @@ class World:
 
     Attributes:
         dataset: Columns `prompt`, `chosen`, `rejected`, `annotator`, `reward_margin`; the last is
-            the true reward difference chosen minus rejected, and no model sees it.
+            the true reward difference chosen minus rejected, and no model sees it. With ties also
+            `outcome` and with grades `grade`, of the response in `chosen`; with choices among
+            several a row per other response, with `choice_set`, and with rankings `rank`.
         truth: What it was drawn from.
     """
 
@@ -136,11 +150,16 @@ def simulate_preferences(
     mean: float = 1.0,
     cv: float = 0.6,
     seed: int = 0,
+    kind: str = "pairs",
 ) -> World:
-    r"""Draw a world: prompts, pairs of responses, annotators and their choices.
+    r"""Draw a world: prompts, responses, annotators and what they did.
 
     .. math:: \beta_g \sim p(\cdot \mid m, cv), \qquad
               P(a \succ b) = \sigma\big(\beta_g (\text{reward}(a) - \text{reward}(b))\big)
+
+    Ties and grades are an ordered logit, choices of the best multinomial, and rankings those of
+    Plackett and Luce, with the same strengths and rewards. The response in `chosen` is the better
+    one, or either one of a tie.
 
     Args:
         num_annotators: Number of annotators, at least 1.
@@ -149,6 +168,8 @@ def simulate_preferences(
         mean: Mean strength per unit of reward, 1e-100 to 1e100.
         cv: Coefficient of variation of the strengths, 0 to 1000; 0 makes all annotators alike.
         seed: Seed of everything that is drawn.
+        kind: What is asked of annotators: `"pairs"`, `"ties"`, `"grades:G"` (3 to 11 grades),
+            `"best-of:K"` or `"ranking:K"` (2 to 26 responses).
 
     Returns:
         The dataset with its truth. Reward differences have mean 0 and standard deviation 3.16.
@@ -159,30 +180,27 @@ def simulate_preferences(
     if family not in ("lognormal", "gamma"):
         raise ConfigError(f"family: expected lognormal or gamma, got {family!r}")
     check_world(num_annotators, pairs_per_annotator, mean, cv, seed)
+    observation, size = _read_kind(kind)
     rng = np.random.default_rng(seed)
     strengths = _draw_strengths(rng, family, mean, cv, num_annotators)
-    num_pairs = num_annotators * pairs_per_annotator
     annotator = np.repeat(np.arange(num_annotators), pairs_per_annotator)
-
-    prompts = _draw_prompts(rng, num_pairs)
-    first, second = _draw_option_pairs(rng, num_pairs)
-    reward_margin = _OPTION_WORTHS[first].sum(1) - _OPTION_WORTHS[second].sum(1)
-    prefers_first = rng.random(num_pairs) < _sigmoid(strengths[annotator] * reward_margin)
-
-    chosen = np.where(prefers_first[:, None], first, second)
-    rejected = np.where(prefers_first[:, None], second, first)
+    prompts = _draw_prompts(rng, len(annotator))
+    options = _draw_options(rng, len(annotator), size)
+    reward = _OPTION_WORTHS[options].sum(2)
+    if kind == "pairs":
+        difference = reward[:, 0] - reward[:, 1]
+        prefers_first = rng.random(len(annotator)) < _sigmoid(strengths[annotator] * difference)
+        done = _Done(np.where(prefers_first[:, None], [0, 1], [1, 0]))
+    else:
+        done = _draw_choices(rng, observation, reward, strengths[annotator])
     ids = [f"annotator-{g:04d}" for g in range(num_annotators)]
-    shuffle = rng.permutation(num_pairs)
-    dataset = Dataset.from_dict(
-        {
-            "prompt": [prompts[i] for i in shuffle],
-            "chosen": [_render(chosen[i]) for i in shuffle],
-            "rejected": [_render(rejected[i]) for i in shuffle],
-            "annotator": [ids[annotator[i]] for i in shuffle],
-            "reward_margin": np.where(prefers_first, reward_margin, -reward_margin)[shuffle],
-        }
-    )
-    truth = Truth(family, mean, cv, seed, dict(zip(ids, strengths.tolist(), strict=True)))
+    columns = _columns(prompts, options, reward, [ids[g] for g in annotator], done)
+    shuffle = rng.permutation(len(columns["prompt"]))
+    dataset = Dataset.from_dict({k: [v[i] for i in shuffle] for k, v in columns.items()})
+    truth = Truth(
+        family, mean, cv, seed, kind, _thresholds(observation),
+        dict(zip(ids, strengths.tolist(), strict=True)),
+    )  # fmt: skip
     return World(dataset, truth)
 
 
@@ -202,6 +220,19 @@ def response_reward(response: str) -> float:
     return total
 
 
+def _read_kind(kind: str) -> tuple["Observation", int]:
+    """The observation model of a kind of choice, and how many responses each is among."""
+    from mixdpo_pyro.inference.calibration.simulation import parse_kind
+
+    check_kind("kind", kind)
+    return parse_kind(kind)
+
+
+def _thresholds(observation: "Observation") -> list[float]:
+    """Positive cut points, or the threshold of ties."""
+    return observation.unconstrained().exp().cumsum(0).tolist()
+
+
 def _draw_strengths(
     rng: np.random.Generator, family: str, mean: float, cv: float, size: int
 ) -> np.ndarray:
@@ -219,14 +250,95 @@ def _draw_prompts(rng: np.random.Generator, size: int) -> list[str]:
     return [_QUESTIONS[q].format(task=_TASKS[t]) for q, t in zip(questions, tasks, strict=True)]
 
 
-def _draw_option_pairs(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two option indices a slot, shape `(size, slots)` each; no pair has identical responses."""
+def _draw_options(
+    rng: np.random.Generator, number: int, size: int
+) -> Int[np.ndarray, "number size slots"]:
+    """Option indices of the slots of each response; no choice has two identical responses."""
     num_options = len(_OPTION_WORTHS)
-    first = rng.integers(num_options, size=(size, len(_OPTIONS)))
-    second = rng.integers(num_options, size=(size, len(_OPTIONS)))
-    same = (first == second).all(1)
-    second[same, 0] = (second[same, 0] + 1) % num_options
-    return first, second
+    options = np.stack(
+        [rng.integers(num_options, size=(number, len(_OPTIONS))) for _ in range(size)], axis=1
+    )
+    for k in range(1, size):
+        same = (options[:, :k] == options[:, k : k + 1]).all(2).any(1)
+        while same.any():
+            options[same, k, 0] = (options[same, k, 0] + 1) % num_options
+            same = (options[:, :k] == options[:, k : k + 1]).all(2).any(1)
+    return options
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What was done in each choice.
+
+    Attributes:
+        order: Responses of each choice, the preferred ones first.
+        rank: Ranks in this order, from 1; 0 where a response was given none.
+        grade: How much better the first response is than the second, of judgements.
+        are_ties: Whether these are pairs with ties, not grades.
+    """
+
+    order: Int[np.ndarray, "choices size"]
+    rank: Int[np.ndarray, "choices size"] | None = None
+    grade: Int[np.ndarray, " choices"] | None = None
+    are_ties: bool = False
+
+
+def _draw_choices(
+    rng: np.random.Generator,
+    observation: "Observation",
+    reward: Float[np.ndarray, "choices size"],
+    strength: Float[np.ndarray, " choices"],
+) -> _Done:
+    """What annotators do, other than to prefer one of two responses."""
+    import torch
+
+    from mixdpo_pyro.inference.calibration.simulation import as_grades
+    from mixdpo_pyro.models.observation import RaoKupper
+
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    beta = torch.from_numpy(strength)
+    if observation.takes_sets:
+        sets = torch.arange(len(reward)).repeat_interleave(reward.shape[1])
+        utility = torch.from_numpy(reward.ravel())
+        drawn = observation.sample(utility, beta, sets, generator=generator)
+        rank = drawn.numpy().reshape(reward.shape)
+        order = np.argsort(np.where(rank > 0, rank, reward.shape[1] + 1), axis=1, kind="stable")
+        return _Done(order, np.take_along_axis(rank, order, 1))
+    margin = torch.from_numpy(reward[:, 0] - reward[:, 1])
+    code = observation.sample(margin, beta, generator=generator).numpy()
+    grade = as_grades(code, observation)
+    order = np.where((grade >= 0)[:, None], [0, 1], [1, 0])
+    return _Done(order, None, np.abs(grade), isinstance(observation, RaoKupper))
+
+
+def _columns(
+    prompts: list[str],
+    options: Int[np.ndarray, "choices size slots"],
+    reward: Float[np.ndarray, "choices size"],
+    annotator: list[str],
+    done: _Done,
+) -> dict[str, list]:
+    """Columns of a table: the preferred response of each choice against each other one."""
+    size = done.order.shape[1]
+    choice = np.repeat(np.arange(len(prompts)), size - 1)
+    chosen = np.repeat(done.order[:, 0], size - 1)
+    rejected = done.order[:, 1:].ravel()
+    columns: dict[str, list] = {
+        "prompt": [prompts[i] for i in choice],
+        "chosen": [_render(row) for row in options[choice, chosen]],
+        "rejected": [_render(row) for row in options[choice, rejected]],
+        "annotator": [annotator[i] for i in choice],
+        "reward_margin": (reward[choice, chosen] - reward[choice, rejected]).tolist(),
+    }
+    if done.rank is not None:
+        columns[CHOICE_SET] = [f"choice-{i:06d}" for i in choice]
+        if done.rank[:, 1:].any():
+            columns[RANK] = done.rank[:, 1:].ravel().tolist()
+    if done.grade is not None and done.are_ties:
+        columns[OUTCOME] = np.where(done.grade > 0, "win", "tie").tolist()
+    elif done.grade is not None:
+        columns[GRADE] = done.grade.tolist()
+    return columns
 
 
 def _render(options: np.ndarray) -> str:

@@ -1,11 +1,11 @@
 """Options of `mixdpo diagnose`, `mixdpo check` and `mixdpo power`."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from mixdpo_pyro.config_fields import (
     PSEUDONYMISE,
+    check_kind,
     check_positive,
     check_range,
     check_seed,
@@ -101,19 +101,6 @@ class CheckConfig:
         check_seed(self.seed)
 
 
-_DESIGN = re.compile("pairs|ties|grades:([3-9]|1[01])|(best-of|ranking):([2-9]|1[0-9]|2[0-6])")
-"""Those of :func:`parse_kind` in `inference.calibration.simulation`, without its imports."""
-
-
-def check_design(name: str) -> None:
-    """Raise a `ConfigError` where there is no such design."""
-    if not _DESIGN.fullmatch(name):
-        raise ConfigError(
-            "design: expected pairs, ties, grades:G (3 to 11 grades), best-of:K or ranking:K (2 "
-            f"to 26 responses), got {name!r}"
-        )
-
-
 @explained
 @dataclass(frozen=True)
 class PowerConfig:
@@ -143,7 +130,7 @@ class PowerConfig:
 
     def __post_init__(self) -> None:
         for name in self.design:
-            check_design(name)
+            check_kind("design", name)
         if self.annotators < 0 or self.annotators == 1:
             raise ConfigError(f"annotators: expected 0 or at least 2, got {self.annotators}")
         # A diagnosis of a million pairs takes minutes, and the verdict changes little beyond.

@@ -8,6 +8,7 @@ from scipy import stats
 
 from mixdpo_pyro.data.simulation import response_reward, simulate_preferences
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.inference import fit, read_choices
 
 
 def test_reward_of_the_text_is_the_reward_that_choices_were_drawn_from():
@@ -81,8 +82,74 @@ def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
         ({"cv": -0.1}, "cv: expected 0 to 1000 .*, got -0.1"),
         ({"cv": 1e300}, "cv: expected 0 to 1000 .*, got 1e.300"),
         ({"cv": float("nan")}, "cv: expected 0 to 1000 .*, got nan"),
+        ({"kind": "grades:2"}, "kind: expected pairs, ties, grades:G .* got 'grades:2'"),
     ],
 )
 def test_values_outside_their_domain_raise(values, message):
     with pytest.raises(ConfigError, match=message):
         simulate_preferences(**values)
+
+
+KINDS = ["ties", "grades:5", "grades:4", "best-of:4", "ranking:3"]
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    return {kind: simulate_preferences(30, 20, cv=0.0, kind=kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_worlds_of_every_kind_are_read_as_what_was_done(kind, worlds):
+    """Columns of the dataset, given to a fit as margins, are so many choices of that kind."""
+    world = worlds[kind]
+    table = world.dataset.to_pandas()
+    done = {"outcome": table.get("outcome", table.get("grade")), "rank": table.get("rank"),
+            "choice_set": table.get("choice_set")}  # fmt: skip
+    choices = read_choices(table["reward_margin"].to_numpy(copy=True), table["annotator"], **done)
+    assert choices.num_choices == 600
+    words = {"ties": "with ties", "grades:5": "in 5 grades", "grades:4": "in 4 grades",
+             "best-of:4": "choices among 4", "ranking:3": "rankings among 3"}  # fmt: skip
+    assert words[kind] in choices.describe()
+    result = fit(choices, family="fixed", beta=1.0)
+    low, high = np.quantile(result.posterior.mean, [1e-3, 1 - 1e-3])
+    assert low < 1.0 < high
+    for k, value in enumerate(world.truth.thresholds):
+        name = "threshold" if kind == "ties" else f"cut_points[{k + 1}]"
+        low, high = np.quantile(result.posterior.scalars[name], [1e-3, 1 - 1e-3])
+        assert low < value < high
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_of_every_kind_have_the_rewards_that_choices_were_drawn_from(kind, worlds):
+    for row in worlds[kind].dataset.select(range(60)):
+        margin = response_reward(row["chosen"]) - response_reward(row["rejected"])
+        assert margin == pytest.approx(row["reward_margin"], abs=1e-12)
+        assert row["chosen"] != row["rejected"]
+
+
+def test_sets_have_one_annotator_one_prompt_and_one_chosen_response(worlds):
+    table = worlds["best-of:4"].dataset.to_pandas()
+    same = table.groupby("choice_set")[["annotator", "prompt", "chosen"]].nunique()
+    assert (same == 1).all(axis=None)
+    responses = table.groupby("choice_set")["rejected"]
+    assert (responses.nunique() == 3).all() and (responses.size() == 3).all()
+    ranks = worlds["ranking:3"].dataset.to_pandas().groupby("choice_set")["rank"]
+    assert (ranks.agg(sorted).map(list).map(lambda r: r == [2, 3])).all()
+
+
+def test_the_response_in_chosen_is_the_better_one_or_one_of_a_tie(worlds):
+    assert set(worlds["ties"].dataset["outcome"]) == {"win", "tie"}
+    assert set(worlds["grades:5"].dataset["grade"]) == {0, 1, 2}
+    assert set(worlds["grades:4"].dataset["grade"]) == {1, 2}
+
+
+def test_a_tiny_cv_of_gamma_strengths_makes_annotators_alike():
+    world = simulate_preferences(5, 1, family="gamma", cv=1e-200, kind="ties")
+    assert set(world.truth.strengths.values()) == {1.0}
+
+
+def test_pairs_are_drawn_as_before_there_were_other_kinds():
+    """The stream of random numbers is part of what a seed means."""
+    row = simulate_preferences(2, 2, seed=5).dataset[0]
+    assert (row["annotator"], row["reward_margin"]) == ("annotator-0000", 6.0)
+    assert row["chosen"].startswith(" People ask this a lot. Keep it simple.")
