@@ -25,6 +25,25 @@ def small_world(num_annotators=6, pairs_per_annotator=8, cv=0.5):
     return world.dataset.add_column("source_row", np.arange(len(world.dataset)))
 
 
+@cache
+def best_of_four(num_sets=8, num_annotators=4):
+    """Choices among four responses of the small world, three rows each, ranked 2, 3 and none."""
+    world = small_world()
+    rows = [
+        {
+            "prompt": world[k]["prompt"],
+            "chosen": world[k]["chosen"],
+            "rejected": world[(k + 7 * j + 9) % len(world)]["chosen"] + f" {j}",
+            "set": f"s{k}",
+            "place": (2, 3, None)[j],
+            "who": f"a{k % num_annotators}",
+        }
+        for k in range(num_sets)
+        for j in range(3)
+    ]
+    return Dataset.from_list(rows)
+
+
 def build_policy_folder(folder, dataset, **sizes):
     """A random small Llama and its tokenizer, saved to `folder`."""
     from mixdpo_pyro.training.tiny_llama import build_llama, train_tokenizer

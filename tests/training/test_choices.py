@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from scenarios import TRAINING, TRAINING_MARKS, small_world, take, train_dpo
+from scenarios import TRAINING, TRAINING_MARKS, best_of_four, small_world, take, train_dpo
 
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.models import mixed_logit_log_prob
@@ -27,21 +27,6 @@ pytestmark = TRAINING_MARKS
 
 POINT = {"mean_anchor": "free"}
 """No priors and no divergence: the loss is the likelihood alone."""
-
-
-def best_of_four(num_sets=8, num_annotators=4):
-    """Choices among four responses of the small world, three rows each, ranked 2, 3 and none."""
-    world = small_world()
-    rows = []
-    for k in range(num_sets):
-        first = world[k]
-        for j in range(3):
-            rejected = world[(k + 7 * j + 9) % len(world)]["chosen"] + f" {j}"
-            rows.append(
-                {"prompt": first["prompt"], "chosen": first["chosen"], "rejected": rejected,
-                 "set": f"s{k}", "place": [2, 3, None][j], "who": f"a{k % num_annotators}"}
-            )  # fmt: skip
-    return Dataset.from_list(rows)
 
 
 def judged(values, name):

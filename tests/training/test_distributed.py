@@ -71,6 +71,11 @@ def column(result, name):
     return [entry[name] for entry in result["log"]]
 
 
+SETS = {
+    "choice_set_column": "set", "rank_column": "place", "per_device_train_batch_size": 6,
+    "per_device_eval_batch_size": 2, "mean_anchor": "free",
+}  # fmt: skip
+
 SHARED = (
     "loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen",
     "logits/rejected",
@@ -79,9 +84,9 @@ SHARED = (
 
 @pytest.fixture(scope="module")
 def short_launch(tmp_path_factory, policy_folder):
-    """Two steps in two processes: with exact strengths, and with draws."""
+    """Two steps in two processes: with exact strengths, with draws, and on sets of four."""
     folder = tmp_path_factory.mktemp("short") / "two"
-    choices = {"family": "lognormal"}, {"estimator": "draws", "num_draws": 4}
+    choices = {"family": "lognormal"}, {"estimator": "draws", "num_draws": 4}, SETS
     return train(folder, policy_folder, 2, 4, *choices, max_steps=2)
 
 
@@ -102,21 +107,37 @@ def test_two_steps_in_two_processes_are_those_of_the_doubled_batch(
     tmp_path, policy_folder, short_launch
 ):
     """The short sibling of the test below; the one process is this one."""
-    two, _ = short_launch
+    two, *_ = short_launch
     settings = {**SETTINGS, "per_device_train_batch_size": 8, "max_steps": 2}
     one = train_here(policy_folder, tmp_path, {**settings, "family": "lognormal"})
     assert len(column(two, "loss")) == 2
     assert_equal_trainings(two, one, "lognormal")
 
 
+@RENAMED
+@NO_PIN
+def test_two_processes_train_on_sets_as_one_that_accumulates(
+    tmp_path, policy_folder, short_launch
+):
+    """A point guide takes no draws. Evaluation batches cut sets, over both processes."""
+    *_, two = short_launch
+    settings = {**SETTINGS, **SETS, "gradient_accumulation_steps": 2, "max_steps": 2}
+    one = train_here(policy_folder, tmp_path, settings)
+    for name in ("loss", "strength/cv"):
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["weight"] == pytest.approx(one["weight"], rel=1e-6)
+    for name in ("eval_loss", "eval_micro/margin", "eval_micro/accuracy"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-4), name
+
+
 def test_draws_differ_between_processes_and_the_strength_does_not(short_launch):
     """Each process has noise of its own: equal draws would be half of them for nothing."""
-    exact, drawn = short_launch
+    exact, drawn, _ = short_launch
     first, second = drawn["draws"]
     assert len(first) == len(second) == 2 * 4 * 4  # steps, pairs of a batch, draws
     assert set(first).isdisjoint(second)
     assert exact["draws"] == [[], []]
-    for result in short_launch:
+    for result in (exact, drawn):
         assert result["strengths"][0] == result["strengths"][1]
     assert all(value > 0 for value in column(drawn, "strength/cv"))
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
-from scenarios import small_world, take
+from scenarios import best_of_four, small_world, take
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.distributed import DistributedConfig
 from trl import DPOConfig, DPOTrainer
@@ -37,6 +37,7 @@ def train(policy: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]
     """Train as asked; what the main process logged, and what each process drew and learned."""
     settings = {**settings}
     is_trl, is_sharded = settings.pop("trl", False), settings.pop("fsdp", False)
+    world = best_of_four() if "choice_set_column" in settings else small_world()
     tokenizer = AutoTokenizer.from_pretrained(policy)
     if is_sharded:
         sharding = DistributedConfig(fsdp_size=2)
@@ -47,8 +48,8 @@ def train(policy: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]
     trainer = trainer_class(
         policy,
         args=config_class(str(folder), use_cpu=True, report_to="none", **settings),
-        train_dataset=small_world(),
-        eval_dataset=take(small_world(), 16),
+        train_dataset=world,
+        eval_dataset=take(world, 16),
         processing_class=tokenizer,
     )
     kind = type(next(trainer.model.parameters())).__name__
