@@ -7,7 +7,8 @@
 `step` takes steps of all trainers in turn, each round in a new order, on a Llama of 14 million
 parameters, batch 8, 256 tokens, and compares CPU time, since a stopwatch sees whatever else the
 machine does. The allocator keeps freed memory: which trainer pays for page faults is luck.
-`ordering` runs the demo's world (margins learned, annotators given) at cv 0, 0.5 and 1.0.
+`choices` does so for the best of four and for pairs that five people judged, whose responses are
+run once. `ordering` runs the demo's world (margins learned, annotators given) at three cv.
 Set OMP_NUM_THREADS before; it takes two hours of one idle core, most of it `ordering` and `step`.
 
 Last answers (2 cores, torch 2.13, one thread). Loss part 1.4 ms for both families on
@@ -42,7 +43,10 @@ from tqdm.auto import tqdm
 from trl import DPOConfig, DPOTrainer
 
 from mixdpo_pyro.data.simulation import simulate_preferences
+from mixdpo_pyro.models import mixed_logit_log_prob
+from mixdpo_pyro.models.observation import BestOf
 from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.training.batches.choices import CHOICE_INDEX
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.learned_strength import StrengthConfig
 from mixdpo_pyro.training.tiny_llama import build_llama, train_tokenizer
@@ -147,6 +151,75 @@ class Stepper:
         handler.on_optimizer_step(trainer.args, trainer.state, control)
         trainer.model.zero_grad()
         return time.process_time() - start
+
+
+def choices(arguments: argparse.Namespace) -> None:
+    """CPU time of a step on choices as people made them, over TRL's on the same pairs."""
+    worlds = {
+        "best of 4": (best_of_four(24), 6, "1.35 (limit 1.5)", {"choice_set_column": "set"}),
+        "pairs judged by five": (judged_by_five(12), 10, "3 (limit 5)", {"group_by_pair": True}),
+    }
+    for name, (pairs, rows, asked, options) in worlds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            common = settings(Path(folder), per_device_train_batch_size=rows)
+            policy = build_policy(Path(folder) / "policy", pairs, **FOURTEEN_MILLION)
+            theirs = DPOTrainer(policy, args=DPOConfig(**common), train_dataset=pairs)
+            args = MixDPOConfig(**common, mean_anchor="free", **options)
+            ours = MixDPOTrainer(policy, args=args, train_dataset=pairs)
+            steps = [Stepper(theirs), Stepper(ours)]
+            rng, times = np.random.default_rng(0), np.empty((arguments.rounds, 2))
+            for k in tqdm(range(-1, arguments.rounds), desc=name, mininterval=10):
+                for which in rng.permutation(2):  # the first round warms up
+                    times[k, which] = steps[which](k)
+            worst, largest = gradient_difference(ours)
+        drawn = times[rng.integers(len(times), size=(4000, len(times)))].sum(1)
+        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+        row(
+            f"step on {name}, TRL's time over ours, {len(times)} pairs of steps of "
+            f"{times[:, 0].mean():.2f} s of CPU", asked,
+            f"{times[:, 0].sum() / times[:, 1].sum():.3f} [{low:.3f}, {high:.3f}]",
+        )  # fmt: skip
+        row(f"gradient on {name} against the likelihood from all rows", "1e-5",
+            f"{worst:.1e} of at most {largest:.2g}")  # fmt: skip
+
+
+def best_of_four(count: int) -> Dataset:
+    """Choices of the best among four long responses, as three pairs each."""
+    pairs = long_pairs(count)
+    rows = [
+        {"prompt": pairs[k]["prompt"], "chosen": pairs[k]["chosen"], "set": str(k),
+         "rejected": pairs[(k + j) % count]["rejected"]}
+        for k in range(count) for j in range(3)
+    ]  # fmt: skip
+    return Dataset.from_list(rows)
+
+
+def judged_by_five(count: int) -> Dataset:
+    """Long pairs, each judged by five people, whose judgements lie apart."""
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(count), 5))
+    return long_pairs(count).select(order)
+
+
+def gradient_difference(trainer: MixDPOTrainer) -> tuple[float, float]:
+    """Largest difference from the gradient with all rows run, and the largest gradient."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    model, location = trainer.model.train(), trainer.strength.objective.location()
+    model.zero_grad()
+    trainer.compute_loss(model, dict(batch)).backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {"attention_mask": batch["attention_mask"], "labels": labels, "fused_lm_head": True}
+    with torch.no_grad():
+        reference = trainer.ref_model(batch["input_ids"], **inputs).log_probs.sum(1)
+    policy = model(batch["input_ids"], **inputs).log_probs.sum(1)
+    chosen, rejected = (policy - reference).chunk(2)
+    sets = batch.get(CHOICE_INDEX)
+    extra = {} if sets is None else {"observation": BestOf(), "choice_set": sets}
+    (-mixed_logit_log_prob(chosen - rejected, **location, **extra).mean()).backward()
+    pairs = list(zip(found, (p.grad for p in model.parameters()), strict=True))
+    worst = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
+    return worst, max(theirs.abs().max().item() for _, theirs in pairs)
 
 
 def loss(arguments: argparse.Namespace) -> None:
@@ -303,7 +376,8 @@ def ordering(arguments: argparse.Namespace) -> None:
 
 
 ROWS = {
-    "loss": loss, "step": step, "memory": memory, "parity": parity, "ordering": ordering,
+    "loss": loss, "step": step, "choices": choices, "memory": memory, "parity": parity,
+    "ordering": ordering,
 }  # fmt: skip
 
 
@@ -313,11 +387,12 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; default all")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of `ordering`")
     parser.add_argument("--steps", type=int, default=200, help="pairs of steps of `step`")
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of steps of `choices`")
     parser.add_argument("--families", nargs="*", default=["lognormal", "gamma"])
     parser.add_argument("--memory_runs", type=int, default=5, help="processes of `memory`")
     arguments = parser.parse_args()
     rows = arguments.rows or ROWS
-    if "step" in rows and not KEEP_MEMORY.items() <= os.environ.items():
+    if {"step", "choices"} & set(rows) and not KEEP_MEMORY.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     disable_progress_bars()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
