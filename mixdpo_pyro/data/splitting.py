@@ -73,7 +73,7 @@ def split_pairs(
     if group.max(initial=-1) < 1:
         raise DataError(f"Expected at least 2 different prompts to split, got {group.max() + 1}")
     rng = np.random.default_rng(seed)
-    person = None if annotator_column is None else _numbers(pairs[annotator_column])
+    person = None if annotator_column is None else _numbers(pairs[annotator_column][:])
     if split_by == "prompt":
         choices = _first_rows(pairs)
         is_test = np.isin(group, _choose_prompts(group, person, choices, test_fraction, rng))
@@ -96,7 +96,7 @@ def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
     held_out = {key for keys in _answer_keys(test) for key in keys}
     is_seen = np.array([not held_out.isdisjoint(keys) for keys in _answer_keys(train)], dtype=bool)
     if CHOICE_SET in train.column_names:
-        choice = _numbers(train[CHOICE_SET])
+        choice = _numbers(train[CHOICE_SET][:])
         is_seen = np.isin(choice, choice[is_seen])
     return _select(train, ~is_seen)
 
@@ -123,7 +123,7 @@ def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:
 
 def pair_keys(pairs: Dataset) -> list[str]:
     """One key a row; equal for rows with the same prompt and the same two answers."""
-    return keys_of_pairs(_given_prompts(pairs), pairs["chosen"], pairs["rejected"])
+    return keys_of_pairs(_given_prompts(pairs), pairs["chosen"][:], pairs["rejected"][:])
 
 
 def keys_of_pairs(prompts: Iterable, chosen: Iterable, rejected: Iterable) -> list[str]:
@@ -145,7 +145,7 @@ def split_prompts(pairs: Dataset) -> dict[str, list]:
     from trl import extract_prompt
 
     texts: dict[str, list] = {name: [] for name in TEXT_COLUMNS}
-    for chosen, rejected in zip(pairs["chosen"], pairs["rejected"], strict=True):
+    for chosen, rejected in zip(pairs["chosen"][:], pairs["rejected"][:], strict=True):
         pair = {"prompt": chosen[:0], "chosen": chosen, "rejected": rejected}
         if chosen[0] == rejected[0]:
             pair = extract_prompt({"chosen": chosen, "rejected": rejected})
@@ -157,7 +157,7 @@ def split_prompts(pairs: Dataset) -> dict[str, list]:
 def _prompt_keys(pairs: Dataset) -> Iterator[list[str]]:
     """Keys of each row; rows with a key in common have one prompt."""
     is_explicit = "prompt" in pairs.column_names
-    whole = zip(pairs["chosen"], pairs["rejected"], pair_keys(pairs), strict=True)
+    whole = zip(pairs["chosen"][:], pairs["rejected"][:], pair_keys(pairs), strict=True)
     for prompt, (chosen, rejected, pair) in zip(
         split_prompts(pairs)["prompt"], whole, strict=True
     ):
@@ -168,7 +168,7 @@ def _prompt_keys(pairs: Dataset) -> Iterator[list[str]]:
 def _answer_keys(pairs: Dataset) -> Iterator[list[str]]:
     """Keys of each row's two answers to its prompt."""
     for prompt, *answers in zip(
-        _given_prompts(pairs), pairs["chosen"], pairs["rejected"], strict=True
+        _given_prompts(pairs), pairs["chosen"][:], pairs["rejected"][:], strict=True
     ):
         yield [_hash(prompt, answer) for answer in answers]
 
@@ -262,7 +262,7 @@ def _first_rows(pairs: Dataset) -> Int[np.ndarray, " choices"]:
     """Index of the first row of every choice."""
     if CHOICE_SET not in pairs.column_names:
         return np.arange(len(pairs))
-    return np.sort(np.unique(_numbers(pairs[CHOICE_SET]), return_index=True)[1])
+    return np.sort(np.unique(_numbers(pairs[CHOICE_SET][:]), return_index=True)[1])
 
 
 def _split_rows(part: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ that training sees. Parts of the result are written while it runs; an interrupte
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from tqdm import tqdm
 from trl import DPOConfig
 
-from mixdpo_pyro.data.choice_kinds import CHOICE_COLUMNS, RANK
+from mixdpo_pyro.data.choice_kinds import CHOICE_COLUMNS, RANK, signs_of_choices
 from mixdpo_pyro.data.loading import load_preferences, named_columns
 from mixdpo_pyro.data.tokenization import find_policy
 from mixdpo_pyro.data.validation import (
@@ -70,7 +71,8 @@ class MarginsSummary:
         num_pairs: Number of rows.
         dropped: Reason -> number of pairs dropped.
         truncated: Pairs of which a response was cut at `max_length`.
-        accuracy: Share of pairs with a positive margin; ties count one half.
+        accuracy: Share of pairs whose margin is that of the response that was preferred; margins
+            of zero count one half, and pairs that were judged a tie do not count.
         pairs_per_second: Rate of this call, without what an earlier one left; 0 for none.
     """
 
@@ -248,6 +250,11 @@ def _summarise(
     path: Path, table: pa.Table, sequences: Sequences, data: PreferenceData, rate: float
 ) -> MarginsSummary:
     margin = table["margin"].to_numpy()
+    done = {
+        name: table[name].to_numpy() for name in data.choice_columns if name in table.schema.names
+    }
+    sign = signs_of_choices(done)
+    preferred = margin if sign is None else (margin * sign)[sign != 0]
     dropped = dict(data.dropped)
     if sequences.too_long:
         dropped["a prompt longer than max_length"] = sequences.too_long
@@ -256,7 +263,7 @@ def _summarise(
         num_pairs=len(margin),
         dropped=dropped,
         truncated=sequences.truncated,
-        accuracy=float(agreement(margin).mean()),
+        accuracy=float(agreement(preferred).mean()) if len(preferred) else math.nan,
         pairs_per_second=rate,
     )
 

@@ -55,8 +55,9 @@ class MarginData:
             NaN in rows with an empty response, which has no log-ratio per token.
         done: What was done where choices are not plain pairs: `choice_set`, `rank` and `outcome`
             as `read_choices` takes them.
-        num_alike: Rows without a `choice_set` that look like one choice among several responses:
-            one annotator, one chosen response by its log-probabilities, another rejected one.
+        num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among
+            several responses: one annotator, one chosen response by its log-probabilities,
+            another rejected one.
     """
 
     source: str
@@ -113,7 +114,7 @@ def read_margins(
     tokens = columns.numbers(_TOKENS)
     ids = None if column is None else columns.texts(column, id_rule())
     done = _what_was_done(columns, choice_set)
-    is_told = choice_set is not None or "choice_set" in done
+    is_told = choice_set is not None or bool(done)  # outcomes and grades are of two responses
     data = MarginData(
         source=columns.source,
         margin=margin,

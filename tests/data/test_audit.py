@@ -258,7 +258,9 @@ def test_reader_problems_and_ties_are_listed(write):
         ],
     }
     rows = [good, {**good, "text": "How?"}, {**good, "completion_b": None}]
-    found = examine(write(rows), DoctorConfig(reader="multipref"))
+    graded = examine(write(rows), DoctorConfig(reader="multipref"))
+    assert (graded.ties, graded.choices.ties, graded.choices.grades) == (0, 2, {0: 2, 2: 2})
+    found = examine(write(rows), DoctorConfig(reader="multipref:pairs"))
     (bad,) = found.bad_values
     assert (bad.field, bad.first) == ("completion_b", ["row 2: None"])
     assert found.ties == 2

@@ -531,8 +531,12 @@ def test_choices_and_hashes_are_in_the_file_of_margins(folder, tmp_path):
     def table(**options):
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = MarginsConfig(**SIZES, **options, overwrite=True)
-        write_margins(*names, str(source), tmp_path / "m.parquet", config)
+        accuracy.append(
+            write_margins(*names, str(source), tmp_path / "m.parquet", config).accuracy
+        )
         return pd.read_parquet(tmp_path / "m.parquet")
+
+    accuracy = []
 
     found = table()
     assert found["choice_set"].tolist() == ["0", "0", "2", "2"]
@@ -551,6 +555,7 @@ def test_choices_and_hashes_are_in_the_file_of_margins(folder, tmp_path):
     assert turned["pair"].nunique() == 1
     assert turned["response_a"].tolist() == turned["response_b"].tolist()[::-1]
     assert turned["margin"].sum() == pytest.approx(0, abs=1e-5)
+    assert accuracy[-1] == (turned["margin"][1] > 0)  # of what is no tie
 
 
 def test_columns_of_the_source_that_have_our_names_are_kept_aside(folder, tmp_path):

@@ -243,6 +243,8 @@ def test_rows_that_share_annotator_and_chosen_response_are_counted(
     table.to_parquet(path)
     assert read_margins(path).num_alike == num_alike
     assert read_margins(path, choice_set="none").num_alike == 0
+    table.assign(outcome=["win", "tie"] * 3).to_parquet(path)  # of two responses each
+    assert read_margins(path).num_alike == 0
 
 
 @pytest.mark.parametrize(
