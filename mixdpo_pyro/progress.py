@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
-__all__ = ["Screen", "console", "printable", "show_lines", "show_stage"]
+__all__ = ["Screen", "abridged", "console", "printable", "show_lines", "show_stage"]
 
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and the end of a line
@@ -20,6 +20,15 @@ _STEERING = re.compile(
 def printable(text: str) -> str:
     r"""The text with control characters escaped, such as `\x1b`; every message passes here."""
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def abridged(text: str, length: int = 40) -> str:
+    """A label in one line: of a long text its beginning and its end."""
+    text = printable(text).replace("\n", r"\n")
+    if len(text) <= length:
+        return text
+    end = length // 3
+    return f"{text[: length - end - 1]}…{text[-end:]}"
 
 
 class Screen(Console):

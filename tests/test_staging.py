@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.io import RUN_FILE, added_to_result, staged_folder, written_whole
+from mixdpo_pyro.io import RUN_FILE, added_to_result, locked_output, staged_folder, written_whole
 
 RECORD = ".mixdpo.json"
 
@@ -106,6 +106,22 @@ def test_files_that_a_later_command_or_a_reader_of_the_data_adds_are_ours(tmp_pa
     with staged_folder(tmp_path / "run", overwrite=True):
         pass
     assert names(tmp_path / "run") == []
+
+
+def test_nothing_is_added_to_a_result_that_another_command_writes(tmp_path, monkeypatch):
+    with staged_folder(tmp_path / "run") as folder:
+        (folder / "run.json").write_text("{}")
+    with locked_output(tmp_path / "run"):
+        with pytest.raises(OutputError, match="run: is being written by process"):
+            with added_to_result(tmp_path / "run"):
+                raise AssertionError("the block began")
+        monkeypatch.setattr(os, "access", lambda *_: False)  # nobody can replace it either
+        with added_to_result(tmp_path / "run"):
+            (tmp_path / "run" / "report.html").touch()
+    monkeypatch.undo()
+    with staged_folder(tmp_path / "run", overwrite=True) as folder:  # all of it is the program's
+        (folder / "run.json").write_text("{}")
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_what_appears_while_the_block_runs_is_not_replaced(tmp_path):

@@ -276,9 +276,9 @@ def _simulate(parser: "CommandParser", words: Words) -> Iterable[str]:
 def _report(parser: "CommandParser", words: Words) -> Iterable[str]:
     (named,) = parser.read(words)
     check_run(named.run)
-    from mixdpo_pyro.reporting.run_report import write_report
-
     with added_to_result(named.run):
+        from mixdpo_pyro.reporting.run_report import write_report
+
         return [f"wrote {write_report(named.run)}"]
 
 

@@ -105,14 +105,26 @@ def check_source(name: str) -> None:
         raise DataError(f"{name}: no such file{'' if is_file else ' or folder'}")
 
 
-def check_model(name: str, key: str) -> None:
+def check_model(name: str, key: str, may_be_adapter: bool = True) -> None:
     """Refuse a model that can only be a folder, where there is none.
+
+    Args:
+        name: Folder or hub name.
+        key: The key that the user typed.
+        may_be_adapter: Whether it may be the folder of an adapter, which is nothing to start a
+            training from: its reference would be the base model without it.
 
     Raises:
         ConfigError: Naming the key.
     """
-    if _PATH.search(name) and not Path(name).expanduser().is_dir():
+    folder = Path(name).expanduser()
+    if _PATH.search(name) and not folder.is_dir():
         raise ConfigError(f"{key}: there is no folder '{name}'")
+    if not may_be_adapter and (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{key}: '{name}' holds an adapter, which the reference would lose; merge it into its "
+            "base model first (peft's merge_and_unload)"
+        )
 
 
 def check_run(path: str) -> None:

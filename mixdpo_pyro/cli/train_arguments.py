@@ -125,5 +125,5 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
         columns += values.get("pseudonymise_columns") or []
         check_pairs(data, values.get("reader"), "chosen", "rejected", *columns)
     if model:
-        check_model(model, "model_name_or_path")
+        check_model(model, "model_name_or_path", may_be_adapter=False)
     return plan_from_values(values)

@@ -19,7 +19,7 @@ from mixdpo_pyro.data.audit import (
     count_noun,
 )
 from mixdpo_pyro.data.validation import TEXT_COLUMNS
-from mixdpo_pyro.progress import printable
+from mixdpo_pyro.progress import abridged, printable
 
 __all__ = ["show_examination"]
 
@@ -111,7 +111,7 @@ def _truncation_facts(truncation: Truncation) -> list[tuple[str, str]]:
 
 def _annotator_facts(counts: AnnotatorCounts) -> list[tuple[str, str]]:
     least, low, middle, high, most = (f"{q:,.0f}" for q in counts.quantiles)
-    busiest = ", ".join(f"{name} {number:,}" for name, number in counts.most.items())
+    busiest = ", ".join(f"{abridged(name)} {number:,}" for name, number in counts.most.items())
     return [
         ("annotators", f"{counts.number:,} in '{counts.column}', {counts.once:,} with one pair"),
         ("pairs of one", f"{least} to {most}, quartiles {low}, {middle}, {high}"),
@@ -186,7 +186,7 @@ def _notes(found: Examination) -> list[str]:
 
 
 def _show_example(example: Example, title: str, console: Console) -> None:
-    whose = "" if example.annotator is None else f", annotator {example.annotator}"
+    whose = "" if example.annotator is None else f", annotator {abridged(example.annotator)}"
     console.print(Text(f"{title}: row {example.row}{whose}", style="bold"))
     for name in TEXT_COLUMNS:
         text = Text(f"{name:>9} ", style="dim")

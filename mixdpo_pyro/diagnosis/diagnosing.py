@@ -195,8 +195,13 @@ def _summarise_family(diagnosis: Diagnosis, family: str) -> FamilySummary:
     )
 
 
-def data_notes(diagnosis: Diagnosis) -> list[str]:
-    """What a reader should know about the data, a sentence each."""
+def data_notes(diagnosis: Diagnosis, rows: np.ndarray | None = None) -> list[str]:
+    """What a reader should know about the data, a sentence each.
+
+    Args:
+        diagnosis: What was found.
+        rows: Number of each margin's row in the source; default, they are counted from 0.
+    """
     margin, notes = diagnosis.choices.margin, []
     if margin.min() >= 0 or margin.max() <= 0:
         sign = "agrees with" if margin.min() >= 0 else "contradicts"
@@ -208,11 +213,12 @@ def data_notes(diagnosis: Diagnosis) -> list[str]:
     size = np.abs(margin)
     extreme = size > _EXTREME * typical_size(margin)
     if extreme.any():
-        row, count = int(size.argmax()), int(extreme.sum())
+        index, count = int(size.argmax()), int(extreme.sum())
+        row = index if rows is None else int(rows[index])
         notes.append(
             f"{count:,} {'margin is' if count == 1 else 'margins are'} more than {_EXTREME} times "
-            f"the median size; row {row} has the largest, {margin[row]:.3g}. Where such a margin "
-            "contradicts its choice it decides cv: make sure that it is no missing value."
+            f"the median size; row {row} has the largest, {margin[index]:.3g}. Where such a "
+            "margin contradicts its choice it decides cv: make sure that it is no missing value."
         )
     if (margin == 0).any():
         notes.append(f"{int((margin == 0).sum()):,} margins are 0 and say nothing.")

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -128,14 +128,23 @@ def shared_staged_folder(
 
 @contextmanager
 def added_to_result(folder: str | Path) -> Iterator[None]:
-    """Note the files that the block adds to a finished result as this program's."""
-    folder = Path(folder)
-    before = set(_files(folder))
-    yield
-    if record := _read_record(folder):
-        added = set(_files(folder)) - before
-        files = sorted({*_recorded_files(folder), *added})
-        _write_record(folder, **{**record, "files": files})
+    """Note the files that the block adds to a finished result as this program's.
+
+    Other processes are kept away from the result meanwhile. Where nothing can be written beside
+    it, no command can replace it either, and there is no lock.
+
+    Raises:
+        OutputError: If another process holds it.
+    """
+    folder = resolved(folder)
+    can_lock = os.access(folder.parent, os.W_OK)
+    with locked_output(folder) if can_lock else nullcontext():
+        before = set(_files(folder))
+        yield
+        if record := _read_record(folder):
+            added = set(_files(folder)) - before
+            files = sorted({*_recorded_files(folder), *added})
+            _write_record(folder, **{**record, "files": files})
 
 
 def claim_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from mixdpo_pyro.inference.diagnosis import Diagnosis
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
 from mixdpo_pyro.reporting.figures.diagnosis import (
@@ -56,7 +57,7 @@ def write_diagnosis_report(
         record=record,
         figures=figures,
         annotators=None if annotators is None else _ends(annotators),
-        groups=None if groups is None else groups.to_dict("records"),
+        groups=None if groups is None else _rows(groups, "group"),
     )
     write_images(images, folder)
     return write_page(page, folder / "report.html")
@@ -65,7 +66,13 @@ def write_diagnosis_report(
 def _ends(table: pd.DataFrame) -> list[dict[str, Any]]:
     if len(table) > 2 * _ROWS:
         table = pd.concat([table.head(_ROWS), table.tail(_ROWS)])
-    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    return _rows(table, "annotator")
+
+
+def _rows(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
+    """Rows of a table whose names fit into a cell."""
+    rows = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    return [row | {name: abridged(str(row[name]))} for row in rows]
 
 
 def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:

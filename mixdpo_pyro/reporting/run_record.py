@@ -100,6 +100,7 @@ class RunRecord:
         checks: Other explanations of the verdict.
         learn_cv: Whether training learned cv.
         failures: What failed after the training, a sentence each.
+        notes: What a reader should know about the held-out margins, a sentence each.
         truth: Truth of a simulated world.
         command: The command line.
         versions: Package -> version.
@@ -117,6 +118,7 @@ class RunRecord:
     checks: list[RobustnessCheck] = field(default_factory=list)
     learn_cv: bool = True
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     truth: Truth | None = None
     command: str = ""
     versions: dict[str, str] = field(default_factory=dict)

@@ -121,7 +121,7 @@ def run_lines(folder: str | Path) -> list[str]:
         lines.append(f"{words}{row['learned']} in training" if row["learned"] else words.rstrip())
     if run.disagreement:
         lines += ["", run.disagreement]
-    lines += ["", f"held-out accuracy     {run.accuracy:.3f}"]
+    lines += ["", f"held-out accuracy     {run.accuracy:.3f}", *run.record.notes]
     return [
         *lines,
         "",

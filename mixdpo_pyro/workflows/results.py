@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
+from mixdpo_pyro.diagnosis.diagnosing import data_notes
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
@@ -156,6 +157,7 @@ class RunResults:
             checks=found.checks if found else [],
             learn_cv=training.learn_cv,
             failures=_sentences(self.failures),
+            notes=data_notes(found, self.margins[ROW_COLUMN].to_numpy()) if found else [],
             truth=truth,
             command=command,
             versions=_versions(),

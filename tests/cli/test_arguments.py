@@ -191,6 +191,7 @@ EARLY = [
     "train --dataset_name p.csv --model_name_or_path m -o o --eval_strategy never",
     "train --dataset_name p.csv --model_name_or_path m -o o --optim none",
     "train --dataset_name p.csv --model_name_or_path m -o o --load_best_model_at_end true",
+    "train --dataset_name p.csv --model_name_or_path adapter -o o",
     "margins ./none r d.csv -o m.parquet",
     "margins m r d.csv -o m.parquet",
     "margins m r p.csv -o m.parquet --reader prism:nothing",
@@ -223,7 +224,9 @@ def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_pa
     (tmp_path / "d.csv").write_text("margin\n1\n")
     (tmp_path / "p.csv").write_text("chosen,rejected\na,b\n")
     (tmp_path / "p.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
-    (tmp_path / "here").mkdir()
+    for name in ("here", "adapter"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "here" / "notes.txt").write_text("mine")
     code = (
         "import sys\n"
@@ -246,7 +249,7 @@ def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_pa
     assert len(errors) == len(EARLY)
     assert all(error.startswith("mixdpo: error: ") for error in errors)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "bad.yaml", "d.csv", "here", "p.csv", "p.jsonl",
+        "adapter", "bad.yaml", "d.csv", "here", "p.csv", "p.jsonl",
     ]  # fmt: skip
 
 

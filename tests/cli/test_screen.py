@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mixdpo_pyro.cli.main import main
-from mixdpo_pyro.progress import Screen, printable, show_lines, show_stage
+from mixdpo_pyro.progress import Screen, abridged, printable, show_lines, show_stage
 
 STEERING = ["\x1b[2J", "\x9b31m", "\x07", "\r", "\x00", "\x7f", "\u202e", "\u2028", "\ud800"]
 
@@ -27,6 +27,13 @@ def test_letters_of_any_script_tabs_and_lines_stay():
         "\U0001f468\u200d\U0001f469\u200d\U0001f467\tand\nlines"
     )
     assert printable(text) == text
+
+
+def test_labels_are_one_short_line():
+    assert abridged("ann") == "ann"
+    assert abridged("a\nb\x1b[2J") == r"a\nb\x1b[2J"
+    long = abridged("start" + "x" * 1_000 + "end", 30)
+    assert len(long) == 30 and long.startswith("startx") and long.endswith("xend")
 
 
 @pytest.mark.parametrize("title", ["[bold]runs[/nothing]", "[/x]", ":smile:", "[link=http://a]b"])

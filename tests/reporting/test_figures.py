@@ -3,7 +3,7 @@ import pytest
 from scipy import integrate, stats
 
 from mixdpo_pyro.data.simulation import Truth
-from mixdpo_pyro.reporting.figures.annotators import plot_annotators
+from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
 from mixdpo_pyro.reporting.figures.run import (
     _relative_density,
     plot_prior_to_posterior,
@@ -147,3 +147,10 @@ def test_labels_of_the_data_are_shown_letter_by_letter(label):
         text for text in axes.get_yticklabels() if text.get_text().replace("\\$", "$") == label
     )
     assert shown._preprocess_math(shown.get_text()) == (label, False)
+
+
+def test_long_labels_leave_room_for_the_figure():
+    low, middle, high = np.array([[0.5, 0.8], [1.0, 1.1], [1.5, 1.6]])
+    figure = plot_annotator_intervals(low, middle, high, ["x" * 1_000, "ann"])
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.4

@@ -9,6 +9,8 @@ import time
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -213,6 +215,47 @@ def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder,
     resumed = run([*command("killed"), "--resume", "true"])
     assert resumed.returncode == 0, resumed.stderr
     assert_same_policy(tmp_path / "whole", tmp_path / "killed")
+
+
+def start(words, folder, cwd):
+    """A command that has begun its folder."""
+    process = subprocess.Popen(words, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not folder.exists():
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.slow
+def test_run_that_was_killed_at_random_moments_ends_bitwise(tmp_path, policy_folder):
+    """Ten moments, spread over all that a run does from its first file to its last rename."""
+    small_world().remove_columns("source_row").to_json(tmp_path / "pairs.jsonl")
+
+    def command(output):
+        return [sys.executable, "-m", "mixdpo_pyro", *train_command(policy_folder, output)]
+
+    process = start(command("whole"), tmp_path / "whole.partial", tmp_path)
+    began = time.monotonic()
+    assert process.wait(600) == 0
+    length = time.monotonic() - began
+    random = np.random.default_rng(0)
+    ends = []
+    for number in range(10):
+        output = tmp_path / f"killed-{number}"
+        process = start(command(output.name), output.with_name(f"{output.name}.partial"), tmp_path)
+        time.sleep(length * (number + random.random()) / 10)
+        process.send_signal(signal.SIGKILL)
+        ends.append(process.wait())
+        steps = sorted(p.name for p in tmp_path.glob(f"{output.name}.partial/checkpoint-*"))
+        print(f"killed after {(number + 0.5) * length / 10:.0f} s: {ends[-1]}, {steps}")
+        if not output.exists():
+            again = [*command(output.name), "--resume", "true"]
+            resumed = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True)
+            assert resumed.returncode == 0, resumed.stderr
+        assert_same_policy(tmp_path / "whole", output)
+        tables = [pd.read_parquet(f / "margins.parquet") for f in (tmp_path / "whole", output)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert ends.count(-signal.SIGKILL) >= 8
 
 
 KILLED_BETWEEN_RENAMES = """

@@ -12,6 +12,7 @@ from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.reporting.run_report import run_lines
 from mixdpo_pyro.workflows import results
 
 pytestmark = TRAINING_MARKS
@@ -86,17 +87,30 @@ def test_ids_that_are_formulas_or_markup_end_in_a_report(tmp_path, values, capsy
 
 
 def test_margins_that_contradict_every_choice_are_diagnosed(tmp_path, values, capsys, monkeypatch):
-    """All families, the normal one too, whose likelihood vanishes where strengths are positive."""
+    """All families, the normal one too, whose likelihood vanishes where strengths are positive.
+
+    A lone margin that is far too large is named by its row in the source.
+    """
     margins = results.MixDPOTrainer.margins
 
     def contradicting(self, *args):
         found = margins(self, *args)
-        return {**found, "margin": -np.abs(found["margin"]) - 1.0}
+        margin = -np.abs(found["margin"]) - 1.0
+        margin[3] = -1e9
+        return {**found, "margin": margin}
 
     monkeypatch.setattr(results.MixDPOTrainer, "margins", contradicting)
     status, line = run(values, capsys)
     assert status == 0, line
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["verdict"] is not None
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["verdict"] is not None
+    row = pd.read_parquet(tmp_path / "run" / "margins.parquet")["source_row"][3]
+    contradicting, lone = facts["notes"][:2]
+    assert contradicting.startswith("Every choice contradicts its margin")
+    assert f"row {row} has the largest, -1e+09" in lone
+    assert lone in run_lines(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"row {row} has the largest, -1e+09" in page
 
 
 def test_report_checks_length_with_the_tokens_that_were_scored(tmp_path, values, capsys):

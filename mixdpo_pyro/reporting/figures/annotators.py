@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
     PRIOR,
@@ -57,7 +58,7 @@ def plot_annotator_intervals(
         )  # fmt: skip
     axes.axvline(1, color=PRIOR, linewidth=1)
     axes.set(
-        yticks=rows, yticklabels=[literal(labels[i]) for i in order],
+        yticks=rows, yticklabels=[literal(abridged(labels[i])) for i in order],
         xlabel="strength / mean strength", xlim=(0, None), ylim=(-1, len(rows)),
     )  # fmt: skip
     axes.tick_params(axis="y", labelsize=7)
