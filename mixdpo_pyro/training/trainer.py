@@ -8,9 +8,9 @@ the Pyro objective of :mod:`mixdpo_pyro.inference` on the margins that TRL compu
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from mixdpo_pyro.training.batches.choices import (
     check_room,
     number_shared_pairs,
 )
+from mixdpo_pyro.training.batches.collator import KEPT_COLUMNS, KeepColumns
 from mixdpo_pyro.training.batches.distinct_rows import distinct_rows_only
 from mixdpo_pyro.training.batches.numbering import (
     ANNOTATOR_INDEX,
@@ -77,10 +78,6 @@ __all__ = ["MixDPOTrainer"]
 logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 1_000_003  # far from the small seeds that people use
-
-_CHOICE_COLUMNS = (CHOICE_INDEX, CHOICE_CODE)
-
-_KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX, *_CHOICE_COLUMNS)
 
 
 class MixDPOTrainer(DPOTrainer):
@@ -141,12 +138,15 @@ class MixDPOTrainer(DPOTrainer):
             self.train_dataset = self._with_annotators(self.train_dataset)
         self._groups: list[str] = []
         self.eval_dataset = self._with_groups(self.eval_dataset)
-        self.data_collator = _KeepColumns(self.data_collator)
+        self.data_collator = KeepColumns(self.data_collator)
         self._kind = self._kind_of_choices()
+        self._num_sets: int | None = None
+        self._order: AnnotatorBlockSampler | ChoiceBatchSampler | None = None
         self._deals_choices = args.group_by_pair or self._has_sets()
         self.strength = Strength(replace(args.strength_config(), **vars(self._kind)))
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
+        self.add_callback(_OrderOfEpochs(self))
 
     def _send_telemetry(self) -> None:
         """TRL's report of every trainer to Hugging Face, only where the user turned it on."""
@@ -160,7 +160,9 @@ class MixDPOTrainer(DPOTrainer):
     ) -> Any:
         """Tokenize as TRL does, then drop pairs that hold no preference."""
         columns = set(dataset.column_names or ()) if isinstance(dataset, Dataset) else set()
-        if "chosen_ids" in columns and (self._reader is None or columns & set(_CHOICE_COLUMNS)):
+        if "chosen_ids" in columns and (
+            self._reader is None or columns & {CHOICE_INDEX, CHOICE_CODE}
+        ):
             return dataset  # was prepared before
         ties: dict[str, int] = {}
         if self._reader is not None:
@@ -253,7 +255,8 @@ class MixDPOTrainer(DPOTrainer):
         check_room(self.train_dataset, column, self.args.train_batch_size)
         if self._shares_strengths:
             check_one_annotator(self.train_dataset, ANNOTATOR_INDEX, self.args.annotator_column)
-        return self._num_choices() < len(self.train_dataset)
+        self._num_sets = int(max(self.train_dataset[CHOICE_INDEX])) + 1
+        return self._num_sets < len(self.train_dataset)
 
     def _with_annotators(self, dataset: Any) -> Any:
         column = self.args.annotator_column
@@ -293,7 +296,7 @@ class MixDPOTrainer(DPOTrainer):
         In training its value is the misfit (and TRL's other losses), which is what is logged; its
         gradient is that of the negative evidence lower bound, the divergence included.
         """
-        rows, annotator, group, *what = (inputs.pop(name, None) for name in _KEPT_COLUMNS)
+        rows, annotator, group, *what = (inputs.pop(name, None) for name in KEPT_COLUMNS)
         done = Done(*what)
         batch = self._forward(model, inputs, return_outputs, num_items_in_batch)
         margin = batch.margin
@@ -338,7 +341,7 @@ class MixDPOTrainer(DPOTrainer):
         parts = []
         for batch in loader:
             batch = self._prepare_inputs(batch)
-            row, *_ = (batch.pop(name, None) for name in _KEPT_COLUMNS)
+            row, *_ = (batch.pop(name, None) for name in KEPT_COLUMNS)
             with torch.no_grad(), self.compute_loss_context_manager():
                 values = {"margin": self._forward(self.model, batch).margin}
             tokens = batch["completion_mask"][:, 1:].sum(1).chunk(2)
@@ -459,14 +462,14 @@ class MixDPOTrainer(DPOTrainer):
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Reference log-probabilities of a batch; the model does not see the columns kept."""
-        inputs = {name: value for name, value in inputs.items() if name not in _KEPT_COLUMNS}
+        inputs = {name: value for name, value in inputs.items() if name not in KEPT_COLUMNS}
         with self._each_response_once():
             return super().compute_ref_log_probs(model, inputs)
 
     def _num_choices(self) -> int:
         try:
-            if self._kind.observation == "sets":
-                return int(max(self.train_dataset[CHOICE_INDEX])) + 1
+            if self._num_sets is not None:
+                return self._num_sets
             return len(self.train_dataset)
         except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
             args = self.args
@@ -574,16 +577,17 @@ class MixDPOTrainer(DPOTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        self._signature_columns += [c for c in _KEPT_COLUMNS if c not in self._signature_columns]
+        self._signature_columns += [c for c in KEPT_COLUMNS if c not in self._signature_columns]
 
     def get_train_dataloader(self) -> DataLoader:
         """As TRL's, in batches of whole choices where choices have several rows."""
         if not self._deals_choices:
             return super().get_train_dataloader()
         args, dataset = self.args, self._remove_unused_columns(self.train_dataset, "Training")
+        self._order = self._choice_batches()
         loader = DataLoader(
             dataset,
-            batch_sampler=self._choice_batches(),
+            batch_sampler=self._order,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -614,11 +618,12 @@ class MixDPOTrainer(DPOTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if not self._shares_strengths or not isinstance(self.train_dataset, Dataset):
             return super()._get_train_sampler(train_dataset)
-        return AnnotatorBlockSampler(
+        self._order = AnnotatorBlockSampler(
             np.asarray((train_dataset or self.train_dataset)[ANNOTATOR_INDEX]),
             min(self.args.annotator_block_size, self.args.train_batch_size),
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
+        return self._order
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self.args.output_dir
@@ -693,20 +698,6 @@ def _follow_new_group(scheduler: Any) -> None:
         scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
 
 
-@dataclass
-class _KeepColumns:
-    """A collator that hands on numbers of rows and annotators beside what TRL's makes."""
-
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        for name in _KEPT_COLUMNS:
-            if isinstance(examples[0].get(name), int):
-                batch[name] = torch.tensor([example[name] for example in examples])
-        return batch
-
-
 class _StrengthGradients(TrainerCallback):
     """Average, clip and zero the strength's gradients, as the Trainer does for the policy."""
 
@@ -742,3 +733,19 @@ class _StrengthGradients(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._objective.zero_grad()
+
+
+class _OrderOfEpochs(TrainerCallback):
+    """Tell the order of the data its epoch, also where several processes resume within one.
+
+    accelerate wraps the sampler twice there, and looks for `set_epoch` one level too high.
+    """
+
+    def __init__(self, trainer: MixDPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._trainer._order is not None:
+            self._trainer._order.set_epoch(int(state.epoch or 0))

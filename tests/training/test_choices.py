@@ -477,3 +477,32 @@ def test_settings_that_contradict_each_other_name_the_key(tmp_path, settings, me
         MixDPOConfig(
             str(tmp_path), outcome_column="o", ties="drop", family="fixed", baseline="robust"
         )
+
+
+def test_training_on_sets_resumes_within_its_second_epoch(tmp_path, policy_folder):
+    settings = {
+        "choice_set_column": "set", "per_device_train_batch_size": 6, "max_steps": 7,
+        "save_strategy": "steps", "save_steps": 6,
+    }  # fmt: skip
+    whole = trainer_on(tmp_path, policy_folder, best_of_four(), **settings)
+    whole.train()
+    assert len(whole.get_train_dataloader()) == 4
+    again = trainer_on(tmp_path / "again", policy_folder, best_of_four(), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    for ours, theirs in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("settings", [{"choice_set_column": "set"}, {"annotator_column": "who"}])
+def test_order_of_the_data_learns_the_epoch_that_is_resumed(tmp_path, policy_folder, settings):
+    """Not from the loader: where several processes resume, accelerate's does not hand it on."""
+    trainer = trainer_on(tmp_path, policy_folder, best_of_four(), **settings)
+    trainer.get_train_dataloader()
+    epochs = []
+    for epoch in (0.0, 2.25, 0.0):
+        trainer.state.epoch = epoch
+        trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        epochs.append(list(trainer._order))
+    assert epochs[0] == epochs[2] != epochs[1]
+    trainer._order.set_epoch(2)
+    assert list(trainer._order) == epochs[1]

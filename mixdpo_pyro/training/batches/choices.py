@@ -1,5 +1,6 @@
 """What was done, read from columns of a dataset: choice sets, rankings, ties and grades."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -150,14 +151,16 @@ class ChoiceReader:
 
     def _check_chosen(self, dataset: Dataset, choice: Int[np.ndarray, " rows"]) -> None:
         """Rows of a set have one prompt and one chosen response, token by token."""
-        seen: dict[int, tuple[int, list[int], list[int]]] = {}
+        seen: dict[int, tuple[int, bytes]] = {}
         pairs = zip(dataset["prompt_ids"], dataset["chosen_ids"], strict=True)
         for row, (number, (prompt, chosen)) in enumerate(zip(choice, pairs, strict=True)):
-            first, other, whole = seen.setdefault(number, (row, prompt, prompt + chosen))
-            if prompt + chosen == whole:
+            digest = _digest(prompt + chosen)
+            first, other = seen.setdefault(number, (row, digest))
+            if digest == other:
                 continue
-            shared = min(len(prompt), len(other))
-            what = "chosen responses" if prompt[:shared] == other[:shared] else "prompts"
+            ids = [dataset[k]["prompt_ids"] for k in (first, row)]
+            shared = min(map(len, ids))
+            what = "chosen responses" if ids[0][:shared] == ids[1][:shared] else "prompts"
             column = str(self.columns.choice_set)
             rows = [dataset[k].get(ROW_COLUMN, k) for k in (first, row)]
             raise DataError(
@@ -228,14 +231,18 @@ def number_shared_pairs(dataset: Dataset) -> Int[np.ndarray, " rows"]:
     """
     rows = range(len(dataset))
     choice = dataset[CHOICE_INDEX][:] if CHOICE_INDEX in dataset.column_names else rows
-    responses: dict[int, set[tuple[int, ...]]] = {}
+    responses: dict[int, set[bytes]] = {}
     for number, prompt, *pair in zip(
         choice, dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True
     ):
-        responses.setdefault(number, set()).update(tuple(prompt + each) for each in pair)
-    known: dict[frozenset, int] = {}
+        responses.setdefault(number, set()).update(_digest(prompt + each) for each in pair)
+    known: dict[frozenset[bytes], int] = {}
     pair_of = {k: known.setdefault(frozenset(v), len(known)) for k, v in responses.items()}
     return np.array([pair_of[number] for number in choice], dtype=np.int64)
+
+
+def _digest(tokens: list[int]) -> bytes:
+    return hashlib.blake2b(np.array(tokens).tobytes(), digest_size=16).digest()
 
 
 _Error: TypeAlias = Callable[[int, str], DataError]

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, IterableDataset
 
 from mixdpo_pyro.errors import DataError
@@ -125,6 +126,16 @@ def test_batches_of_choices_are_repeated_by_seed_and_epoch():
     assert batches(first, 1) != batches(other, 1)
     with pytest.raises(ValueError, match="at most 3 rows in a choice, got 4"):
         ChoiceBatchSampler(CHOICE, 3, 0)
+
+
+def test_several_processes_share_the_batches():
+    """As accelerate cuts them, whatever their sizes; the last round is filled with first ones."""
+    sampler = ChoiceBatchSampler(CHOICE, 8, seed=0)
+    whole = batches(sampler)
+    shards = [list(BatchSamplerShard(sampler, 2, k)) for k in range(2)]
+    assert len(shards[0]) == len(shards[1]) == -(-len(whole) // 2)
+    dealt = [batch for both in zip(*shards, strict=True) for batch in both]
+    assert dealt[: len(whole)] == whole and all(batch in whole for batch in dealt)
 
 
 def test_large_blocks_of_annotators_are_cut_between_choices():
