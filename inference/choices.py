@@ -86,7 +86,7 @@ class Choices:
 
     @property
     def num_choices(self) -> int:
-        """Number of choices: pairs, or sets."""
+        """How many choices there are, pairs or sets."""
         return self.num_pairs if self.outcomes is None else self.outcomes.num_choices
 
     @property

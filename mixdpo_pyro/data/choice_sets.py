@@ -61,14 +61,12 @@ class ChoiceSets:
         column: The column that says it, or None.
         num_alike: Rows that share annotator, prompt and chosen response with rows of another
             rejected response, where they were looked for.
-        number: Number of choices, those of one row among them.
         sizes: Number of responses -> number of choices among so many.
     """
 
     origin: Origin
     column: str | None
     num_alike: int
-    number: int
     sizes: dict[int, int]
 
     @property
@@ -76,28 +74,24 @@ class ChoiceSets:
         """Whether a column `rank` is one within these sets, not one of another meaning."""
         return self.origin == "column"
 
-    @property
-    def are_joined(self) -> bool:
-        """Whether some choice has several rows."""
-        return len(self.sizes) > 0 and max(self.sizes) > 2
-
     def describe(self) -> str | None:
         """What was done without being asked for, in a sentence; None where nothing was."""
         if self.origin == "found":
-            low, high = min(size for size in self.sizes if size > 2), max(self.sizes)
+            several = {size: count for size, count in self.sizes.items() if size > 2}
+            low, high = min(several), max(several)
             among = f"{low}" if low == high else f"{low} to {high}"
-            joined = sum(count for size, count in self.sizes.items() if size > 2)
+            rows = sum((size - 1) * count for size, count in several.items())
             return (
-                f"{self.num_alike:,} rows were put together to {joined:,} choices among {among} "
-                "responses, since they share annotator, prompt and chosen response; "
-                "--choice_set none keeps rows apart"
+                f"{rows:,} rows are taken for {sum(several.values()):,} choices among {among} "
+                "responses, since they share annotator, prompt and chosen response; `none` for "
+                "the column of choice sets keeps them apart"
             )
         if self.origin == "unclear":
             return (
                 f"{self.num_alike:,} rows share annotator, prompt and chosen response with other "
                 "rows, but taken together they do not look like choices among several responses; "
-                "all were kept apart. Name the column of the choices with --choice_set, or pass "
-                "none where each pair was judged by itself"
+                "all are kept apart. Name the column of choice sets, or `none` where each pair "
+                "was judged by itself"
             )
         return None
 
@@ -332,7 +326,7 @@ def _describe_sets(
 ) -> ChoiceSets:
     size, count = np.unique(np.unique(choice, return_counts=True)[1] + 1, return_counts=True)
     sizes = dict(zip(size.tolist(), count.tolist(), strict=True))
-    return ChoiceSets(origin, column, num_alike, int(count.sum()), sizes)
+    return ChoiceSets(origin, column, num_alike, sizes)
 
 
 def with_sets(pairs: Dataset, values: list) -> Dataset:

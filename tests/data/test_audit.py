@@ -354,7 +354,7 @@ def test_choices_among_several_are_found_shown_and_kept_apart_as_asked(write):
     assert "choice_set" not in found.columns
     text = printed(found)
     assert "1 pair, 3 among 3, 3 among 4 responses (found by what their rows share)" in text
-    assert "Look at: 15 rows were put together to 6 choices among 3 to 4 responses" in text
+    assert "Look at: 15 rows are taken for 6 choices among 3 to 4 responses" in text
     assert found.to_dict()["choices"]["sets"] == {3: 3, 4: 3}
     apart = examine(path, DoctorConfig(choice_set="none"))
     assert (apart.choices.origin, apart.choices.pairs, apart.choices.sets) == ("apart", 16, {})

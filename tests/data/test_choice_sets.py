@@ -185,7 +185,7 @@ def test_loading_finds_choices_says_so_and_lets_a_name_decide(write, caplog):
     data = load_preferences(path)
     assert data.choice_columns == ("choice_set",)
     assert data.pairs["choice_set"][:] == [str(3 * (k // 3)) for k in range(len(rows))]
-    assert "36 rows were put together to 12 choices among 4 responses" in caplog.text
+    assert "36 rows are taken for 12 choices among 4 responses" in caplog.text
     apart = load_preferences(path, choice_set="none").pairs
     assert apart["choice_set"][:] == [str(k) for k in range(len(rows))]
     with pytest.raises(DataError, match="column 'set' is missing; it has annotator, prompt"):

@@ -86,6 +86,6 @@ def test_a_run_trains_on_the_choices_it_found(values, tmp_path, caplog):
     folder = tmp_path / "out"
     folder.mkdir()
     assert execute_run(plan_from_values({**values, "save_strategy": "no"}), folder) == {}
-    assert "48 rows were put together to 24 choices among 3 responses" in caplog.text
+    assert "48 rows are taken for 24 choices among 3 responses" in caplog.text
     margins = pd.read_parquet(folder / "margins.parquet")
     assert set(margins["choice_set"].value_counts()) == {2}
