@@ -7,7 +7,8 @@ Rows with one annotator (or without ids), one prompt and one chosen response are
 The same could be said of pairs that were judged one by one, where one response won twice. So all
 comparisons of an annotator that hang together (one prompt, responses in common) are looked at:
 choices among several are there where they form a ranking, or where every chosen response was set
-against all others. Where nine in ten do, the table is one of choices, and rows are put together.
+against all others. Where nine in ten do, the table is one of choices, and rows are put together;
+fewer than one row in fifty that look like parts of a choice are left alone.
 """
 
 import json
@@ -38,7 +39,7 @@ from mixdpo_pyro.errors import DataError
 __all__ = ["ChoiceSets", "fault_of_sets", "find_sets", "row_codes", "settle_sets", "with_sets"]
 
 _FEW = 0.02
-"""Share of rows that look like parts of one choice, among pairs, that is not worth a word."""
+"""Share of rows below which rows that look like one choice do so by chance, and do little harm."""
 
 _CLEAR = 0.9
 """Share of the comparisons that hang together which must look like choices among several.
@@ -81,8 +82,9 @@ class ChoiceSets:
             low, high = min(several), max(several)
             among = f"{low}" if low == high else f"{low} to {high}"
             rows = sum((size - 1) * count for size, count in several.items())
+            number = sum(several.values())
             return (
-                f"{rows:,} rows are taken for {sum(several.values()):,} choices among {among} "
+                f"{rows:,} rows are taken for {number:,} choice{'s' * (number > 1)} among {among} "
                 "responses, since they share annotator, prompt and chosen response; `none` for "
                 "the column of choice sets keeps them apart"
             )
@@ -164,12 +166,12 @@ def find_sets(
     is_first = (time == 0) & (chosen != rejected)
     wins = np.bincount(chosen[is_first], minlength=int(max(chosen.max(), rejected.max())) + 1)
     is_alike = wins[chosen] > 1
-    if not is_alike.any():
-        return rows, "pairs", 0
-    hangs_together, looks_so = _look_at_parts(chosen, rejected, time, wins)
     num_alike = int(is_alike.sum())
+    if num_alike < max(_FEW * len(rows), 1):
+        return rows, "pairs", num_alike
+    hangs_together, looks_so = _look_at_parts(chosen, rejected, time, wins)
     if looks_so[hangs_together].mean() < _CLEAR:
-        return rows, "pairs" if num_alike < _FEW * len(rows) else "unclear", num_alike
+        return rows, "unclear", num_alike
     choice = _first_rows(_joined(chosen, time))
     return np.where(is_alike & looks_so, choice, rows), "found", num_alike
 

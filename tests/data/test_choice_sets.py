@@ -119,6 +119,14 @@ def test_pairs_that_were_judged_one_by_one_are_kept_apart(pairs_each, annotator)
     assert choice.tolist() == list(range(len(rows)))
 
 
+def test_a_few_rows_that_look_like_one_choice_leave_pairs_pairs():
+    """A response that won twice, by chance, makes no other kind of data of two hundred pairs."""
+    rows = [("p", f"q{k}", "a", "b") for k in range(200)] + [("p", "q0", "a", "c")]
+    choice, origin, num_alike = find_sets(table(rows), "annotator")
+    assert (origin, num_alike) == ("pairs", 2)
+    assert choice.tolist() == list(range(201))
+
+
 def test_plain_pairs_are_pairs_whoever_judges_them_again():
     rows = [(f"p{g}", f"q{k}", "a", "b") for g in range(5) for k in range(5)] * 2
     for annotator in ("annotator", None):
