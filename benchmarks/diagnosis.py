@@ -4,6 +4,7 @@
     python benchmarks/diagnosis.py explanations       # equal people, and something that mimics
     python benchmarks/diagnosis.py masks              # different people, and something that hides
     python benchmarks/diagnosis.py size               # 10,000,000 margins: seconds and memory
+    python benchmarks/diagnosis.py rotations          # level of the permutation test, both ways
 
 Every world has 100 annotators with 50 choices each and sd(m * margin) = 2 unless its name says
 otherwise; one dataset per seed. Wrong is: `heterogeneous` where cv = 0, `homogeneous` where
@@ -21,15 +22,17 @@ import argparse
 import os
 import resource
 import time
+from unittest import mock
 
 import numpy as np
 import torch
 from scipy.special import expit
 from scipy.stats import beta
 
-from mixdpo_pyro.inference import Design, simulate_choices
+from mixdpo_pyro.inference import Design, permute_annotators, read_choices, simulate_choices
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
 from mixdpo_pyro.inference.predictive import sample_strengths
+from mixdpo_pyro.inference.robustness import permutation
 
 ANNOTATORS, CHOICES, SPREAD = 100, 50, 2.0
 
@@ -181,7 +184,34 @@ def size(arguments):
         )
 
 
+def rotations(arguments):
+    """Level and power of the permutation test by sorting, and by rotations, those of large bins.
+
+    Bins of 250 pairs, in place of 1,000 and more; 20 datasets for each of the other rows.
+    """
+    number = 20 * arguments.datasets
+    for world, cv in ((plain, 0.0), (cauchit, 0.0), (plain, 0.15)):
+        for name, limit in (("sorted", np.inf), ("rotated", 0)):
+            bins = mock.patch.multiple(permutation, _MAX_BINS=20, _LARGE_BIN=limit)
+            with bins:
+                p = [p_value(world, cv, arguments.first_seed + k) for k in range(number)]
+            shares = ", ".join(level_of(np.array(p) <= level, level) for level in (0.05, 0.02))
+            print(f"| {world.__name__}, cv = {cv}, {name} | {shares} |", flush=True)
+
+
+def p_value(world, cv, seed):
+    drawn = world(np.random.default_rng(seed), cv)
+    choices = read_choices(drawn["margins"], drawn["annotator"])
+    return permute_annotators(choices, num_permutations=199, seed=seed).p_value
+
+
+def level_of(rejected, level):
+    low, high = beta.ppf([0.025, 0.975], rejected.sum() + 0.5, (~rejected).sum() + 0.5)
+    return f"p <= {level}: {100 * rejected.mean():.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 ROWS = {
+    "rotations": rotations,
     "ids": with_ids,
     "no-ids": no_ids,
     "explanations": explanations,

@@ -1,6 +1,7 @@
 """The likelihood of panels: each annotator's log-likelihood, tabulated over the strength."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -192,24 +193,29 @@ class PanelGrid:
         self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, "*points"]:
         """Log-likelihood of all its annotators at each point, in nats."""
-        return self.per_annotator(mean, cv).sum(0)
+        return self._evaluate(mean, cv, lambda part: part.sum(0))
 
     def per_annotator(
         self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood of each annotator's choices, their strength integrated out."""
+        return self._evaluate(mean, cv, lambda part: part)
+
+    def _evaluate(self, mean: Tensor, cv: Tensor, summed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Part by part of the points, so that few are held for all annotators at once."""
         mean, cv = torch.broadcast_tensors(mean.clamp(*MEAN_RANGE), cv.clamp(TINY_CV, 1 / TINY_CV))
         flat_mean, flat_cv = mean.reshape(-1), cv.reshape(-1)
         wide = self._is_wide(flat_cv).nonzero()[:, 0]
         narrow = (~self._is_wide(flat_cv)).nonzero()[:, 0]
-        num_wide = max(1, CHUNK // len(self.z))
+        num_wide = max(1, CHUNK // max(self.log_likelihood.shape))
         num_narrow = max(1, CHUNK // (len(_NARROW) * len(self.log_likelihood)))
         parts = [
-            *(self._wide(flat_mean[part], flat_cv[part]) for part in wide.split(num_wide)),
-            *(self._narrow(flat_mean[part], flat_cv[part]) for part in narrow.split(num_narrow)),
+            *(summed(self._wide(flat_mean[p], flat_cv[p])) for p in wide.split(num_wide)),
+            *(summed(self._narrow(flat_mean[p], flat_cv[p])) for p in narrow.split(num_narrow)),
         ]
         order = torch.cat([wide, narrow]).argsort()
-        return torch.cat(parts, dim=1)[:, order].reshape(-1, *mean.shape)
+        found = torch.cat(parts, dim=-1)[..., order]
+        return found.reshape((*found.shape[:-1], *mean.shape))
 
     @torch.no_grad()
     def draw_strengths(

@@ -219,9 +219,10 @@ def test_killed_run_ends_bitwise_where_a_whole_run_ends(tmp_path, policy_folder,
 
 def start(words, folder, cwd):
     """A command that has begun its folder."""
-    process = subprocess.Popen(words, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=cwd, **quiet)
     while not folder.exists():
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, "the process ended before it began its folder"
         time.sleep(0.005)
     return process
 
@@ -243,11 +244,12 @@ def test_run_that_was_killed_at_random_moments_ends_bitwise(tmp_path, policy_fol
     for number in range(10):
         output = tmp_path / f"killed-{number}"
         process = start(command(output.name), output.with_name(f"{output.name}.partial"), tmp_path)
-        time.sleep(length * (number + random.random()) / 10)
+        moment = length * (number + random.random()) / 10
+        time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         ends.append(process.wait())
         steps = sorted(p.name for p in tmp_path.glob(f"{output.name}.partial/checkpoint-*"))
-        print(f"killed after {(number + 0.5) * length / 10:.0f} s: {ends[-1]}, {steps}")
+        print(f"killed after {moment:.0f} of {length:.0f} s: {ends[-1]}, {steps}")
         if not output.exists():
             again = [*command(output.name), "--resume", "true"]
             resumed = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True)
