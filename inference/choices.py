@@ -25,6 +25,7 @@ __all__ = [
     "margin_array",
     "number_ids",
     "orient_at_random",
+    "people_within",
     "random_subset",
     "read_choices",
     "read_ids",
@@ -64,12 +65,19 @@ class Choices:
         labels: Annotator ids as text, in the order of :func:`number_ids`; empty without ids.
         outcomes: What was done where choices are not plain pairs; rows are then those of sets (the
             chosen response over each other one), or pairs with ties or grades.
+        pair: Number of what was judged, equal where several people judged the same, or None.
+        responses: Numbers of the two responses of each row, or None.
+        margin_error: Standard deviation of the errors of the margins of pairs, in nats, as
+            assumed: a choice is made by the margin plus its error.
     """
 
     margin: Float[np.ndarray, " pairs"]
     annotator: Int[np.ndarray, " pairs"] | None = None
     labels: tuple[str, ...] = ()
     outcomes: Outcomes | None = None
+    pair: Int[np.ndarray, " pairs"] | None = None
+    responses: Int[np.ndarray, "pairs 2"] | None = None
+    margin_error: float = 0.0
 
     def __repr__(self) -> str:
         annotators = f"{self.num_annotators:,} annotators" if self.labels else "no annotator ids"
@@ -195,8 +203,11 @@ def read_choices(
     rank: Any = None,
     outcome: Any = None,
     ties: Ties = "rao-kupper",
+    pair: Any = None,
+    response_a: Any = None,
+    response_b: Any = None,
 ) -> Choices:
-    """Check margins, annotator ids and what was done.
+    """Check margins, annotator ids, what was done, and what was judged.
 
     All may be lists, numpy arrays, torch tensors, or columns of pandas, polars and pyarrow.
 
@@ -211,6 +222,10 @@ def read_choices(
         outcome: `"win"`, `"tie"` or `"loss"` of the first response of each pair, whose margin is
             that over the second one; or a grade -k, ..., k, 0 being a tie.
         ties: Model of ties: `"rao-kupper"` (a threshold) or `"davidson"`.
+        pair: Ids of what was judged, the same for every annotator and either orientation; of a
+            choice set, one id for all of its rows. Default: the two responses, where given.
+        response_a: Ids of one response of each row; with `response_b`, of the other one.
+        response_b: See `response_a`.
 
     Returns:
         The checked data.
@@ -231,8 +246,9 @@ def read_choices(
     _check_margin(margin)
     sets = None if choice_set is None else _ids_of_rows(choice_set, margin, "choice_set")
     outcomes, margin = read_outcomes(margin, sets, rank, outcome, ties)
+    judged, responses = _read_judged(margin, pair, response_a, response_b)
     if annotator is None:
-        return Choices(margin, outcomes=outcomes)
+        return Choices(margin, outcomes=outcomes, pair=judged, responses=responses)
     ids = _ids_of_rows(annotator, margin, "annotator")
     labels, index = number_ids(ids)
     if len(labels) == 1:
@@ -242,7 +258,44 @@ def read_choices(
         )
     if outcomes is not None:
         _check_one_annotator(outcomes, index, labels, sets)
-    return Choices(margin, index, labels, outcomes)
+    return Choices(margin, index, labels, outcomes, judged, responses)
+
+
+def _read_judged(
+    margin: np.ndarray, pair: Any, response_a: Any, response_b: Any
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Numbers of pairs and of responses, from their ids."""
+    if (response_a is None) != (response_b is None):
+        raise ValueError("Expected response_a and response_b, or neither of them")
+    responses = None
+    if response_a is not None:
+        columns = [
+            _ids_of_rows(ids, margin, name)
+            for name, ids in (("response_a", response_a), ("response_b", response_b))
+        ]
+        number = np.unique(np.concatenate(columns).astype(str), return_inverse=True)[1]
+        responses = number.reshape(2, -1).T
+        if (same := np.flatnonzero(responses[:, 0] == responses[:, 1])).size:
+            raise ValueError(f"Expected two responses, got one twice at index {same[0]}")
+    if pair is not None:
+        ids = _ids_of_rows(pair, margin, "pair").astype(str)
+        return np.unique(ids, return_inverse=True)[1], responses
+    if responses is None:
+        return None, None
+    unordered = np.sort(responses, axis=1)
+    return np.unique(unordered, axis=0, return_inverse=True)[1].reshape(-1), responses
+
+
+def people_within(
+    choices: Choices, limit: int, rng: np.random.Generator
+) -> Int[np.ndarray, " people"] | None:
+    """People drawn at random whose rows fit the limit, at least two; None where all of them do."""
+    if choices.num_pairs <= limit:
+        return None
+    assert choices.annotator is not None
+    order = rng.permutation(choices.num_annotators)
+    total = np.bincount(choices.annotator)[order].cumsum()
+    return np.sort(order[: max(2, int((total <= limit).sum()))])
 
 
 def select_annotators(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:
@@ -274,13 +327,17 @@ def without_ids(choices: Choices) -> Choices:
 
 def _take_rows(choices: Choices, rows: Bool[np.ndarray, " pairs"]) -> Choices:
     """Some rows, in their order; annotators without one are dropped."""
-    outcomes = None if choices.outcomes is None else choices.outcomes.take(rows)
-    margin = choices.margin[rows]
+    taken = replace(
+        choices,
+        margin=choices.margin[rows],
+        outcomes=None if choices.outcomes is None else choices.outcomes.take(rows),
+        pair=None if choices.pair is None else choices.pair[rows],
+        responses=None if choices.responses is None else choices.responses[rows],
+    )
     if choices.annotator is None:
-        return replace(choices, margin=margin, outcomes=outcomes)
+        return taken
     known, annotator = np.unique(choices.annotator[rows], return_inverse=True)
-    labels = tuple(choices.labels[k] for k in known)
-    return Choices(margin, annotator, labels, outcomes)
+    return replace(taken, annotator=annotator, labels=tuple(choices.labels[k] for k in known))
 
 
 def _ids_of_rows(ids: Any, margin: np.ndarray, name: str) -> np.ndarray:

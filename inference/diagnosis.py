@@ -5,8 +5,8 @@ out, and each explanation other than differences between annotators, with what i
 evidence.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +35,13 @@ from mixdpo_pyro.inference.robustness.checks import (
     check_priors,
     check_thresholds,
     check_who_chose,
+)
+from mixdpo_pyro.inference.robustness.differences import (
+    Differences,
+    check_nesting,
+    check_pair_errors,
+    compare_differences,
+    known_error,
 )
 from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evidence
 from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
@@ -93,6 +100,11 @@ def diagnose_choices(
     rank: Any = None,
     outcome: Any = None,
     ties: Ties = "rao-kupper",
+    pair: Sequence[Any] | np.ndarray | None = None,
+    response_a: Sequence[Any] | np.ndarray | None = None,
+    response_b: Sequence[Any] | np.ndarray | None = None,
+    attributes: Mapping[str, Float[np.ndarray, " pairs"]] | None = None,
+    groups: Mapping[str, Any] | None = None,
     family: Family = "lognormal",
     families: Sequence[Family] = ("lognormal", "gamma", "normal"),
     length: Float[np.ndarray, " pairs"] | None = None,
@@ -125,6 +137,13 @@ def diagnose_choices(
         rank: Ranks of the rejected responses in their set.
         outcome: `"win"`, `"tie"` or `"loss"`, or grades.
         ties: Model of ties.
+        pair: Ids of what was judged, see `read_choices`, as for the next two. Pairs that several
+            people judged say how large the errors of the margins are, and what taste is not.
+        response_a: Ids of one response of each row.
+        response_b: Ids of the other one.
+        attributes: Name -> difference of an attribute, chosen minus rejected, such as a position
+            or a count of lists: what people may want besides what the margins say.
+        groups: Name -> group of each row, such as a topic, in which people may be nested.
         family: Family that the verdict rests on.
         families: Families that are fitted and compared.
         length: Difference in length, chosen minus rejected, in any unit.
@@ -152,8 +171,9 @@ def diagnose_choices(
         'heterogeneous'
     """
     choices = read_choices(
-        margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties
-    )
+        margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties,
+        pair=pair, response_a=response_a, response_b=response_b,
+    )  # fmt: skip
     median = anchor_strength(choices) if beta is None else beta
     shared = DiagnosisFits(choices, median, seed, num_samples)
     are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS
@@ -171,6 +191,7 @@ def diagnose_choices(
     checks = [check_prediction(main, differences[family], loo[family], choices)]
     further: tuple[Callable[[], RobustnessCheck], ...] = (
         lambda: check_who_chose(main, result.choices, stratum, num_permutations, seed),
+        lambda: check_nesting(main, result.choices, groups or {}, num_permutations, seed),
         lambda: check_priors(main, result),
         lambda: check_families(main, fits, family),
         lambda: check_length(main, shared, family, length),
@@ -178,6 +199,8 @@ def diagnose_choices(
         lambda: check_margin_noise(main, shared, family, second),
         lambda: check_label_noise(main, result),
     )
+    if thorough or choices.pair is not None:
+        further += (lambda: check_pair_errors(main, result),)
     if choices.outcomes is not None and not choices.outcomes.are_sets:
         further = (further[0], lambda: check_thresholds(main, result), *further[1:])
     for check in further:
@@ -186,6 +209,11 @@ def diagnose_choices(
     answer = _Answer.of(result, main).including(checks)
     margin_p_value = margin_evidence(choices)
     verdict = _judge(main, answer, checks, choices, margin_p_value)
+    if verdict.value == "heterogeneous" and thorough:
+        wanted = dict(attributes or {}) | ({} if length is None else {"length": length})
+        found = compare_differences(result, wanted, known_error(checks[-1], result.choices))
+        checks.append(found.check())
+        verdict = _with_kind(verdict, found)
     return Diagnosis(
         verdict=verdict,
         error_rate=_error_rate(verdict.value, answer, choices),
@@ -254,9 +282,9 @@ def _judge(
     elif main.value == "heterogeneous" and not against:
         value = "heterogeneous"
         reason = (
-            f"Annotators differ in strength: {interval}, or between {answer.lower:.2f} and "
-            f"{answer.upper:.2f} with other explanations allowed for, p <= {answer.p_value:.2g} "
-            "against equal strengths; no explanation that was checked removes this."
+            f"if in strength, {interval}, or between {answer.lower:.2f} and {answer.upper:.2f} "
+            f"with other explanations allowed for, p <= {answer.p_value:.2g} against equal "
+            "strengths."
         )
     elif main.value == "inconclusive" or not against:
         reason = main.reason
@@ -264,6 +292,24 @@ def _judge(
         would = "would differ" if main.value == "heterogeneous" else "look equal"
         reason = f"Strengths {would} ({interval}), but {_lower_first(against[0].sentence)}"
     return Verdict(value, main.cv_interval, main.likelihood_ratio, main.p_value, reason)
+
+
+_KINDS = {
+    "strength": "Annotators differ in strength, beyond what differences in care{taste} explain",
+    "taste": "Annotators differ in taste, and not shown in strength",
+    "care": "Annotators differ in care: some answer at random, and the others are not shown to "
+    "differ in strength",
+    "undetermined": "Annotators differ, and these data do not say whether in strength, in taste "
+    "or in care; attributes of responses, or several people who judge the same pairs, may tell",
+}
+
+
+def _with_kind(verdict: Verdict, differences: Differences) -> Verdict:
+    """The verdict with the kind of the differences, and a reason that begins with it."""
+    kind = differences.kind
+    taste = "" if differences.taste is None else " and in the tastes that were given"
+    lead = _KINDS[kind].format(taste=taste)
+    return replace(verdict, kind=kind, reason=f"{lead}: {verdict.reason}")
 
 
 def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:

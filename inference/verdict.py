@@ -26,6 +26,8 @@ class Verdict:
         likelihood_ratio: Twice the gain in log-likelihood (with the mean's prior) over cv = 0.
         p_value: Its p-value under cv = 0.
         reason: One sentence in plain English.
+        kind: In what people differ, where they do: `"strength"`, `"taste"`, `"care"`, or
+            `"undetermined"`; None where the verdict is another, or the kind was not looked at.
     """
 
     value: Literal["heterogeneous", "homogeneous", "inconclusive"]
@@ -33,6 +35,7 @@ class Verdict:
     likelihood_ratio: float
     p_value: float
     reason: str
+    kind: Literal["strength", "taste", "care", "undetermined"] | None = None
 
 
 def assess_heterogeneity(result: Fit, margins_are_exact: bool = False) -> Verdict:

@@ -21,6 +21,7 @@ from mixdpo_pyro.inference.likelihood.interpolation import (
     lagrange_basis,
     sum_terms,
 )
+from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
 from mixdpo_pyro.inference.likelihood.observed import (
     LARGEST_INFORMATION,
     information_bound,
@@ -447,7 +448,8 @@ def log_likelihood_at(
     if choices.outcomes is not None:
         choices = with_lapses(choices, flip_probability)
         return observed_log_likelihood(beta, choices, _unit(choices))
-    if choices.num_pairs < _MANY * choices.num_annotators or not choices.margin.any():
+    is_short = choices.num_pairs < _MANY * choices.num_annotators and not choices.margin_error
+    if is_short or not choices.margin.any():
         return _plain_log_likelihood(beta, choices, flip_probability)
     return _compressed_log_likelihood(beta, choices, flip_probability)
 
@@ -556,7 +558,12 @@ def _compressed_log_likelihood(
     node = torch.cat([node, -node])
     at_nodes = torch.empty(len(node), len(beta), dtype=torch.float64)
     for part in torch.arange(len(beta)).split(max(1, CHUNK // len(node))):
-        at_nodes[:, part] = choice_log_prob(node[:, None] * beta[part], flip_probability)
+        logit = node[:, None] * beta[part]
+        if choices.margin_error:
+            erring = erring_log_prob(logit, beta[part].abs() * choices.margin_error)
+            at_nodes[:, part] = _flipped(erring, flip_probability)
+        else:
+            at_nodes[:, part] = choice_log_prob(logit, flip_probability)
     value = torch.zeros(choices.num_annotators, len(beta), dtype=torch.float64)
     for part in torch.arange(len(margin)).split(_PART):
         who = annotator[part]
@@ -568,6 +575,13 @@ def _compressed_log_likelihood(
             weight += torch.bincount(column + k, basis[k], minlength=len(weight))
         value[who[0] : who[-1] + 1] += weight.view(-1, len(node)) @ at_nodes
     return value
+
+
+def _flipped(log_prob: Tensor, flip_probability: float) -> Tensor:
+    """Log-probabilities of labels that were flipped with this probability."""
+    if not flip_probability:
+        return log_prob
+    return (flip_probability + (1 - 2 * flip_probability) * log_prob.exp()).log()
 
 
 def _log_density(beta: Tensor, mean: Tensor, cv: Tensor, family: Family) -> Tensor:

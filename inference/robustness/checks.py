@@ -31,12 +31,16 @@ __all__ = [
     "check_priors",
     "check_thresholds",
     "check_who_chose",
+    "evidence_status",
 ]
 
 LEVEL = 0.05
 
 _WHO_LEVEL = 0.02
 """Level of the permutation test, which alone stands where the link is not logistic."""
+
+_COMPARED = 0.2
+"""Share of the choices that have to be comparable with those of other people."""
 
 _MAX_ANNOTATORS = 2000
 """Annotators whose choices tell label noise from differences; of more, a random subset."""
@@ -122,7 +126,7 @@ def check_prediction(
     return RobustnessCheck(
         "prediction of left-out choices",
         sentence,
-        _evidence_status(main, difference.elpd > 0),
+        evidence_status(main, difference.elpd > 0),
         numbers={"elpd_difference": difference.elpd, "se": difference.se},
     )
 
@@ -141,9 +145,17 @@ def check_who_chose(
         lead = "Without repeated choices per annotator, annotators cannot be told from the link"
         return RobustnessCheck(name, f"{lead}: {advice}.", RobustnessStatus.NOT_CHECKED)
     test = permute_annotators(choices, stratum, num_permutations, seed)
+    if test.share_compared < _COMPARED:
+        sentence = (
+            f"{100 * test.share_compared:.0f}% of the choices can be compared with choices of "
+            "other people: within the strata that were given, or with margins of one size, there "
+            "are too few. Strata that determine the person leave nothing to compare."
+        )
+        return RobustnessCheck(name, sentence, evidence_status(main, False), 1.0)
     stands = test.p_value < _WHO_LEVEL
+    given = "Within pairs" if choices.pair is not None else "Given the size of the margin"
     sentence = (
-        f"Given the size of the margin it {'matters' if stands else 'does not show'} who chose: "
+        f"{given} it {'matters' if stands else 'does not show'} who chose: "
         f"annotators' agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "
         f"{test.num_permutations} permutations)."
     )
@@ -151,7 +163,7 @@ def check_who_chose(
         "statistic": test.statistic, "null_mean": test.null_mean, "null_sd": test.null_sd
     }  # fmt: skip
     return RobustnessCheck(
-        name, sentence, _evidence_status(main, stands), test.p_value, numbers=numbers
+        name, sentence, evidence_status(main, stands), test.p_value, numbers=numbers
     )
 
 
@@ -214,7 +226,7 @@ def check_thresholds(main: Verdict, result: Fit) -> RobustnessCheck:
     return RobustnessCheck(
         name,
         sentence,
-        _evidence_status(main, own.p_value < LEVEL),
+        evidence_status(main, own.p_value < LEVEL),
         own.p_value,
         own.cv_interval if main.value == "heterogeneous" else None,
         {"threshold_log_sd": own.threshold_sd, "likelihood_ratio": own.likelihood_ratio},
@@ -234,7 +246,7 @@ def _check_signs(main: Verdict, name: str, result: Fit, pairs: Choices) -> Robus
         name,
         f"From the signs of the grades alone, cv is between {low:.2f} and {high:.2f}, "
         f"p = {verdict.p_value:.2g} against equal strengths.",
-        _evidence_status(main, verdict.p_value < LEVEL),
+        evidence_status(main, verdict.p_value < LEVEL),
         verdict.p_value,
         verdict.cv_interval if main.value == "heterogeneous" else None,
     )
@@ -385,10 +397,10 @@ def _status(main: Verdict, p_value: float, upper: float) -> RobustnessStatus:
     """Whether the main fit's answer stands with this p-value and upper bound of cv."""
     if main.value == "homogeneous":
         return RobustnessStatus.STANDS if upper < ROPE else RobustnessStatus.CONTRADICTS
-    return _evidence_status(main, p_value < LEVEL)
+    return evidence_status(main, p_value < LEVEL)
 
 
-def _evidence_status(main: Verdict, differ: bool) -> RobustnessStatus:
+def evidence_status(main: Verdict, differ: bool) -> RobustnessStatus:
     """What further evidence for differences, or its lack, means for the main fit's answer."""
     if main.value != "heterogeneous":
         return RobustnessStatus.INFORMATION

@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Int
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import Choices, agreement, select_annotators, select_choices
+from mixdpo_pyro.inference.choices import (
+    Choices,
+    agreement,
+    people_within,
+    select_annotators,
+    select_choices,
+)
 from mixdpo_pyro.inference.likelihood.observed import with_lapses
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
 from mixdpo_pyro.models.observation import Terms
@@ -20,6 +26,9 @@ _MAX_PERMUTED = 1_000_000
 
 _BIN_SIZE, _MAX_BINS = 25, 200
 """Pairs per bin of equal margins, at least, and number of bins, at most."""
+
+_SMALLEST_STRATUM = 100
+"""Choices of a stratum from which on four bins at least tell margins of different size apart."""
 
 _STEP = 1e-3
 """Step of differences in the log strength."""
@@ -45,6 +54,7 @@ class PermutationTest:
         p_value: One-sided.
         num_permutations: Number of permutations.
         num_choices: Choices that were permuted.
+        share_compared: Share of the choices that could be compared with those of other people.
     """
 
     statistic: float
@@ -53,6 +63,7 @@ class PermutationTest:
     p_value: float
     num_permutations: int
     num_choices: int
+    share_compared: float = 1.0
 
 
 def permute_annotators(
@@ -73,9 +84,11 @@ def permute_annotators(
     with y the agreement, :math:`\bar y_b` its mean in the bin of the margin, and w the locally
     best weight, the slope of agreement in the log strength under one strength and label noise,
     grows where some annotators agree more than others. It is compared with its values after
-    permuting y within bins. Where most margins occur several times, as when several annotators
-    judge a pair, a bin is the margins of exactly one size: what is particular to a pair is then
-    shared by all who are compared.
+    permuting y within bins. A pair that several annotators judged is a bin of its own, known by
+    its id or, without ids where most margins occur several times, by the size of its margin: what
+    is particular to a pair, an error of its margin included, is then shared by all who are
+    compared, and the test is exact. Choices are left out where all of their bin are one person's,
+    and where a stratum has too few pairs to compare margins of one size.
 
     Of choices that are not plain pairs y is the slope of their log-probability in the log strength
     at the one strength and rate of lapses that fit everybody, w is 1, and the size is that of the
@@ -104,7 +117,13 @@ def permute_annotators(
     annotator = choices.by_choice(choices.annotator)
     stratum = None if stratum is None else choices.by_choice(stratum)
     size, agrees = _sizes_and_values(choices)
-    bins = _bins(size, stratum)
+    bins, is_exact = _bins(size, annotator, stratum, _pairs_of_choices(choices))
+    compared = is_exact & _has_several_people(bins, annotator)
+    share_compared = float(compared.mean())
+    if not compared.any():
+        return PermutationTest(0.0, 0.0, 0.0, 1.0, num_permutations, 0, 0.0)
+    size, agrees, annotator = size[compared], agrees[compared], annotator[compared]
+    bins = np.unique(bins[compared], return_inverse=True)[1]
     are_large = len(bins) > _LARGE_BIN * len(np.unique(bins))
     order = (
         np.lexsort((rng.random(len(bins)), bins)) if are_large else np.argsort(bins, kind="stable")
@@ -127,8 +146,20 @@ def permute_annotators(
     exceeding = int((draws >= observed * (1 - 1e-12)).sum())
     return PermutationTest(
         observed, float(draws.mean()), float(draws.std()),
-        (1 + exceeding) / (1 + num_permutations), num_permutations, len(bins),
+        (1 + exceeding) / (1 + num_permutations), num_permutations, len(bins), share_compared,
     )  # fmt: skip
+
+
+def _pairs_of_choices(choices: Choices) -> Int[np.ndarray, " choices"] | None:
+    return None if choices.pair is None else choices.by_choice(choices.pair)
+
+
+def _has_several_people(bins: np.ndarray, annotator: np.ndarray) -> np.ndarray:
+    """Whether somebody else has a choice in the same bin."""
+    low, high = (np.full(bins.max() + 1, start) for start in (annotator.max(), -1))
+    np.minimum.at(low, bins, annotator)
+    np.maximum.at(high, bins, annotator)
+    return (low < high)[bins]
 
 
 def _sizes_and_values(choices: Choices) -> tuple[np.ndarray, np.ndarray]:
@@ -201,24 +232,43 @@ def _limit(
     choices: Choices, stratum: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[Choices, np.ndarray | None]:
     """All pairs of as many annotators, in random order, as fit the limit; at least two."""
-    if choices.num_pairs <= _MAX_PERMUTED:
+    annotator = people_within(choices, _MAX_PERMUTED, rng)
+    if annotator is None:
         return choices, stratum
     assert choices.annotator is not None
-    order = rng.permutation(choices.num_annotators)
-    total = np.bincount(choices.annotator)[order].cumsum()
-    annotator = np.sort(order[: max(2, int((total <= _MAX_PERMUTED).sum()))])
     kept = np.isin(choices.annotator, annotator)
     return select_annotators(choices, annotator), None if stratum is None else stratum[kept]
 
 
-def _bins(size: np.ndarray, stratum: np.ndarray | None) -> np.ndarray:
-    """Bins of equal, or nearly equal, margins within strata, as indices from 0."""
+def _bins(
+    size: np.ndarray, annotator: np.ndarray, stratum: np.ndarray | None, pair: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bins within strata as indices from 0, and whether a bin's margins are of nearly one size.
+
+    A pair, or a margin, that several people judged is a bin; others share bins of 25 or more.
+    """
     if stratum is None:
         stratum = np.zeros(len(size), dtype=int)
-    tied = np.unique(np.stack([stratum, size]), axis=1, return_inverse=True)[1].reshape(-1)
-    if (np.bincount(tied)[tied] > 1).mean() > 0.5:
-        return tied
     stratum = np.unique(stratum, return_inverse=True)[1]
+    again = _numbered(stratum, size if pair is None else pair)
+    is_shared = _has_several_people(again, annotator)
+    if pair is None and is_shared.mean() <= 0.5:
+        is_shared = np.zeros(len(size), dtype=bool)
+    bins, is_exact = again.copy(), np.ones(len(size), dtype=bool)
+    other = ~is_shared
+    if other.any():
+        near, is_exact[other] = _bins_of_sizes(size[other], stratum[other])
+        bins[other] = again.max() + 1 + near
+    return bins, is_exact
+
+
+def _numbered(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Number of each combination of two columns."""
+    return np.unique(np.stack([first, second]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _bins_of_sizes(size: np.ndarray, stratum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bins of nearly equal margins within strata, and whether a stratum has enough for one."""
     order = np.lexsort((size, stratum))
     count = np.bincount(stratum)
     rank = np.arange(len(size)) - np.repeat(count.cumsum() - count, count)
@@ -227,7 +277,8 @@ def _bins(size: np.ndarray, stratum: np.ndarray | None) -> np.ndarray:
     bins = np.empty(len(size), dtype=int)
     sorted_stratum = stratum[order]
     bins[order] = offset[sorted_stratum] + rank * num_bins[sorted_stratum] // count[sorted_stratum]
-    return bins
+    is_whole = stratum.max() == 0
+    return bins, (count[stratum] >= _SMALLEST_STRATUM) | is_whole
 
 
 def _score_weight(size: np.ndarray, agrees: np.ndarray) -> np.ndarray:

@@ -31,7 +31,19 @@ class DiagnoseConfig:
     annotator: str | None = option(
         "Column of annotator ids. Default: `annotator` where there is one.", None
     )
-    group: list[str] = option("Columns of groups, such as topic or policy: a table each.", [])
+    group: list[str] = option(
+        "Columns of groups, such as topic or policy: a table each, and people who stand in one "
+        "group only are compared within it.",
+        [],
+    )
+    stratum: list[str] = option(
+        "Columns of strata: the permutation test compares people within them.", []
+    )
+    attribute: list[str] = option(
+        "Columns of differences of attributes, chosen minus rejected, such as position or number "
+        "of lists: what people may want besides what the margins say. Length is one by itself.",
+        [],
+    )
     choice_set: str | None = option(
         "Column of choice sets: rows of one set are one choice among several responses. Default: "
         "`choice_set` where there is one; `none` keeps rows apart.",

@@ -1,5 +1,6 @@
 """`mixdpo diagnose`: from a file of margins to a verdict, its evidence, and who differs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -51,7 +52,10 @@ def diagnose_margins(
         DataError: Naming the file, column and row that cannot be used.
     """
     config = config or DiagnoseConfig()
-    data = read_margins(path, config.annotator, config.group, config.choice_set)
+    columns = list(dict.fromkeys([*config.group, *config.stratum]))
+    data = read_margins(
+        path, config.annotator, columns, config.choice_set, attributes=config.attribute
+    )
     second = None if config.second is None else _read_second(config.second, data)
     data = data.pseudonymised(config.pseudonymise)
     try:
@@ -64,7 +68,12 @@ def diagnose_margins(
             length=data.length,
             normalised=data.normalised,
             second=second,
-            stratum=_stratum(data),
+            stratum=_stratum(data, config.stratum),
+            pair=data.judged.get("pair"),
+            response_a=data.judged.get("response_a"),
+            response_b=data.judged.get("response_b"),
+            attributes=data.attributes,
+            groups=data.groups,
             beta=config.beta,
             num_samples=config.num_samples,
             seed=config.seed,
@@ -110,12 +119,12 @@ def _read_second(path: str, data: MarginData) -> np.ndarray:
     return second.margin
 
 
-def _stratum(data: MarginData) -> np.ndarray | None:
-    """Groups, combined: who chose is permuted within them."""
-    if not data.groups or data.annotator is None:
+def _stratum(data: MarginData, columns: Sequence[str]) -> np.ndarray | None:
+    """Strata, combined: who chose is permuted within them."""
+    if not columns:
         return None
-    table = pd.DataFrame(data.groups)
-    return table.groupby(list(table.columns), sort=True).ngroup().to_numpy()
+    table = pd.DataFrame({name: data.groups[name] for name in columns})
+    return table.groupby(list(columns), sort=True).ngroup().to_numpy()
 
 
 # Output

@@ -39,6 +39,9 @@ _LOGPS = (
 
 _TOKENS = ("chosen_tokens", "rejected_tokens")
 
+_JUDGED = ("pair", "response_a", "response_b")
+"""Columns that say what was judged, as hashes or as any other ids."""
+
 
 @dataclass(frozen=True)
 class MarginData:
@@ -55,6 +58,9 @@ class MarginData:
             NaN in rows with an empty response, which has no log-ratio per token.
         done: What was done where choices are not plain pairs: `choice_set`, `rank` and `outcome`
             as `read_choices` takes them.
+        judged: What was judged: `pair`, `response_a` and `response_b`, as `read_choices` takes
+            them, where the table has such columns.
+        attributes: Column -> difference of an attribute, chosen minus rejected.
         num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among
             several responses: one annotator, one chosen response by its log-probabilities,
             another rejected one.
@@ -68,6 +74,8 @@ class MarginData:
     length: np.ndarray | None
     normalised: np.ndarray | None
     done: dict[str, Any] = field(default_factory=dict)
+    judged: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: dict[str, np.ndarray] = field(default_factory=dict)
     num_alike: int = 0
 
     def pseudonymised(self, salt: str | None) -> "MarginData":
@@ -91,6 +99,7 @@ def read_margins(
     annotator: str | None = None,
     groups: Sequence[str] = (),
     choice_set: str | None = None,
+    attributes: Sequence[str] = (),
 ) -> MarginData:
     """Read a file of margins and check it.
 
@@ -103,13 +112,15 @@ def read_margins(
         groups: Columns of groups.
         choice_set: Column of choice sets; default, `choice_set` where there is one; `"none"` keeps
             rows apart.
+        attributes: Columns of differences of attributes, chosen minus rejected.
 
-    Columns `rank`, `outcome` and `grade` are read where there are any.
+    Columns `rank`, `outcome`, `grade`, `pair`, `response_a` and `response_b` are read where there
+    are any.
 
     Raises:
         DataError: Naming the file, and the column and row (counted from 0) that cannot be used.
     """
-    columns = _Columns.read(Path(path), annotator, groups, choice_set)
+    columns = _Columns.read(Path(path), annotator, [*groups, *attributes], choice_set)
     margin, column = _margin(columns), columns.annotator
     tokens = columns.numbers(_TOKENS)
     ids = None if column is None else columns.texts(column, id_rule())
@@ -124,6 +135,8 @@ def read_margins(
         length=None if tokens is None else tokens[0] - tokens[1],
         normalised=_per_token(columns, tokens),
         done=done,
+        judged=_what_was_judged(columns),
+        attributes=dict(zip(attributes, columns.numbers(attributes) or (), strict=True)),
         num_alike=0 if is_told else _count_alike(columns, ids),
     )
     _check_variety(data)
@@ -171,7 +184,9 @@ class _Columns:
         sets = None if choice_set == NO_SETS else choice_set
         asked = [name for name in (annotator, sets, *groups) if name is not None]
         default = DEFAULT_ANNOTATOR_COLUMN
-        table = read_table(path, ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, default, *asked])
+        table = read_table(
+            path, ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, *_JUDGED, default, *asked]
+        )
         if table.problems:
             raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
         check_names(table.all_names, asked, path)
@@ -241,6 +256,14 @@ def _what_was_done(columns: _Columns, choice_set: str | None) -> dict[str, Any]:
     elif OUTCOME in names:
         done["outcome"] = columns.choices(OUTCOME)
     return done
+
+
+def _what_was_judged(columns: _Columns) -> dict[str, np.ndarray]:
+    """Ids of pairs and of both responses, where the table has any."""
+    names = [name for name in _JUDGED if name in columns.table.all_names]
+    if len({"response_a", "response_b"} & set(names)) == 1:
+        names = [name for name in names if name == "pair"]
+    return {name: columns.texts(name, label_rule()) for name in names}
 
 
 def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:

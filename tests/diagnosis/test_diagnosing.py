@@ -38,6 +38,34 @@ def run_cli(capsys, *arguments):
     return status, captured.out, captured.err.strip()
 
 
+def test_what_was_judged_and_wanted_is_read_from_columns(capsys, tmp_path):
+    rng = np.random.default_rng(4)
+    table = choices().assign(pair=[f"q{k % 400}" for k in range(800)], lists=rng.normal(size=800))
+    table.drop(columns=["chosen_tokens", "rejected_tokens"]).to_csv(tmp_path / "m.csv")
+    out = tmp_path / "out"
+    status, text, error = run_cli(
+        capsys, "diagnose", tmp_path / "m.csv", "-o", out, "--stratum", "topic", "--attribute",
+        "lists", "--num_samples", 300,
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    facts = json.loads((out / "diagnosis.json").read_text())
+    checks = {c["name"]: c["sentence"] for c in facts["checks"]}
+    assert (
+        "800 choices on pairs that several people judged"
+        in checks["an error of each pair's margin"]
+    )
+    assert "100% of the choices" in checks["what each person judged"]
+    if facts["verdict"]["value"] == "heterogeneous":
+        assert "lists" in checks["care and taste"]
+
+
+def test_an_attribute_that_is_no_number_is_named(tmp_path):
+    table = choices().assign(tone="mild")
+    table.to_csv(tmp_path / "m.csv")
+    with pytest.raises(DataError, match="row 0 has 'mild' in column 'tone', expected a finite"):
+        diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(attribute=["tone"]))
+
+
 def test_diagnose_writes_everything(capsys, tmp_path):
     import xarray as xr
 

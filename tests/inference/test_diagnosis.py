@@ -19,7 +19,8 @@ def test_different_people_are_heterogeneous_and_nothing_explains_it_away(simulat
     assert diagnosis.verdict.cv_interval[0] < 0.7 < diagnosis.verdict.cv_interval[1]
     assert diagnosis.largest_p_value == 0.01  # the least that 99 permutations can give
     assert set(diagnosis.fits) == {"lognormal", "gamma", "normal", "fixed"}
-    assert all(c.status in ("stands", "not checked") for c in diagnosis.checks)
+    assert all(c.status in ("stands", "not checked", "information") for c in diagnosis.checks)
+    assert diagnosis.verdict.kind == "strength"
     assert "at most 5 times in 100" in diagnosis.error_rate
     assert diagnosis.contraction["cv"] > 0.9
     assert diagnosis.result.posterior.strength.shape == (300, 80)

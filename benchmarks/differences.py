@@ -1,0 +1,64 @@
+"""What differs between people? Wrong verdicts, wrong kinds and cover of cv, world by world.
+
+    python benchmarks/differences.py                          # every world of worlds.py
+    python benchmarks/differences.py --worlds alike "cv .6"   # some
+
+One dataset per seed, `--datasets` of them from `--first_seed` on. Wrong is a verdict, or a kind
+of difference, that is neither true in the world nor cautious; see `worlds.py`.
+"""
+
+import argparse
+from collections import Counter
+
+import numpy as np
+from worlds import WORLDS, draw_world
+
+from mixdpo_pyro.inference.diagnosis import diagnose_choices
+
+
+def measure(name, seeds):
+    """A line of the table: answers, and how often intervals of cv hold the truth."""
+    answers, wrong, naive, corrected, middle = Counter(), 0, [], [], []
+    for seed in seeds:
+        world = draw_world(name, seed)
+        found = diagnose_choices(**world.arguments, seed=seed)
+        verdict = found.verdict
+        answers[verdict.value + (f" ({verdict.kind})" if verdict.kind else "")] += 1
+        is_right = verdict.value in world.values and (
+            verdict.value != "heterogeneous" or verdict.kind in world.kinds
+        )
+        wrong += not is_right
+        naive.append(_covers(verdict.cv_interval, world.cv))
+        errors = next(c for c in found.checks if c.name == "an error of each pair's margin")
+        if "cv, median" in errors.numbers:
+            interval = errors.cv_interval or (errors.numbers["cv, 5%"], errors.numbers["cv, 95%"])
+            corrected.append(_covers(interval, world.cv))
+            middle.append(errors.numbers["cv, median"])
+    counts = ", ".join(f"{key} {count}" for key, count in answers.most_common())
+    cover = f"{100 * np.mean(naive):.0f}%"
+    if corrected:
+        cover += f", {100 * np.mean(corrected):.0f}% (median {np.mean(middle):.2f})"
+    return f"| {name} | {wrong} of {len(seeds)} | {counts} | {world.cv:.2f} | {cover} |"
+
+
+def _covers(interval, cv):
+    """Whether an interval holds the truth; zero, which no draw is, from a lower end of 0.1."""
+    low, high = interval
+    return (low <= 0.1) if cv == 0 else (low <= cv <= high)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS))
+    parser.add_argument("--datasets", type=int, default=100)
+    parser.add_argument("--first_seed", type=int, default=40_000)
+    arguments = parser.parse_args()
+    print("| world | wrong | answers | cv | cover, margins exact, with errors |")
+    print("| --- | --- | --- | --- | --- |")
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.datasets)
+    for name in arguments.worlds:
+        print(measure(name, seeds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Worlds in which people differ in strength, in taste, in care, or not at all.
+
+Every world is drawn from independent streams: strengths, margins, errors and choices.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+__all__ = ["WORLDS", "World", "draw_world"]
+
+PEOPLE, CHOICES, SPREAD = 100, 50, 2.0
+
+
+@dataclass(frozen=True)
+class World:
+    """What is passed to `diagnose_choices`, and what may be answered.
+
+    Attributes:
+        arguments: Arguments of `diagnose_choices`.
+        values: Verdicts that are right or cautious.
+        kinds: Kinds that are right or cautious where the verdict is `heterogeneous`.
+        cv: True coefficient of variation of the strength.
+    """
+
+    arguments: dict[str, Any]
+    values: tuple[str, ...]
+    kinds: tuple[str | None, ...] = ()
+    cv: float = 0.0
+
+
+@dataclass
+class Streams:
+    """Independent streams of random numbers."""
+
+    seed: int
+    names: dict[str, np.random.Generator] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> np.random.Generator:
+        if name not in self.names:
+            number = int.from_bytes(name.encode(), "little") % 2**63
+            self.names[name] = np.random.default_rng((self.seed, number))
+        return self.names[name]
+
+
+ALIKE = ("homogeneous", "inconclusive")
+DIFFER = ("heterogeneous", "inconclusive")
+PERSON = np.repeat(np.arange(PEOPLE), CHOICES)
+
+
+def lognormal(streams, cv):
+    scale = np.sqrt(np.log1p(cv**2))
+    return np.exp(scale * streams["strength"].normal(size=PEOPLE) - scale**2 / 2)
+
+
+def choose(streams, logit, margin):
+    """Margins of the chosen over the other response."""
+    is_first = streams["choice"].random(len(logit)) < expit(logit)
+    return np.where(is_first, margin, -margin), np.where(is_first, 1, -1)
+
+
+def exact(streams, cv):
+    """Margins without errors."""
+    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+    margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta, delta)
+    values = ALIKE if cv == 0 else DIFFER
+    return World({"margin": margin, "annotator": PERSON}, values, ("strength", "undetermined"), cv)
+
+
+def careless(streams, share=0.2, cv=0.0):
+    """Equal people, of whom some answer half of the time at random."""
+    rate = np.where(streams["care"].random(PEOPLE) < share, 0.5, 0.0)
+    return _lapsing(streams, rate, cv)
+
+
+def coin_flippers(streams, share=0.1, cv=0.0):
+    """Equal people, of whom some always answer at random."""
+    return _lapsing(streams, (streams["care"].random(PEOPLE) < share).astype(float), cv)
+
+
+def _lapsing(streams, rate, cv):
+    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+    probability = expit(lognormal(streams, cv)[PERSON] * delta)
+    lapses = streams["lapse"].random(len(PERSON)) < rate[PERSON]
+    is_first = streams["choice"].random(len(PERSON)) < np.where(lapses, 0.5, probability)
+    margin = np.where(is_first, delta, -delta)
+    kinds = ("care", "undetermined")
+    return World({"margin": margin, "annotator": PERSON}, ("heterogeneous", *ALIKE), kinds, cv)
+
+
+def opposed(streams, share=0.3, known=False):
+    """Equal strengths; some people want the opposite in two of four respects."""
+    respects = streams["margin"].normal(0, SPREAD / 2, (len(PERSON), 4))
+    sign = np.ones((PEOPLE, 4))
+    sign[streams["taste"].random(PEOPLE) < share, 2:] = -1
+    delta = respects.sum(1)
+    margin, turn = choose(streams, (sign[PERSON] * respects).sum(1), delta)
+    arguments = {"margin": margin, "annotator": PERSON}
+    if known:
+        arguments["attributes"] = {f"respect_{k}": turn * respects[:, k] for k in range(4)}
+    return World(arguments, ("heterogeneous", *ALIKE), ("taste", "undetermined"))
+
+
+def response_errors(streams, cv=0.0):
+    """Twelve responses of each person's own, whose log-ratios have errors as large as they."""
+    first, second = _two_of(streams, 12)
+    owner = PERSON * 12
+    utility, error = streams["margin"].normal(0, SPREAD / np.sqrt(2), (2, PEOPLE * 12))
+    delta = utility[owner + first] - utility[owner + second]
+    observed = delta + error[owner + first] - error[owner + second]
+    margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta, observed)
+    arguments = {
+        "margin": margin, "annotator": PERSON, "response_a": owner + first,
+        "response_b": owner + second,
+    }  # fmt: skip
+    return World(arguments, ("inconclusive",) if cv == 0 else DIFFER, ("strength",), cv)
+
+
+def _two_of(streams, size):
+    first = streams["pairs"].integers(size, size=len(PERSON))
+    return first, (first + streams["pairs"].integers(1, size, size=len(PERSON))) % size
+
+
+def topics(streams):
+    """Ten topics whose margins have scales of their own; everybody judges one topic."""
+    topic = np.arange(PEOPLE) % 10
+    scale = np.exp(0.5 * streams["topic"].normal(size=10))
+    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+    margin, _ = choose(streams, delta, delta * scale[topic[PERSON]])
+    arguments = {"margin": margin, "annotator": PERSON, "groups": {"topic": topic[PERSON]}}
+    return World(arguments, ALIKE)
+
+
+def pair_errors(streams, cv=0.0, size=1.0):
+    """Blocks of 50 pairs, each judged by five people; errors of the margins by pair."""
+    pair = (PERSON // 5) * CHOICES + np.tile(np.arange(CHOICES), PEOPLE)
+    delta = streams["margin"].normal(0, SPREAD, pair.max() + 1)
+    observed = delta + streams["error"].normal(0, size * SPREAD, len(delta))
+    margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta[pair], observed[pair])
+    arguments = {"margin": margin, "annotator": PERSON, "pair": pair}
+    return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
+
+
+def own_pair_errors(streams, cv=0.0, size=1.0):
+    """Errors of the margins, every pair judged by one person."""
+    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+    observed = delta + streams["error"].normal(0, size * SPREAD, len(delta))
+    margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta, observed)
+    arguments = {"margin": margin, "annotator": PERSON}
+    return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
+
+
+def strata(streams):
+    """Equal people; conversations inside people are given as strata."""
+    world = exact(streams, 0.0)
+    conversation = np.arange(len(PERSON)) // 10
+    return World(world.arguments | {"stratum": conversation}, ALIKE)
+
+
+def two_groups(streams):
+    """Half of the people have strength 0.3, half 1.7: cv 0.70."""
+    strength = np.where(streams["strength"].random(PEOPLE) < 0.5, 0.3, 1.7)
+    return _with_strengths(streams, strength, 0.7)
+
+
+def zeros(streams):
+    """20% of the people have no strength: cv 0.5."""
+    strength = np.where(streams["strength"].random(PEOPLE) < 0.2, 0.0, 1.25)
+    return _with_strengths(streams, strength, 0.5)
+
+
+def pareto(streams):
+    """Pareto strengths with index 3.5: cv 0.44."""
+    strength = 2.5 / 3.5 * (1 + streams["strength"].pareto(3.5, PEOPLE))
+    return _with_strengths(streams, strength, 1 / np.sqrt(3.5 * 1.5))
+
+
+def uniform(streams):
+    """Strengths uniform on [0.1, 1.9]: cv 0.52."""
+    return _with_strengths(streams, streams["strength"].uniform(0.1, 1.9, PEOPLE), 1.8 / 12**0.5)
+
+
+def _with_strengths(streams, strength, cv):
+    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+    margin, _ = choose(streams, strength[PERSON] * delta, delta)
+    kinds = ("strength", "undetermined", "care") if (strength == 0).any() else (
+        "strength", "undetermined"
+    )  # fmt: skip
+    return World({"margin": margin, "annotator": PERSON}, DIFFER, kinds, cv)
+
+
+WORLDS = {
+    "alike": lambda s: exact(s, 0.0),
+    "cv .3": lambda s: exact(s, 0.3),
+    "cv .6": lambda s: exact(s, 0.6),
+    "cv 1": lambda s: exact(s, 1.0),
+    "20% careless": careless,
+    "10% coin flippers": coin_flippers,
+    "opposed tastes": opposed,
+    "opposed tastes, respects given": lambda s: opposed(s, known=True),
+    "errors of own responses": response_errors,
+    "topics with people nested": topics,
+    "strata inside people": strata,
+    "errors of shared pairs .3, cv 0": lambda s: pair_errors(s, 0.0, 0.3),
+    "errors of shared pairs .6, cv 0": lambda s: pair_errors(s, 0.0, 0.6),
+    "errors of shared pairs 1, cv 0": lambda s: pair_errors(s, 0.0, 1.0),
+    "errors of shared pairs .3, cv .8": lambda s: pair_errors(s, 0.8, 0.3),
+    "errors of shared pairs .6, cv .8": lambda s: pair_errors(s, 0.8, 0.6),
+    "errors of shared pairs 1, cv .8": lambda s: pair_errors(s, 0.8, 1.0),
+    "errors of own pairs .6, cv .8": lambda s: own_pair_errors(s, 0.8, 0.6),
+    "errors of own pairs 1, cv .8": lambda s: own_pair_errors(s, 0.8, 1.0),
+    "two groups": two_groups,
+    "20% at zero": zeros,
+    "Pareto": pareto,
+    "uniform": uniform,
+}
+
+
+def draw_world(name: str, seed: int) -> World:
+    """A world by its name."""
+    return WORLDS[name](Streams(seed))

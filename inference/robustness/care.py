@@ -1,0 +1,174 @@
+"""Are people careless, each at a rate of their own? Strength and care in one likelihood."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.interpolate import RectBivariateSpline
+from scipy.special import betainc, logsumexp
+from scipy.stats import chi2
+
+from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.verdict import boundary_p_value
+from mixdpo_pyro.models import Family
+
+__all__ = ["Care", "compare_care"]
+
+_RATES = np.array(
+    [0, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.32, 0.43, 0.56, 0.7, 0.85, 0.999]
+)
+"""Nodes of a person's lapse rate; at 1 a strength would have no likelihood."""
+
+_MEANS = np.array([0.003, 0.01, 0.02, 0.04, 0.07, 0.1, 0.14, 0.2, 0.28, 0.38, 0.5])
+_SIZES = np.array([0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 200.0])
+"""Means and sizes a + b of the Beta distributions of the rate; 0.2 makes two classes of people."""
+
+_CV = np.array([0.0, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.2, 1.6, 2.2])
+_LOG_MEAN = np.linspace(-0.8, 2.0, 29)
+"""Lattice of the log mean, around the best without lapses: lapses hide strength."""
+
+_CARELESS = 0.5
+"""Lapse rate from which on a person counts as answering at random."""
+
+
+@dataclass(frozen=True)
+class Care:
+    r"""Strength and care, each with and without the other.
+
+    Attributes:
+        strength_p_value: P-value of equal strengths where lapse rates may differ.
+        care_p_value: P-value of no lapses where strengths may differ.
+        advantage: Log-likelihood of lapses alone minus that of strengths alone, in nats.
+        mean_rate: Mean lapse rate where both may differ.
+        careless: Posterior probability that a person answers at random at least half of the time.
+    """
+
+    strength_p_value: float
+    care_p_value: float
+    advantage: float
+    mean_rate: float
+    careless: Float[np.ndarray, " annotators"]
+
+
+def compare_care(choices: Choices, family: Family, mean: float) -> Care:
+    r"""Let every person answer at random at a rate of their own, and let strengths differ.
+
+    .. math:: L_g(m, cv, a, b) = \mathbb{E}_{\epsilon_g \sim \mathrm{Beta}(a, b)}
+              \mathbb{E}_{\beta_g \mid m, cv} \prod_t
+              \big[(1 - \epsilon_g)\, p(y_t \mid \beta_g) + \epsilon_g / J\big]
+
+    with J the number of outcomes. Two nulls are tested against it, each with its own best m: equal
+    strengths, :math:`2(\ell - \ell_{cv=0})`, half zero and half :math:`\chi^2_1`; and no lapses,
+    :math:`2(\ell - \ell_{\epsilon=0})` against :math:`\chi^2_2`, which is cautious at a boundary.
+    Everything is tabulated over rates, means and cv, and interpolated between.
+
+    Args:
+        choices: Data with annotator ids.
+        family: Family of the strength.
+        mean: The best mean strength without lapses.
+
+    Returns:
+        The comparison.
+    """
+    lattice = _Lattice.tabulate(choices, family, mean)
+    both, alike, no_lapses = lattice.best(), lattice.best(equal=True), lattice.best(lapses=False)
+    return Care(
+        strength_p_value=boundary_p_value(2 * max(0.0, both - alike)),
+        care_p_value=float(chi2(2).sf(2 * max(0.0, both - no_lapses))),
+        advantage=alike - no_lapses,
+        mean_rate=lattice.mean_rate,
+        careless=lattice.careless,
+    )
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """Log-likelihood per annotator at lapse rates, log means and cv."""
+
+    log_mean: Float[np.ndarray, " means"]
+    value: Float[np.ndarray, "rates annotators means cvs"]
+
+    @classmethod
+    @torch.no_grad()
+    def tabulate(cls, choices: Choices, family: Family, mean: float) -> "_Lattice":
+        log_mean = np.log(mean) + _LOG_MEAN
+        grid = torch.from_numpy(np.exp(log_mean))[:, None], torch.from_numpy(_CV)[None, :]
+        value = [
+            tabulate(choices, family, float(rate) / 2).per_annotator(*grid).numpy()
+            for rate in _RATES
+        ]
+        return cls(log_mean, np.stack(value))
+
+    @cached_property
+    def weights(self) -> Float[np.ndarray, "priors rates"]:
+        """Mass of each rate under each Beta distribution."""
+        edges = np.concatenate([[0.0], (_RATES[1:] + _RATES[:-1]) / 2, [1.0]])
+        mean, size = (x.ravel() for x in np.meshgrid(_MEANS, _SIZES, indexing="ij"))
+        a, b = mean * size, (1 - mean) * size
+        return np.diff(betainc(a[:, None], b[:, None], edges), axis=1)
+
+    @cached_property
+    def mixed(self) -> Float[np.ndarray, "priors means cvs"]:
+        """Log-likelihood of all annotators, their rates integrated out, under each Beta."""
+        top = self.value.max(0)
+        relative = np.exp(self.value - top)
+        found = [
+            np.log(np.tensordot(weight, relative, 1) + 1e-300).sum(0) for weight in self.weights
+        ]
+        return np.stack(found) + top.sum(0)
+
+    def best(self, equal: bool = False, lapses: bool = True) -> float:
+        """The largest log-likelihood, by a spline through the lattice."""
+        profile = self.value[0].sum(0)  # no lapses
+        if lapses:
+            profile = np.maximum(self.mixed.max(0), profile)
+        if equal:
+            profile = np.repeat(profile[:, :1], 4, axis=1)
+        columns = np.log1p(10 * _CV)[: profile.shape[1]]
+        spline = RectBivariateSpline(self.log_mean, columns, profile, kx=3, ky=3)
+        fine = np.linspace(self.log_mean[0], self.log_mean[-1], 281)
+        return float(spline(fine, np.linspace(0, columns[-1], 61)).max())
+
+    @cached_property
+    def _posterior(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mass of the best Beta, and posterior mass of each person's rate under it."""
+        prior, mean, cv = np.unravel_index(self.mixed.argmax(), self.mixed.shape)
+        weight = self.weights[prior]
+        log_mass = np.log(weight + 1e-300)[:, None] + self.value[:, :, mean, cv]
+        return weight, np.exp(log_mass - logsumexp(log_mass, axis=0))
+
+    @property
+    def mean_rate(self) -> float:
+        return float(_RATES @ self._posterior[0])
+
+    @property
+    def careless(self) -> np.ndarray:
+        return self._posterior[1][_RATES >= _CARELESS].sum(0)
+
+
+def agreement_of_careless(
+    choices: Choices, careless: Float[np.ndarray, " annotators"]
+) -> tuple[int, int]:
+    """How often do people who seem to answer at random agree with each other on the same pair?
+
+    Answers at random agree half of the time; people who want something else than the margins say
+    agree more often. Of every pair the first two such judges count.
+
+    Returns:
+        Number of agreements, and of pairs that two of these people judged.
+    """
+    assert choices.annotator is not None
+    if choices.pair is None or choices.outcomes is not None:
+        return 0, 0
+    rows = np.flatnonzero((careless > 0.5)[choices.annotator])
+    order = rows[np.lexsort((choices.annotator[rows], choices.pair[rows]))]
+    pair, person = choices.pair[order], choices.annotator[order]
+    is_two = (pair[1:] == pair[:-1]) & (person[1:] != person[:-1])
+    is_first = np.concatenate([[True], pair[1:-1] != pair[:-2]]) if len(pair) > 1 else is_two
+    chosen = np.sign(choices.margin[order])
+    same = chosen[1:] == chosen[:-1]
+    counted = is_two & is_first
+    return int((same & counted).sum()), int(counted.sum())

@@ -1,0 +1,270 @@
+"""In what do people differ: strength, taste or care? And can these ids tell?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import binom
+
+from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.robustness.care import Care, agreement_of_careless, compare_care
+from mixdpo_pyro.inference.robustness.checks import (
+    LEVEL,
+    RobustnessCheck,
+    RobustnessStatus,
+    evidence_status,
+)
+from mixdpo_pyro.inference.robustness.nesting import examine_nesting
+from mixdpo_pyro.inference.robustness.pair_errors import (
+    PairErrors,
+    estimate_pair_errors,
+    margin_scale,
+)
+from mixdpo_pyro.inference.robustness.permutation import permute_annotators
+from mixdpo_pyro.inference.robustness.taste import Taste, compare_taste
+from mixdpo_pyro.inference.verdict import ROPE, Verdict
+
+__all__ = [
+    "Differences",
+    "Kind",
+    "check_nesting",
+    "check_pair_errors",
+    "compare_differences",
+    "known_error",
+]
+
+Kind = Literal["strength", "taste", "care", "undetermined"]
+
+_TO_TELL = "to tell, let several people judge the same pairs"
+
+_STRENGTH_LEVEL = 0.02
+"""Level at which strength has to differ beside care, and beside taste."""
+
+_OTHER_LEVEL = 0.01
+"""Level at which care, or taste, has to differ beside strength."""
+
+_NUM_AGREEMENTS = 100
+"""Pairs that two careless people judged, below which nothing is said about their agreement."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Strength, care and taste, each beside the others.
+
+    Attributes:
+        care: Strength and care.
+        taste: Strength and taste, where attributes are given.
+        num_agreements: How often people who seem careless agreed with each other on a pair.
+        num_compared: Of how many pairs.
+    """
+
+    care: Care
+    taste: Taste | None
+    num_agreements: int
+    num_compared: int
+
+    @property
+    def kind(self) -> Kind:
+        """In what people differ, if they do."""
+        taste = self.taste
+        beside_care = self.care.strength_p_value < _STRENGTH_LEVEL
+        beside_taste = taste is None or taste.strength_p_value < _STRENGTH_LEVEL
+        tastes_differ = taste is not None and taste.taste_p_value < _OTHER_LEVEL
+        if beside_care and beside_taste and not tastes_differ:
+            return "strength"
+        if tastes_differ and not (beside_care and beside_taste):
+            return "taste"
+        is_care = self.care.care_p_value < _OTHER_LEVEL and not beside_care
+        return "care" if is_care and self.answers_are_random else "undetermined"
+
+    @property
+    def answers_are_random(self) -> bool:
+        """Whether people who seem careless agree with each other no more than by chance."""
+        if self.num_compared < _NUM_AGREEMENTS:
+            return False
+        upper = binom.sf(self.num_agreements - 1, self.num_compared, 0.5)
+        return bool(upper > 0.2 and self.num_agreements < 0.6 * self.num_compared)
+
+    def sentence(self) -> str:
+        """What was found, in plain English."""
+        care = self.care
+        parts = [
+            f"With lapses at a rate of everybody's own (mean {100 * care.mean_rate:.0f}%), "
+            f"p = {care.strength_p_value:.2g} against equal strengths; with strengths that "
+            f"differ, p = {care.care_p_value:.2g} against no lapses"
+        ]
+        if self.num_compared >= _NUM_AGREEMENTS:
+            share = 100 * self.num_agreements / self.num_compared
+            parts.append(
+                f"people who seem careless agree with each other on {share:.0f}% of "
+                f"{self.num_compared:,} pairs"
+            )
+        if self.taste is None:
+            parts.append("no attributes were given, so that tastes were not looked at")
+        else:
+            taste = self.taste
+            spreads = ", ".join(
+                f"{name} {sd:.2g}" for name, sd in zip(taste.attributes, taste.sd, strict=True)
+            )
+            parts.append(
+                f"with tastes of everybody's own (sd between people: {spreads}), p = "
+                f"{taste.strength_p_value:.2g} against equal strengths; with strengths that "
+                f"differ, p = {taste.taste_p_value:.2g} against equal tastes"
+            )
+        return "; ".join(parts) + "."
+
+    def check(self) -> RobustnessCheck:
+        """The same as a check, which decides the kind and not the value of the verdict."""
+        numbers = {
+            "strength beside care, p": self.care.strength_p_value,
+            "care beside strength, p": self.care.care_p_value,
+            "mean lapse rate": self.care.mean_rate,
+        }
+        if self.taste is not None:
+            numbers |= {
+                "strength beside taste, p": self.taste.strength_p_value,
+                "taste beside strength, p": self.taste.taste_p_value,
+            }
+        return RobustnessCheck(
+            "care and taste", self.sentence(), RobustnessStatus.INFORMATION, numbers=numbers
+        )
+
+
+def compare_differences(
+    result: Fit, attributes: Mapping[str, Float[np.ndarray, " pairs"]], margin_error: float = 0.0
+) -> Differences:
+    """Compare strength with care, and with taste where attributes are given.
+
+    Args:
+        result: A fit with annotator ids.
+        attributes: Name -> difference of the attribute, chosen minus rejected, one per pair.
+        margin_error: Standard deviation of the errors of the margins, in nats: those of strong
+            people cap their agreement as lapses do.
+
+    Raises:
+        ValueError: If an attribute is constant, or not finite; the message names it.
+    """
+    choices, mean = result.choices, result.maximum.mean
+    erring = replace(choices, margin_error=margin_error)
+    care = compare_care(erring, result.posterior.family, mean)
+    taste = None
+    if attributes and choices.outcomes is None:
+        taste = compare_taste(choices, attributes, mean)
+    agreements, compared = agreement_of_careless(choices, care.careless)
+    return Differences(care, taste, agreements, compared)
+
+
+def check_nesting(
+    main: Verdict,
+    choices: Choices,
+    groups: Mapping[str, np.ndarray],
+    num_permutations: int,
+    seed: int,
+) -> RobustnessCheck:
+    """Can people be told apart from what they judged?"""
+    name = "what each person judged"
+    if not choices.has_panels:
+        sentence = f"Everybody chose once, or there are no ids: {_TO_TELL}."
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
+    nesting = examine_nesting(choices, groups)
+    numbers = {
+        "share of choices whose response its judge met again": nesting.share_recurring,
+        "share of choices with a response that others met": nesting.share_met_by_others,
+    }
+    if nesting.share_shared is not None:
+        numbers["share of choices on pairs that others judged"] = nesting.share_shared
+    if nesting.is_nested:
+        sentence = (
+            f"People judge responses of their own again and again "
+            f"({100 * nesting.share_recurring:.0f}% of the choices have one), so that an error of "
+            f"a response's margin makes a person look strong or weak: {_TO_TELL}."
+        )
+        return RobustnessCheck(name, sentence, evidence_status(main, False), 1.0, numbers=numbers)
+    share_shared = nesting.share_shared or 0.0
+    if share_shared > 0.5:
+        sentence = (
+            f"{100 * share_shared:.0f}% of the choices are on pairs that others judged "
+            "too, so that people can be compared pair by pair."
+        )
+        return RobustnessCheck(name, sentence, evidence_status(main, True), numbers=numbers)
+    p_values = {
+        group: permute_annotators(choices, _codes(groups[group]), num_permutations, seed).p_value
+        for group in nesting.groups
+    }
+    if p_values and max(p_values.values()) >= _STRENGTH_LEVEL:
+        group = max(p_values, key=lambda each: p_values[each])
+        sentence = (
+            f"Everybody judged one {group} only, and people of one {group} do not differ (p = "
+            f"{p_values[group]:.2g}): differences between people cannot be told from those "
+            f"between margins of each {group}; {_TO_TELL}."
+        )
+        return RobustnessCheck(
+            name, sentence, evidence_status(main, False), p_values[group], numbers=numbers
+        )
+    if p_values:
+        sentence = f"People differ within {', '.join(p_values)}, in which they are nested."
+    elif choices.pair is None:
+        sentence = "The data do not say which pairs were judged by several people (column pair)."
+    else:
+        sentence = f"Few pairs were judged by several people; {_TO_TELL}."
+    return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
+
+
+def _codes(group: np.ndarray) -> np.ndarray:
+    return np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
+
+
+def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
+    """The answer with an error of every pair's margin, the same for all who judge it."""
+    name = "an error of each pair's margin"
+    choices = result.choices
+    if choices.outcomes is not None or not choices.has_panels:
+        sentence = "This needs pairs, and annotators who judged several."
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
+    errors = estimate_pair_errors(result)
+    return _pair_error_check(name, main, errors)
+
+
+def known_error(check: RobustnessCheck, choices: Choices) -> float:
+    """The errors' median size in nats, where shared pairs say it; else zero."""
+    if check.cv_interval is None:
+        return 0.0
+    return check.numbers["error over margin, median"] * margin_scale(choices)
+
+
+def _pair_error_check(name: str, main: Verdict, errors: PairErrors) -> RobustnessCheck:
+    low, high = np.quantile(errors.cv, [0.05, 0.95])
+    ratio = np.quantile(errors.ratio, [0.05, 0.95])
+    naive = f"[{main.cv_interval[0]:.2f}, {main.cv_interval[1]:.2f}]"
+    numbers = {
+        "error over margin, 5%": float(ratio[0]),
+        "error over margin, median": float(np.median(errors.ratio)),
+        "error over margin, 95%": float(ratio[1]),
+        "cv, median": float(np.median(errors.cv)),
+    }
+    size = f"{100 * ratio[0]:.0f} to {100 * ratio[1]:.0f}% of the margins' size (90%)"
+    if errors.num_shared:
+        sentence = (
+            f"By {errors.num_shared:,} choices on pairs that several people judged, errors are "
+            f"{size}; without them cv is between {low:.2f} and {high:.2f}, in place of the "
+            f"attenuated {naive}."
+        )
+        status = (
+            (RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS)
+            if main.value == "homogeneous"
+            else evidence_status(main, errors.p_value < LEVEL)
+        )
+        numbers["probability_not_small"] = float((errors.cv >= ROPE).mean())
+        return RobustnessCheck(
+            name, sentence, status, errors.p_value, (float(low), float(high)), numbers
+        )
+    sentence = (
+        f"No pair was judged by several people, so that only the shape of the likelihood and a "
+        f"prior say how large errors are: {size}. Allowing for that, cv is between {low:.2f} and "
+        f"{high:.2f}; with exact margins in {naive}."
+    )
+    numbers |= {"cv, 5%": float(low), "cv, 95%": float(high)}
+    return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)

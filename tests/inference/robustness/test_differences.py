@@ -1,0 +1,296 @@
+"""Strength, taste, care and errors of the margins, in worlds whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+from scipy.special import expit, ndtr
+from scipy.stats import binom, norm
+
+from mixdpo_pyro.inference import diagnose_choices, fit, read_choices
+from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
+from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
+from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
+from mixdpo_pyro.inference.robustness.differences import compare_differences
+from mixdpo_pyro.inference.robustness.nesting import examine_nesting
+from mixdpo_pyro.inference.robustness.pair_errors import estimate_pair_errors
+from mixdpo_pyro.inference.robustness.permutation import permute_annotators
+from mixdpo_pyro.inference.robustness.scale import anchor_strength
+from mixdpo_pyro.inference.robustness.taste import compare_taste
+from mixdpo_pyro.models import mixed_logit_log_prob
+
+PEOPLE, EACH = 100, 40
+PERSON = np.repeat(np.arange(PEOPLE), EACH)
+
+
+def oriented(rng, logit, margin):
+    is_first = rng.random(len(logit)) < expit(logit)
+    return np.where(is_first, margin, -margin), np.where(is_first, 1, -1)
+
+
+def strengths(rng, cv):
+    scale = math.sqrt(math.log1p(cv**2))
+    return np.exp(scale * rng.normal(size=PEOPLE) - scale**2 / 2)
+
+
+def streams(seed):
+    return [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
+
+
+def simple_fit(margin, person=PERSON, **judged):
+    choices = read_choices(margin, person, **judged)
+    return fit(choices, beta=anchor_strength(choices), num_samples=300, draw_strengths=False)
+
+
+# Errors of the margins
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.5, 1.6, 5.0, 11.0, 20.0])
+@pytest.mark.parametrize("logit", [-20.0, -3.0, 0.0, 0.7, 12.0])
+def test_error_of_the_margin_is_integrated_out(logit, scale):
+    def integrand(e):
+        return norm.pdf(e) * expit(logit + scale * e)
+
+    exact, _ = quad(integrand, -12, 12, points=[-logit / max(scale, 2)], epsabs=0, limit=500)
+    found = erring_log_prob(torch.tensor([[logit]]).double(), torch.tensor([scale]).double())
+    assert found.exp().item() == pytest.approx(exact, rel=1e-7)
+
+
+def test_error_of_the_margin_has_its_limits():
+    x = torch.linspace(-8, 8, 9).double()
+    both = erring_log_prob(x[:, None], torch.tensor([2.5]).double()).exp()[:, 0]
+    np.testing.assert_allclose(both + both.flip(0), 1.0, atol=1e-9)  # the other choice
+    large = erring_log_prob(1e3 * x[:, None], torch.tensor([1e3]).double()).exp()[:, 0]
+    np.testing.assert_allclose(large, ndtr(x.numpy()), atol=2e-6)  # a normal link
+
+
+def test_table_of_a_person_holds_errors_and_flips():
+    rng = np.random.default_rng(0)
+    margin, person = rng.normal(0, 3, 120), np.arange(120) % 3
+    choices = read_choices(margin, person)
+    beta = torch.tensor([0.05, 0.4, 3.0]).double()
+    erring = type(choices)(choices.margin, choices.annotator, choices.labels, margin_error=2.0)
+    p = erring_log_prob(torch.from_numpy(margin)[:, None] * beta, beta * 2.0).exp().numpy()
+    value = np.log(0.1 + 0.8 * p)
+    expected = np.stack([value[person == k].sum(0) for k in range(3)])
+    np.testing.assert_allclose(log_likelihood_at(beta, erring, 0.1), expected, atol=1e-7)
+
+
+def shared_pairs(seed, cv, ratio, people_a_pair=5):
+    """Blocks of pairs, each judged by five people, whose margins have errors."""
+    strength, delta, error, choice = streams(seed)
+    pair = (PERSON // people_a_pair) * EACH + np.tile(np.arange(EACH), PEOPLE)
+    true = delta.normal(0, 2, pair.max() + 1)
+    observed = true + error.normal(0, 2 * ratio, len(true))
+    margin, _ = oriented(choice, strengths(strength, cv)[PERSON] * true[pair], observed[pair])
+    return margin, pair
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_size_of_errors_comes_from_pairs_that_several_people_judged(ratio):
+    margin, pair = shared_pairs(1, 0.8, ratio)
+    result = simple_fit(margin, pair=pair)
+    found = estimate_pair_errors(result)
+    assert found.num_shared == len(margin)
+    # Four standard errors of the ratio, about 0.05 here.
+    assert np.median(found.ratio) == pytest.approx(ratio, abs=0.2)
+    low, high = np.quantile(found.cv, [0.01, 0.99])
+    assert low < 0.8 < high
+    if ratio == 1:  # attenuated without them
+        assert result.posterior.interval("cv")[1] < 0.75 < np.quantile(found.cv, 0.9)
+
+
+def test_exact_margins_have_no_errors():
+    margin, pair = shared_pairs(2, 0.5, 0.0)
+    result = simple_fit(margin, pair=pair)
+    found = estimate_pair_errors(result)
+    assert np.quantile(found.ratio, 0.5) < 0.2
+    assert np.median(found.cv) == pytest.approx(np.median(result.posterior.cv), abs=0.06)
+
+
+def test_without_shared_pairs_the_interval_is_wider():
+    margin, _ = shared_pairs(3, 0.8, 0.6)
+    result = simple_fit(margin)
+    found = estimate_pair_errors(result)
+    assert found.num_shared == 0
+    naive = np.diff(result.posterior.interval("cv"))[0]
+    assert np.diff(np.quantile(found.cv, [0.05, 0.95]))[0] > 1.3 * naive
+
+
+# Care
+
+
+def careless(seed, share, rate, cv):
+    strength, delta, who, choice = streams(seed)
+    x = delta.normal(0, 2, len(PERSON))
+    lapse_rate = np.where(np.arange(PEOPLE) < share * PEOPLE, rate, 0.0)[PERSON]
+    logit = np.where(who.random(len(x)) < lapse_rate, 0.0, strengths(strength, cv)[PERSON] * x)
+    return oriented(choice, logit, x)[0]
+
+
+def test_people_who_flip_coins_are_careless_and_not_weak():
+    result = simple_fit(careless(0, 0.1, 1.0, 0.0))
+    found = compare_care(result.choices, "lognormal", result.maximum.mean)
+    assert found.care_p_value < 1e-6 < 0.01 < found.strength_p_value
+    assert found.advantage > 10
+    assert found.mean_rate == pytest.approx(0.1, abs=0.06)
+    assert found.careless[:10].mean() > 0.9 and found.careless[10:].mean() < 0.05
+
+
+def test_people_of_different_strength_are_not_careless():
+    result = simple_fit(careless(1, 0.0, 0.0, 0.8))
+    found = compare_care(result.choices, "lognormal", result.maximum.mean)
+    assert found.strength_p_value < 1e-6 < 0.01 < found.care_p_value
+    assert found.advantage < -5
+
+
+def test_careless_people_agree_by_chance_and_opposed_people_do_not():
+    """On pairs that two of them judged: a binomial count, or nearly always."""
+    margin = np.array([1.0, 1.0, -2.0, 2.0, 0.5, 0.5, 0.5])
+    choices = read_choices(margin, [1, 2, 1, 2, 1, 2, 3], pair=["a", "a", "b", "b", "c", "c", "c"])
+    everyone = np.ones(3)
+    assert agreement_of_careless(choices, everyone) == (2, 3)
+    assert agreement_of_careless(choices, np.array([1.0, 0.0, 1.0])) == (1, 1)
+    assert agreement_of_careless(choices, np.zeros(3)) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", ["care", "undetermined"])
+def test_shared_pairs_tell_care_from_taste(kind, failure_rate):
+    """Half of the people answer at random, or want the opposite in half of what matters."""
+    _, delta, _, choice = streams(5)
+    pair = (PERSON // 10) * EACH + np.tile(np.arange(EACH), PEOPLE)
+    known, other = delta.normal(0, 1.5, (2, pair.max() + 1))
+    is_odd = (np.arange(PEOPLE) % 2 == 0)[PERSON]
+    odd = 0.0 if kind == "care" else (known - other)[pair]
+    margin, _ = oriented(
+        choice, np.where(is_odd, odd, (known + other)[pair]), (known + other)[pair]
+    )
+    found = compare_differences(simple_fit(margin, pair=pair), {})
+    assert found.num_compared >= 300
+    tail = binom.cdf(found.num_agreements, found.num_compared, 0.5)
+    assert (tail > 1 - failure_rate) == (kind == "undetermined")
+    assert found.kind == kind
+
+
+# Taste
+
+
+def tastes(seed, spread, cv):
+    strength, delta, who, choice = streams(seed)
+    x, length = delta.normal(0, 2, len(PERSON)), delta.normal(0, 1, len(PERSON))
+    taste = who.normal(0.3, spread, PEOPLE)[PERSON]
+    logit = strengths(strength, cv)[PERSON] * x + taste * length
+    margin, turn = oriented(choice, logit, x)
+    return margin, turn * length
+
+
+def test_taste_for_length_is_found_and_not_taken_for_strength():
+    margin, length = tastes(0, 1.5, 0.0)
+    result = simple_fit(margin)
+    found = compare_taste(result.choices, {"length": 100 * length}, result.maximum.mean)
+    assert found.taste_p_value < 1e-6 < 0.02 < found.strength_p_value
+    assert found.sd[0] == pytest.approx(1.5, abs=0.4)
+    assert compare_differences(result, {"length": length}).kind == "taste"
+
+
+def test_strength_is_found_beside_one_taste_for_all():
+    margin, length = tastes(1, 0.0, 0.8)
+    result = simple_fit(margin)
+    found = compare_taste(result.choices, {"length": length}, result.maximum.mean)
+    assert found.strength_p_value < 1e-6 < 0.01 < found.taste_p_value
+    assert found.cv == pytest.approx(0.8, abs=0.3)
+    assert found.mean[0] == pytest.approx(0.3, abs=0.2)
+
+
+def test_simulated_likelihood_agrees_with_quadrature_where_tastes_are_equal():
+    """512 draws for 100 people of 40 choices: within a nat of the exact likelihood."""
+    margin, length = tastes(2, 0.0, 0.5)
+    choices = read_choices(margin, PERSON)
+    from mixdpo_pyro.inference.robustness.taste import _SimulatedLikelihood
+
+    model = _SimulatedLikelihood.of(choices, length[:, None])
+    scale = math.sqrt(math.log1p(0.25))
+    point = torch.tensor([-(scale**2) / 2, scale, 0.3, 0.0]).double()
+    exact = mixed_logit_log_prob(
+        torch.from_numpy(margin + 0.0 * length), 1.0, 0.5, "lognormal",
+        annotator=torch.from_numpy(PERSON),
+    ).sum()  # fmt: skip
+    plain = model._log_likelihood(torch.tensor([point[0], point[1], 0.0, 0.0]).double())
+    assert plain.item() == pytest.approx(exact.item(), abs=1.0)
+
+
+@pytest.mark.parametrize("bad", [np.zeros(len(PERSON)), np.full(len(PERSON), np.nan)])
+def test_attributes_that_say_nothing_are_named(bad):
+    margin, _ = tastes(0, 0.0, 0.0)
+    choices = read_choices(margin, PERSON)
+    with pytest.raises(ValueError, match="attribute 'tone'"):
+        compare_taste(choices, {"tone": bad}, 1.0)
+
+
+# What the ids can tell
+
+
+def test_nesting_is_read_off_the_ids():
+    margin, person = np.arange(1.0, 9.0), [1, 1, 1, 1, 2, 2, 2, 2]
+    own = read_choices(margin, person, response_a=list("aabbeeff"), response_b=list("bccdfggh"))
+    assert examine_nesting(own).is_nested
+    shared = read_choices(margin, person, response_a=list("aabbaabb"), response_b=list("bccdbccd"))
+    found = examine_nesting(shared)
+    assert not found.is_nested and found.share_shared == 1.0
+    once = read_choices(margin, person, pair=np.arange(8))
+    assert not examine_nesting(once).is_nested and examine_nesting(once).share_shared == 0.0
+
+
+def test_people_are_nested_in_groups_that_hold_several_of_them():
+    choices = read_choices(np.arange(1.0, 9.0), [1, 1, 2, 2, 3, 3, 4, 4])
+    groups = {
+        "topic": ["x", "x", "x", "x", "y", "y", "y", "y"],
+        "person": [1, 1, 2, 2, 3, 3, 4, 4],
+        "crossed": ["x", "y"] * 4,
+        "one": ["x"] * 8,
+    }
+    found = examine_nesting(choices, {name: np.array(g) for name, g in groups.items()})
+    assert found.groups == ("topic",)
+
+
+def test_errors_of_own_responses_are_no_differences_between_people():
+    """Six responses of everybody's own, with errors; the permutation test alone is fooled."""
+    _, delta, pairs, choice = streams(7)
+    utility, error = delta.normal(0, 1.5, (2, PEOPLE * 6))
+    first = pairs.integers(6, size=len(PERSON))
+    second = (first + pairs.integers(1, 6, size=len(PERSON))) % 6
+    a, b = PERSON * 6 + first, PERSON * 6 + second
+    margin, _ = oriented(
+        choice, utility[a] - utility[b], (utility + error)[a] - (utility + error)[b]
+    )
+    found = diagnose_choices(
+        margin, annotator=PERSON, response_a=a, response_b=b, families=("lognormal",),
+        num_samples=300, num_permutations=199,
+    )  # fmt: skip
+    assert permute_annotators(read_choices(margin, PERSON), num_permutations=199).p_value < 0.01
+    assert found.verdict.value == "inconclusive" and found.verdict.kind is None
+    assert "let several people judge the same pairs" in found.verdict.reason
+
+
+def test_strata_that_determine_the_person_carry_no_test():
+    _, delta, _, choice = streams(8)
+    x = delta.normal(0, 2, len(PERSON))
+    choices = read_choices(oriented(choice, x, x)[0], PERSON)
+    test = permute_annotators(choices, stratum=np.arange(len(PERSON)) // 10)
+    assert test.share_compared == 0 and test.p_value == 1
+
+
+def test_ids_of_pairs_and_responses_are_checked():
+    margin = [1.0, -2.0, 3.0]
+    choices = read_choices(
+        margin, [1, 2, 1], response_a=["x", "y", "x"], response_b=["y", "x", "z"]
+    )
+    assert choices.pair.tolist() == [0, 0, 1]  # either orientation is one pair
+    with pytest.raises(ValueError, match="response_a and response_b"):
+        read_choices(margin, response_a=["x", "y", "x"])
+    with pytest.raises(ValueError, match="one twice at index 2"):
+        read_choices(margin, response_a=["x", "y", "x"], response_b=["y", "x", "x"])
+    with pytest.raises(ValueError, match="one pair id per margin"):
+        read_choices(margin, pair=["x"])
