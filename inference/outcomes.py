@@ -1,5 +1,6 @@
 """What annotators did where choices are not plain pairs: sets, rankings, ties and grades."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -179,6 +180,18 @@ class Outcomes:
             code = _renumbered(choice, code)
         return replace(self, choice=choice, code=code)
 
+    def count(self) -> dict[str, int]:
+        """How often each outcome of the first response was seen, or sets among so many."""
+        if self.are_sets:
+            size, number = np.unique(self.sizes, return_counts=True)
+            names = [f"among {each} responses" for each in size]
+        else:
+            last = len(self.observation.support()) - 1
+            number = np.bincount(self.code, minlength=last + 1)
+            steps = [(2 * k - last) / 2 for k in range(last + 1)]
+            names = ["loss", "tie", "win"] if last == 2 else [_grade_name(step) for step in steps]
+        return dict(zip(names, number.tolist(), strict=True))
+
     def describe(self) -> str:
         """What the choices are, such as "40 choices among 2 to 4 responses"."""
         number = f"{self.num_choices:,}"
@@ -268,6 +281,11 @@ def prior_parameters(
         return {}
     draws = outcomes.prior + rng.standard_normal((num_samples, len(outcomes.prior)))
     return name_parameters(outcomes.observation, draws)
+
+
+def _grade_name(step: float) -> str:
+    """A grade by its place from the middle; without a middle grade places lie half way."""
+    return "tie" if step == 0 else f"grade {math.ceil(abs(step)) * (1 if step > 0 else -1):+d}"
 
 
 # Sets

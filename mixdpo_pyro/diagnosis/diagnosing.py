@@ -165,6 +165,7 @@ def make_record(
             source=data.source,
             pairs=choices.num_pairs,
             choices=choices.describe(),
+            counts={} if choices.outcomes is None else choices.outcomes.count(),
             annotators=choices.num_annotators if choices.labels else None,
             annotator_column=data.annotator_column,
             has_panels=choices.has_panels,
@@ -212,11 +213,13 @@ def data_notes(diagnosis: Diagnosis, rows: np.ndarray | None = None) -> list[str
         rows: Number of each margin's row in the source; default, they are counted from 0.
     """
     margin, notes = diagnosis.choices.margin, []
-    if margin.min() >= 0 or margin.max() <= 0:
-        sign = "agrees with" if margin.min() >= 0 else "contradicts"
+    outcomes = diagnosis.choices.outcomes
+    better = margin if outcomes is None else margin * outcomes.sign
+    if better.min() >= 0 or better.max() <= 0:
+        sign = "agrees with" if better.min() >= 0 else "contradicts"
         notes.append(
             f"Every choice {sign} its margin: the data give the mean strength no "
-            f"{'upper' if margin.min() >= 0 else 'lower'} bound, and its prior decides. Were the "
+            f"{'upper' if better.min() >= 0 else 'lower'} bound, and its prior decides. Were the "
             "margins those of the training pairs?"
         )
     size = np.abs(margin)
@@ -239,6 +242,14 @@ def data_notes(diagnosis: Diagnosis, rows: np.ndarray | None = None) -> list[str
     return notes
 
 
+def _count_lines(diagnosis: Diagnosis) -> list[str]:
+    """Which outcomes, or sizes of choice sets, were seen how often."""
+    outcomes = diagnosis.choices.outcomes
+    if outcomes is None:
+        return []
+    return [", ".join(f"{name}: {number:,}" for name, number in outcomes.count().items())]
+
+
 def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     """The diagnosis in a few lines of text, the verdict first."""
     verdict, choices = diagnosis.verdict, diagnosis.choices
@@ -250,6 +261,7 @@ def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
         diagnosis.error_rate,
         "",
         f"{data.source}: {choices.describe()}{annotators}",
+        *_count_lines(diagnosis),
         *data_notes(diagnosis),
         *(
             f"{name}: {format_interval(draws)} (median and 90%)"

@@ -6,7 +6,6 @@ among the utilities. Neither depends on how a file orders its responses.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,12 @@ from mixdpo_pyro.inference.likelihood.observed import with_lapses
 from mixdpo_pyro.inference.outcomes import Outcomes, describe_observation
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import replicate_outcomes, sample_new_strengths
+from mixdpo_pyro.reporting.outcome_shares import (
+    fold_judgements,
+    name_outcomes,
+    sizes_of_choices,
+    tabulate_shares,
+)
 
 __all__ = ["SPREAD_OF_TIES", "check_outcomes"]
 
@@ -60,7 +65,7 @@ def check_outcomes(
         num_replications: Number of replications.
         rng: Source of everything that is drawn.
     """
-    choices = _folded(choices, rng)
+    choices = fold_judgements(choices, rng)
     outcomes = with_lapses(choices, posterior.flip_probability).outcomes
     assert outcomes is not None
     draws = posterior.take(np.arange(num_replications) % posterior.num_samples)
@@ -95,24 +100,12 @@ def check_outcomes(
         ),
         probability=probability,
         happened=observed == asked,
-        shares=_share_table(choices, observed, known),
+        shares=tabulate_shares(choices, observed, known),
         groups=pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
         num_choices=choices.num_choices,
         num_known=int((posterior.columns(choices.labels) >= 0).sum()),
         num_annotators=choices.num_annotators,
     )
-
-
-def _folded(choices: Choices, rng: np.random.Generator) -> Choices:
-    """Judgements of the response that the margin favours, or of either one where it is zero."""
-    outcomes, margin = choices.outcomes, choices.margin
-    assert outcomes is not None
-    if outcomes.are_sets:
-        return choices
-    is_turned = (margin < 0) | ((margin == 0) & (rng.random(len(margin)) < 0.5))
-    last = len(outcomes.observation.support()) - 1
-    code = np.where(is_turned, last - outcomes.code, outcomes.code)
-    return replace(choices, margin=np.abs(margin), outcomes=replace(outcomes, code=code))
 
 
 def _expected(
@@ -146,38 +139,12 @@ def _score(choices: Choices) -> Callable[[np.ndarray], np.ndarray]:
     return lambda done: done / last
 
 
-def _size(choices: Choices) -> Float[np.ndarray, " choices"]:
-    """What choices are put into bins by: the margin, or the lead of the largest utility."""
-    outcomes = choices.outcomes
-    assert outcomes is not None
-    if not outcomes.are_sets:
-        return np.abs(choices.margin)
-    by_place = outcomes.by_place(choices.margin)
-    return by_place[:, 0] - by_place[:, 1]
-
-
-def _names(choices: Choices) -> list[str]:
-    """What each outcome is called."""
-    outcomes = choices.outcomes
-    assert outcomes is not None
-    if outcomes.are_sets:
-        largest = int(outcomes.sizes.max())
-        others = (f"response {k + 1} by utility chosen" for k in range(1, largest))
-        return ["best response chosen", *others]
-    number = len(outcomes.observation.support())
-    if number == 3:
-        return ["worse response preferred", "tie", "better response preferred"]
-    half, has_middle = number // 2, number % 2 == 1
-    steps = [k - half + (0 if has_middle else int(k >= half)) for k in range(number)]
-    return ["tie" if step == 0 else f"grade {step:+d}" for step in steps]
-
-
 def _questions(choices: Choices, expected: np.ndarray) -> list[Question]:
     """Statistics of what was done."""
     assert choices.outcomes is not None
-    are_sets, names = choices.outcomes.are_sets, _names(choices)
+    are_sets, names = choices.outcomes.are_sets, name_outcomes(choices)
     size = "leads" if are_sets else "margins"
-    order = np.argsort(_size(choices), kind="stable")
+    order = np.argsort(sizes_of_choices(choices), kind="stable")
     fifths, tenths = np.array_split(order, 5), np.array_split(order, BINS)
     shown = range(_SHOWN_PLACES if are_sets else len(names))
     found = [Question(f"share, {names[k]}", _share(k)) for k in shown[: len(names)]]
@@ -225,17 +192,3 @@ def _misfit(
         return value
 
     return misfit
-
-
-def _share_table(choices: Choices, observed: np.ndarray, replicated: np.ndarray) -> pd.DataFrame:
-    """Share of each outcome in bins of the margins: observed, and its 90% in replications."""
-    size = _size(choices)
-    rows = []
-    for part in np.array_split(np.argsort(size, kind="stable"), BINS):
-        for k, name in enumerate(_names(choices)):
-            low, middle, high = np.quantile((replicated[:, part] == k).mean(1), [0.05, 0.5, 0.95])
-            rows.append(
-                {"margin": size[part].mean(), "choices": len(part), "outcome": name,
-                 "observed": (observed[part] == k).mean(), "q05": low, "q50": middle, "q95": high}
-            )  # fmt: skip
-    return pd.DataFrame(rows)

@@ -65,6 +65,8 @@ class DiagnosisData:
         source: Name of the file.
         pairs: Number of rows: pairs of the chosen and another response.
         choices: What the choices are, in words.
+        counts: How often each outcome was seen, or choices among so many responses; of pairs
+            nothing.
         annotators: Number of annotators; None without ids.
         annotator_column: Column of annotator ids, or None.
         has_panels: Whether annotators chose repeatedly.
@@ -77,6 +79,7 @@ class DiagnosisData:
     source: str
     pairs: int
     choices: str
+    counts: dict[str, int]
     annotators: int | None
     annotator_column: str | None
     has_panels: bool

@@ -13,6 +13,7 @@ from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
+from mixdpo_pyro.reporting.figures.checks import plot_shares
 from mixdpo_pyro.reporting.figures.diagnosis import (
     plot_agreement,
     plot_cv_by_family,
@@ -25,6 +26,7 @@ from mixdpo_pyro.reporting.html import (
     write_images,
     write_page,
 )
+from mixdpo_pyro.reporting.outcome_shares import replicate_shares
 
 __all__ = ["write_diagnosis_report"]
 
@@ -88,12 +90,7 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             f"90% intervals of cv: {words}.",
             plot_cv_intervals(intervals),
         ),
-        "agreement": (
-            "How choices agree with the margin",
-            "Share of choices that agree with the sign of the margin, by its size, observed with "
-            "90% intervals, beside the curves of different strengths and of one strength.",
-            plot_agreement(diagnosis.choices.margin, _curves(diagnosis)),
-        ),
+        "agreement": _agreement(diagnosis),
         "cv_by_family": (
             "From prior to posterior, by family",
             "Posterior of cv: "
@@ -111,6 +108,27 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             _plot_annotators(posterior),
         )
     return figures
+
+
+def _agreement(diagnosis: Diagnosis) -> PageFigure:
+    if diagnosis.choices.outcomes is None:
+        return (
+            "How choices agree with the margin",
+            "Share of choices that agree with the sign of the margin, by its size, observed with "
+            "90% intervals, beside the curves of different strengths and of one strength.",
+            plot_agreement(diagnosis.choices.margin, _curves(diagnosis)),
+        )
+    posterior = diagnosis.result.posterior
+    shares = replicate_shares(posterior, diagnosis.choices, posterior.seed)
+    leads = diagnosis.choices.outcomes.are_sets
+    return (
+        "What was done, by the size of the margin",
+        "Share of each outcome by "
+        + ("the lead of the largest utility" if leads else "the size of the margin")
+        + ", observed (dots), and where it lies in 90% of replications with new annotators (bands)"
+        + ("." if leads else "; outcomes are those of the response that the margin favours."),
+        plot_shares(shares),
+    )
 
 
 def _plot_annotators(posterior: Posterior) -> Figure:
