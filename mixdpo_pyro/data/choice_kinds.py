@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "CHOICE_COLUMNS", "CHOICE_SET", "GRADE", "NO_SETS", "OUTCOME", "OUTCOMES", "RANK",
-    "as_number", "choice_columns_of", "fault_of_choice", "read_choice_values", "signs_of_choices",
+    "CHOICE_COLUMNS", "CHOICE_SET", "GRADE", "NO_SETS", "OTHER_MEANING", "OUTCOME", "OUTCOMES",
+    "RANK", "as_number", "choice_columns_of", "closed_ranks", "fault_of_choice",
+    "read_choice_values", "signs_of_choices",
 ]  # fmt: skip
 
 CHOICE_SET = "choice_set"
@@ -46,7 +47,8 @@ NO_SETS = "none"
 _LARGEST_GRADE = 50
 """Every grade below the largest one has a cut point of its own."""
 
-_HINT = "; a column of another meaning needs another name"
+OTHER_MEANING = "; a column of another meaning needs another name"
+"""What else to say of a fault in a column that was not named, but has one of these names."""
 
 
 def choice_columns_of(names: Collection[str], has_ranks: bool) -> tuple[str, ...]:
@@ -67,12 +69,12 @@ def fault_of_choice(column: str, value: Any) -> str | None:
 
         return fault_of_id(value) and "an id of the choice set (text or a whole number)"
     if column == OUTCOME:
-        return None if value in OUTCOMES else f"win, tie or loss{_HINT}"
+        return None if value in OUTCOMES else "win, tie or loss"
     if column == RANK:
         is_rank = _is_missing(value) or (_is_whole(number := as_number(value)) and number >= 2)
-        return None if is_rank else f"a whole number from 2 on, or nothing{_HINT}"
+        return None if is_rank else "a whole number from 2 on, the chosen one being 1, or nothing"
     is_grade = _is_whole(number := as_number(value)) and abs(number) <= _LARGEST_GRADE
-    words = f"a whole number from -{_LARGEST_GRADE} to {_LARGEST_GRADE}, 0 for a tie{_HINT}"
+    words = f"a whole number from -{_LARGEST_GRADE} to {_LARGEST_GRADE}, 0 for a tie"
     return None if is_grade else words
 
 
@@ -102,6 +104,21 @@ def read_choice_values(
     if column in (CHOICE_SET, OUTCOME):
         return np.array([None, *found], dtype=object)[1:]
     return np.array(found, dtype=np.int64 if column == GRADE else np.float64)
+
+
+def closed_ranks(
+    choice: Sequence[Any] | np.ndarray, rank: Sequence[float | None] | np.ndarray
+) -> np.ndarray:
+    """Ranks 2, 3, ... in every set, where responses were dropped; NaN where there is none.
+
+    Args:
+        choice: Set of each row.
+        rank: Rank of each row, NaN or None where there is none.
+    """
+    import pandas as pd
+
+    values = pd.Series(np.array(rank, dtype=np.float64))
+    return values.groupby(np.asarray(choice)).rank("dense").to_numpy() + 1
 
 
 def signs_of_choices(columns: dict[str, np.ndarray]) -> np.ndarray | None:

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from mixdpo_pyro.data.choice_kinds import (
     CHOICE_SET,
+    OTHER_MEANING,
     RANK,
+    closed_ranks,
     fault_of_choice,
     read_choice_values,
 )
@@ -248,7 +250,8 @@ class RowRules:
         if self.annotator is not None:
             faults[self.annotator] = id_rule().fault_of(record.get(self.annotator))
         for column in self.choices:
-            faults[column] = fault_of_choice(column, record.get(column))
+            fault = fault_of_choice(column, record.get(column))
+            faults[column] = fault and fault + OTHER_MEANING
         return [
             Problem(row, column, expected, shorten(record.get(column)))
             for column, expected in faults.items()
@@ -324,10 +327,7 @@ def _read_choices(dataset: "Dataset", columns: tuple[str, ...]) -> "Dataset":
 
 def close_ranks(dataset: "Dataset") -> "Dataset":
     """Ranks 2, 3, ... again in sets that lost a response."""
-    import pandas as pd
-
-    table = pd.DataFrame({name: dataset[name][:] for name in (CHOICE_SET, RANK)})
-    rank = table.groupby(CHOICE_SET)[RANK].rank("dense") + 1
+    rank = closed_ranks(dataset[CHOICE_SET][:], dataset[RANK][:])
     return replace_column(dataset, RANK, [None if r != r else r for r in rank.tolist()])
 
 

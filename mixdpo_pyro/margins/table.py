@@ -13,6 +13,7 @@ from mixdpo_pyro.data.choice_kinds import (
     CHOICE_SET,
     GRADE,
     NO_SETS,
+    OTHER_MEANING,
     OUTCOME,
     RANK,
     as_number,
@@ -237,8 +238,9 @@ class _Columns:
         """What was done, from the column of that kind, or that of another name."""
         name = name or kind
         values = _to_list(self.table.column(name))
+        hint = OTHER_MEANING if name == kind else ""
         return read_choice_values(
-            kind, values, lambda index, expected: self.fail(index, name, expected)
+            kind, values, lambda index, expected: self.fail(index, name, expected + hint)
         )
 
 

@@ -1,18 +1,25 @@
 """What was done, read from columns of a dataset: choice sets, rankings, ties and grades."""
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 from datasets import Dataset
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
+from mixdpo_pyro.data.choice_kinds import (
+    CHOICE_SET,
+    GRADE,
+    OUTCOME,
+    RANK,
+    closed_ranks,
+    read_choice_values,
+    signs_of_choices,
+)
 from mixdpo_pyro.data.problems import shorten
-from mixdpo_pyro.data.validation import ROW_COLUMN, id_rule
+from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.outcomes import read_outcomes
 from mixdpo_pyro.training.batches.columns import ChoiceColumns
@@ -27,11 +34,6 @@ CHOICE_INDEX = "mixdpo_choice_index"
 
 CHOICE_CODE = "mixdpo_choice_code"
 """Column with what was done: see :class:`~mixdpo_pyro.training.losses.observed.Done`."""
-
-_WORDS = {"loss": -1, "tie": 0, "win": 1}
-
-_MAX_GRADE = 50
-"""Largest grade; beyond are scores, which are no grades of a pair."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ChoiceReader:
                 )
         sets = None
         if columns.choice_set is not None:
-            sets = id_rule().read(*_values(dataset, columns.choice_set, "choice_set_column"))
+            sets = _read(CHOICE_SET, dataset, columns.choice_set, "choice_set_column")
         if columns.judgement is None:
             assert sets is not None
             return self._read_sets(dataset, sets), {}
@@ -104,7 +106,7 @@ class ChoiceReader:
         choice = np.unique(dataset[CHOICE_INDEX], return_inverse=True)[1]
         code = np.asarray(dataset[CHOICE_CODE][:])
         ranked = np.where(code > 0, code, np.nan)
-        code = np.nan_to_num(_without_gaps(ranked, choice)).astype(np.int64)
+        code = np.nan_to_num(closed_ranks(choice, ranked)).astype(np.int64)
         self._check_chosen(dataset, choice)
         dataset = dataset.remove_columns([CHOICE_INDEX, CHOICE_CODE])
         return dataset.add_column(CHOICE_INDEX, choice).add_column(CHOICE_CODE, code)
@@ -112,9 +114,7 @@ class ChoiceReader:
     def _read_sets(self, dataset: Dataset, sets: np.ndarray) -> Dataset:
         rank = None
         if (column := self.columns.rank) is not None:
-            values, error = _values(dataset, column, "rank_column")
-            ranks = [_rank(value, row, error) for row, value in enumerate(values)]
-            rank = _without_gaps(np.array(ranks), sets)
+            rank = closed_ranks(sets, _read(RANK, dataset, column, "rank_column"))
         try:
             outcomes, _ = read_outcomes(np.ones(len(sets)), sets, rank, None, "rao-kupper")
         except ValueError as fault:
@@ -128,9 +128,10 @@ class ChoiceReader:
     def _read_judgements(self, dataset: Dataset, name: str) -> tuple[Dataset, dict[str, int]]:
         columns = self.columns
         option = "outcome_column" if columns.outcome else "grade_column"
-        values, error = _values(dataset, str(columns.judgement), option)
-        read = _outcome if columns.outcome else _grade
-        grade = np.array([read(value, row, error) for row, value in enumerate(values)])
+        column, kind = str(columns.judgement), OUTCOME if columns.outcome else GRADE
+        read = _read(kind, dataset, column, option)
+        grade = read if kind == GRADE else signs_of_choices({kind: read})
+        assert grade is not None
         is_new = self.kind is None
         kept = np.ones(len(grade), dtype=bool)
         if self.kind is None:
@@ -138,6 +139,7 @@ class ChoiceReader:
         has_ties, top = bool(self.kind.num_outcomes % 2), self.kind.num_outcomes // 2
         beyond = np.flatnonzero(np.abs(grade) > top)
         if beyond.size:
+            error = _values(dataset, column, option)[1]
             raise error(int(beyond[0]), f"at most {top} in size, as in the training data")
         dropped = {}
         if not has_ties and (ties := int((grade == 0).sum())):
@@ -179,13 +181,13 @@ def what_was_done(dataset: Dataset, columns: ChoiceColumns) -> dict[str, list[An
     """
     found: dict[str, list[Any]] = {}
     if columns.choice_set is not None:
-        found["choice_set"] = list(id_rule().read(*_values(dataset, columns.choice_set, "")))
+        found["choice_set"] = list(_read(CHOICE_SET, dataset, columns.choice_set, ""))
     if columns.rank is not None:
         found["rank"] = [code or None for code in dataset[CHOICE_CODE][:]]
     if columns.outcome is not None:
         found["outcome"] = dataset[columns.outcome][:]
     if columns.grade is not None:
-        found["grade"] = [int(_number(value)) for value in dataset[columns.grade][:]]
+        found["grade"] = _read(GRADE, dataset, columns.grade, "").tolist()
     return found
 
 
@@ -270,6 +272,10 @@ def _values(dataset: Dataset, column: str, option: str) -> tuple[list[Any], _Err
     return values, error
 
 
+def _read(kind: str, dataset: Dataset, column: str, option: str) -> np.ndarray:
+    return read_choice_values(kind, *_values(dataset, column, option))
+
+
 def _kind_of(grade: Int[np.ndarray, " rows"], columns: ChoiceColumns, name: str) -> ChoiceKind:
     top = int(np.abs(grade).max())
     if top == 0:
@@ -281,45 +287,6 @@ def _kind_of(grade: Int[np.ndarray, " rows"], columns: ChoiceColumns, name: str)
     if top == 1:
         return ChoiceKind(columns.ties, 3) if has_ties else ChoiceKind("pairs", 2)
     return ChoiceKind("grades", 2 * top + has_ties)
-
-
-def _outcome(value: Any, row: int, error: _Error) -> int:
-    if not isinstance(value, str) or value not in _WORDS:
-        raise error(row, "win, tie or loss (of the first response)")
-    return _WORDS[value]
-
-
-def _grade(value: Any, row: int, error: _Error) -> int:
-    number = _number(value)
-    if not number.is_integer() or abs(number) > _MAX_GRADE:
-        raise error(row, f"a whole number from {-_MAX_GRADE} to {_MAX_GRADE}, 0 for a tie")
-    return int(number)
-
-
-def _rank(value: Any, row: int, error: _Error) -> float:
-    if value is None or value == "" or value != value:
-        return math.nan
-    number = _number(value)
-    if not number.is_integer() or number < 2:
-        raise error(row, "a whole number from 2 on (the chosen response is 1), or nothing")
-    return number
-
-
-def _number(value: Any) -> float:
-    """A number, also one that is written as text, as in csv files; NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return math.nan
-    try:
-        return math.nan if isinstance(value, str) and "_" in value else float(value)
-    except (ValueError, OverflowError):
-        return math.nan
-
-
-def _without_gaps(
-    rank: Float[np.ndarray, " rows"], choice: np.ndarray
-) -> Float[np.ndarray, " rows"]:
-    """Ranks 2, 3, ... in every set, also where rows were dropped; NaN stays."""
-    return pd.Series(rank).groupby(choice).rank("dense").to_numpy() + 1
 
 
 def _refuse_larger_sets(sets: np.ndarray, columns: ChoiceColumns) -> None:
