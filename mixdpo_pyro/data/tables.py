@@ -12,6 +12,7 @@ import json
 import lzma
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ _CSV_CHUNK = 50_000
 _SMALL_JSON = 5_000_000
 """Bytes of a JSON file that are read in some hundredths of a second."""
 
+_MOST_KEPT_ONCE = 100_000
+"""Different texts of a JSON file that are looked for again."""
+
 SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a character, which JSON can write and UTF-8 cannot."""
 
@@ -66,29 +70,35 @@ class Table:
     """A table as it was read.
 
     Attributes:
-        content: Columns, or the rows of a JSON file, whose columns may hold several types.
+        content: Columns, or the rows of a JSON file, whose columns may hold several types; of a
+            JSON file of which some columns were wanted, these as lists.
         rows: Number of each row in the file, counted from 0.
         problems: Lines and rows that could not be read, and are not in `content`.
         all_names: All columns of the file; `content` may have fewer.
     """
 
-    content: pa.Table | list[dict[str, Any]]
+    content: pa.Table | list[dict[str, Any]] | dict[str, list[Any]]
     rows: Sequence[int]
     problems: list[Problem] = field(default_factory=list)
     all_names: Sequence[str] = ()
 
     def to_arrow(self) -> pa.Table:
         """The columns, each of one type."""
-        return self.content if isinstance(self.content, pa.Table) else arrow_table(self.content)
+        return (
+            self.content if isinstance(self.content, pa.Table) else arrow_table(self.to_records())
+        )
 
     def column(self, name: str) -> pa.ChunkedArray | list[Any]:
         """A column, with the values as they were read."""
-        if isinstance(self.content, pa.Table):
-            return self.content[name]
-        return [record.get(name) for record in self.content]
+        if isinstance(self.content, list):
+            return [record.get(name) for record in self.content]
+        return self.content[name]
 
     def to_records(self) -> list[dict[str, Any]]:
         """The rows."""
+        if isinstance(self.content, dict):
+            values = zip(*self.content.values(), strict=True)
+            return [dict(zip(self.content, row, strict=True)) for row in values]
         return self.content.to_pylist() if isinstance(self.content, pa.Table) else self.content
 
 
@@ -305,7 +315,9 @@ def _table_of_json(
     values: Iterable[tuple[Any, bool]], whole: str, wanted: set[str] | None
 ) -> Table:
     records: list[dict[str, Any]] = []
-    rows: list[int] = []
+    columns: dict[str, list[Any]] = {}
+    once: dict[str, str] = {}
+    rows = array("q")  # a list of a million numbers takes four times as much
     problems: list[Problem] = []
     names: dict[str, None] = {}
     for row, (value, may_break) in enumerate(values):
@@ -316,8 +328,27 @@ def _table_of_json(
             continue
         names |= dict.fromkeys(value)
         rows.append(row)
-        records.append(value if wanted is None else {k: value[k] for k in wanted & value.keys()})
-    return Table(records, rows, problems, list(names))
+        if wanted is None:
+            records.append(value)
+        for name in (wanted or set()) & value.keys():
+            column = columns.setdefault(name, [])
+            _pad(column, len(rows) - 1)
+            column.append(_kept_once(value[name], once))
+    for column in columns.values():
+        _pad(column, len(rows))
+    return Table(records if wanted is None else columns, rows, problems, list(names))
+
+
+def _pad(column: list[Any], length: int) -> None:
+    """Nothing in the rows that a column lacks in."""
+    column += [None] * (length - len(column))
+
+
+def _kept_once(value: Any, once: dict[str, str]) -> Any:
+    """The value; of equal texts, such as ids, the first, so that one is kept of all."""
+    if isinstance(value, str) and (value in once or len(once) < _MOST_KEPT_ONCE):
+        return once.setdefault(value, value)
+    return value
 
 
 def _faults_of_record(row: int, value: Any, may_break: bool, whole: str) -> list[Problem]:

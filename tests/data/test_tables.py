@@ -28,6 +28,8 @@ def values(table):
     found = table.content
     if isinstance(found, pa.Table):
         return found.to_pydict()
+    if isinstance(found, dict):
+        return found
     names = dict.fromkeys(name for record in found for name in record)
     return {name: table.column(name) for name in names}
 
@@ -140,6 +142,18 @@ def test_a_column_may_begin_late_and_end_early(tmp_path):
     found = columns(write(tmp_path, "t.jsonl", lines(*rows)))
     assert found["a"] == [*range(2_000), None]
     assert found["id"] == [None] * 2_000 + ["x"]
+
+
+def test_wanted_columns_may_begin_late_and_lack_in_rows(tmp_path):
+    content = lines({"a": 1}, {"b": "x", "c": 0}, {"a": None, "b": "x"}, {"a": 3})
+    path = write(tmp_path, "t.jsonl", content)
+    assert columns(path, ["a", "b", "d"]) == {"a": [1, None, None, 3], "b": [None, "x", "x", None]}
+    table = read_table(path, ["b"])
+    assert table.to_records() == [{"b": None}, {"b": "x"}, {"b": "x"}, {"b": None}]
+    assert table.to_arrow().to_pydict() == {"b": [None, "x", "x", None]}
+    assert list(table.all_names) == ["a", "b", "c"]
+    first, second = table.column("b")[1:3]
+    assert first is second  # a million rows of few ids keep few texts
 
 
 def test_rows_are_numbered_by_their_lines(tmp_path):
