@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from scipy.special import erfc
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mixdpo_pyro.inference.choices import read_choices
+from mixdpo_pyro.inference.choices import Choices, read_choices
+from mixdpo_pyro.inference.likelihood.observed import marginal_log_prob
 from mixdpo_pyro.inference.methods.bounds import BoundedModel
 from mixdpo_pyro.inference.methods.svi import minimise
+from mixdpo_pyro.inference.outcomes import Ties, name_parameters, read_outcomes
 from mixdpo_pyro.models import Family, PreferenceModel, mean_prior, mixed_logit_log_prob
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 
@@ -48,13 +50,14 @@ class JointFit:
         module: A copy of the module with the estimates, in float64.
         cv: Coefficient of variation of the strength.
         mean: Mean of the strength, estimated or fixed.
-        names: Names of the estimates, `cv` last.
+        names: Names of the estimates: of the module, `mean` if it is estimated, thresholds of ties
+            or grades, and `cv` last.
         estimates: Estimates, shape `(parameters,)`.
         covariance: Inverse Hessian of minus the log-likelihood (and the log prior of the mean, if
             any), or None where there are too many parameters; NaN where the Hessian is not
             positive definite.
         log_likelihood: In nats, at the estimates, by quadrature whichever objective was maximised.
-        null_log_likelihood: In nats, of choices that are coin flips.
+        null_log_likelihood: In nats, of choices all of whose outcomes are equally likely.
         num_choices: Number of choices.
         is_converged: Whether the optimiser says so.
     """
@@ -112,6 +115,10 @@ def fit_joint(
     inputs: Tensor,
     *,
     annotator: Sequence[Any] | np.ndarray | None = None,
+    choice_set: Sequence[Any] | np.ndarray | None = None,
+    rank: Any = None,
+    outcome: Any = None,
+    ties: Ties = "rao-kupper",
     family: Family = "lognormal",
     mean_anchor: MeanAnchor = "fixed",
     beta: float = 1.0,
@@ -133,19 +140,28 @@ def fit_joint(
     loose: with 80 respondents of 12 choices the ELBO puts cv 0.7 standard errors too low, the
     importance bound with 16 draws 0.1.
 
+    A choice need not be a pair. Rows of a `choice_set` are the chosen response against each other
+    one, and their likelihood is that of the set or its ranking; thresholds of ties and grades are
+    estimated too, in units of strength times margin.
+
     Args:
-        module: Maps `inputs` to margins, chosen minus rejected, shape `(pairs,)` or `(pairs, 1)`.
-            It is not changed, and may start at zero.
-        inputs: First argument of the module, for instance differences of attributes; its rows are
-            the choices.
-        annotator: Ids of the respondents, one per choice.
+        module: Maps `inputs` to margins, chosen minus rejected (with `outcome`: first minus
+            second), shape `(pairs,)` or `(pairs, 1)`. It is not changed, and may start at zero.
+        inputs: First argument of the module, for instance differences of attributes, a row per
+            margin.
+        annotator: Ids of the respondents, one per row.
+        choice_set: Ids of choice sets, see `read_choices`, as for the next three.
+        rank: Ranks of the rejected responses in their set.
+        outcome: `"win"`, `"tie"` or `"loss"`, or grades.
+        ties: Model of ties, `"rao-kupper"` or `"davidson"`.
         family: Family of the strength, `"gamma"` or `"lognormal"`.
         mean_anchor: `"fixed"` at beta, or estimated: `"prior"`, with log mean ~ Normal(log beta,
             0.5), or `"free"`. A module that may rescale its margins leaves the mean without
             information: under `"free"` its standard error is then enormous or NaN.
         beta: The mean of the strength, or the median of its prior; 1 makes coefficients those of
             the mean respondent.
-        objective: `"marginal"`, or a bound with draws of every strength: `"importance"`, `"elbo"`.
+        objective: `"marginal"`, or, for plain pairs, a bound with draws of every strength:
+            `"importance"`, `"elbo"`.
         batch_size: Choices (with repeated ids: respondents, with all their choices) a step;
             default, all.
         num_draws: Draws of each strength in a bound.
@@ -167,7 +183,13 @@ def fit_joint(
         ('weight[0, 0]', 'cv')
     """
     _check_arguments(family, mean_anchor, objective, {"beta": beta, "initial_cv": initial_cv})
-    joint = _JointLikelihood(module, inputs, annotator, family, mean_anchor, beta, seed)
+    done = {"choice_set": choice_set, "rank": rank, "outcome": outcome, "ties": ties}
+    joint = _JointLikelihood(module, inputs, annotator, done, family, mean_anchor, beta, seed)
+    if joint.choices.outcomes is not None and objective != "marginal":
+        raise ValueError(
+            "Expected objective='marginal' for choices that are not plain pairs, got "
+            f"{objective!r}"
+        )
     start = np.append(joint.start, math.log(initial_cv))
     if objective == "marginal" and batch_size is None and not options:
         point, is_converged = _climb(joint, start, max_steps or 500)
@@ -236,14 +258,39 @@ def _descend(
     return np.append(point[:-1], np.clip(point[-1], *_LOG_CV_BOUNDS)), state.progress.is_converged
 
 
+class _Parts(NamedTuple):
+    """The estimates in their natural units.
+
+    Attributes:
+        theta: Parameters of the module, flat.
+        mean: Mean strength.
+        thresholds: Threshold, cut points or tie propensity of the observation model.
+        cv: Coefficient of variation.
+    """
+
+    theta: Tensor
+    mean: Tensor
+    thresholds: Tensor
+    cv: Tensor
+
+    def of_strength(self) -> tuple[Tensor, Tensor]:
+        """Mean and cv."""
+        return self.mean, self.cv
+
+
 class _JointLikelihood:
-    """The likelihood as a function of one flat vector: parameters, log mean if any, log cv."""
+    """The likelihood as a function of one flat vector.
+
+    It holds the parameters of the module, the log mean if any, the logs of the steps from one
+    threshold to the next, and log cv.
+    """
 
     def __init__(
         self,
         module: nn.Module,
         inputs: Tensor,
         annotator: Sequence[Any] | np.ndarray | None,
+        done: dict[str, Any],
         family: Family,
         mean_anchor: MeanAnchor,
         beta: float,
@@ -258,14 +305,17 @@ class _JointLikelihood:
         theta = self._start(seed)
         with torch.no_grad():
             margin = self.margin(theta)
-        self.choices = read_choices(margin, annotator)
+        self.choices = read_choices(margin, annotator, **done)
         self.annotator = (
             torch.from_numpy(self.choices.annotator) if self.choices.has_panels else None
         )
-        self.num_choices = self.choices.num_pairs
-        self.start = theta.numpy()
-        if mean_anchor != "fixed":
-            self.start = np.append(self.start, math.log(beta))
+        self.num_choices = self.choices.num_choices
+        self._sign = _signs_of_pairs(self.choices, done)
+        outcomes = self.choices.outcomes
+        steps = np.zeros(0) if outcomes is None else outcomes.prior
+        self._num_thresholds = len(steps)
+        log_mean = [] if mean_anchor == "fixed" else [math.log(beta)]
+        self.start = np.concatenate([theta.numpy(), log_mean, steps])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -275,11 +325,24 @@ class _JointLikelihood:
             for name, shape in self._shapes.items()
             for index in np.ndindex(*shape)
         )
-        return (*entries, "cv") if self.mean_anchor == "fixed" else (*entries, "mean", "cv")
+        mean = () if self.mean_anchor == "fixed" else ("mean",)
+        outcomes = self.choices.outcomes
+        if outcomes is None:
+            return (*entries, *mean, "cv")
+        named = name_parameters(outcomes.observation, outcomes.prior[None])
+        thresholds = (
+            f"{name}[{k + 1}]" if value.ndim > 1 else name
+            for name, value in named.items()
+            for k in range(value[0].size)
+        )
+        return (*entries, *mean, *thresholds, "cv")
 
-    def parts(self, point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Parameters of the module, mean and cv, from the flat vector with its logarithms."""
-        return self._split(torch.cat([point[: self._num_theta], point[self._num_theta :].exp()]))
+    def parts(self, point: Tensor) -> _Parts:
+        """What a flat vector with its logarithms says."""
+        sizes = [self._num_theta, self._num_means, self._num_thresholds, 1]
+        theta, log_mean, steps, log_cv = point.split(sizes)
+        thresholds = steps.exp().cumsum(0)
+        return self._split(torch.cat([theta, log_mean.exp(), thresholds, log_cv.exp()]))
 
     def margin(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
         """Margins of some rows of the inputs, of all by default."""
@@ -295,15 +358,19 @@ class _JointLikelihood:
 
     def batch_loss(self, model: PreferenceModel, point: Tensor, rows: Tensor) -> Tensor:
         """Minus a bound on the log-likelihood of the rows of a batch, in nats per unit."""
-        theta, mean, cv = self.parts(point)
-        ids = None if self.annotator is None else self.annotator[rows]
-        log_prob = model.log_prob(self.margin(theta, rows), mean, cv, ids)
-        return -log_prob.mean() - self.log_prior(mean) / self.choices.num_units
+        parts, rows = self.parts(point), rows.sort().values
+        if self.choices.outcomes is None:
+            ids = None if self.annotator is None else self.annotator[rows]
+            margin = self._sign[rows] * self.margin(parts.theta, rows)
+            log_prob = model.log_prob(margin, *parts.of_strength(), ids)
+        else:
+            log_prob = self._log_prob(parts, rows)
+        return -log_prob.mean() - self.log_prior(parts.mean) / self.choices.num_units
 
     def loss_and_gradient(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log joint per choice at the flat vector, and its gradient."""
         point = torch.from_numpy(vector).requires_grad_()
-        loss = -self._log_joint(*self.parts(point)) / self.num_choices
+        loss = -self._log_joint(self.parts(point)) / self.num_choices
         (gradient,) = torch.autograd.grad(loss, point)
         return loss.item(), gradient.numpy()
 
@@ -311,19 +378,19 @@ class _JointLikelihood:
         """The fit at the flat vector."""
         with torch.no_grad():
             parts = self.parts(torch.from_numpy(point))
-            log_likelihood = self._log_joint(*parts) - self.log_prior(parts[1])
-        theta, mean, cv = parts
-        estimates = np.append(theta.numpy(), [mean, cv][self.mean_anchor == "fixed" :])
+            log_likelihood = self._log_prob(parts).sum()
+        mean = [parts.mean] if self._num_means else []
+        estimates = np.concatenate([parts.theta, mean, parts.thresholds, [parts.cv]])
         is_small = len(estimates) <= _MAX_HESSIAN
         return JointFit(
-            module=self._fitted(theta),
-            cv=cv.item(),
-            mean=mean.item(),
+            module=self._fitted(parts.theta),
+            cv=parts.cv.item(),
+            mean=parts.mean.item(),
             names=self.names,
             estimates=estimates,
             covariance=self._covariance(estimates) if is_small else None,
             log_likelihood=log_likelihood.item(),
-            null_log_likelihood=-self.num_choices * math.log(2),
+            null_log_likelihood=-self._log_num_outcomes(),
             num_choices=self.num_choices,
             is_converged=is_converged,
         )
@@ -331,6 +398,19 @@ class _JointLikelihood:
     @property
     def _num_theta(self) -> int:
         return sum(shape.numel() for shape in self._shapes.values())
+
+    @property
+    def _num_means(self) -> int:
+        return int(self.mean_anchor != "fixed")
+
+    def _log_num_outcomes(self) -> float:
+        """Sum over the choices of the log of the number of their outcomes."""
+        outcomes = self.choices.outcomes
+        if outcomes is None:
+            return self.num_choices * math.log(2)
+        margin = self.choices.margin
+        rows = outcomes.utilities(margin) if outcomes.are_sets else (torch.from_numpy(margin),)
+        return outcomes.observation.log_num_outcomes(*rows).sum().item()
 
     def _start(self, seed: int) -> Tensor:
         """The module's parameters; moved a little where they give equal margins, as zeros do."""
@@ -342,16 +422,17 @@ class _JointLikelihood:
         noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(seed))
         return theta + _NUDGE * noise.double()
 
-    def _split(self, estimates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Parameters of the module, mean and cv, from estimates in their natural units."""
-        theta, rest = estimates[: self._num_theta], estimates[self._num_theta :]
-        mean = torch.tensor(self.beta, dtype=torch.float64) if len(rest) == 1 else rest[0]
-        return theta, mean, rest[-1]
+    def _split(self, estimates: Tensor) -> _Parts:
+        """What estimates in their natural units say."""
+        sizes = [self._num_theta, self._num_means, self._num_thresholds, 1]
+        theta, mean, thresholds, cv = estimates.split(sizes)
+        mean = mean if self._num_means else torch.tensor([self.beta], dtype=torch.float64)
+        return _Parts(theta, mean[0], thresholds, cv[0])
 
     def _covariance(self, estimates: np.ndarray) -> np.ndarray:
         """Inverse Hessian of minus the log joint at the estimates."""
         hessian = torch.autograd.functional.hessian(
-            lambda point: -self._log_joint(*self._split(point)), torch.from_numpy(estimates)
+            lambda point: -self._log_joint(self._split(point)), torch.from_numpy(estimates)
         )
         factor, info = torch.linalg.cholesky_ex(hessian)
         if info.item() != 0:
@@ -362,13 +443,30 @@ class _JointLikelihood:
         self.module.load_state_dict(self._parameters(theta), strict=False)
         return self.module
 
-    def _log_joint(self, theta: Tensor, mean: Tensor, cv: Tensor) -> Tensor:
-        log_prob = mixed_logit_log_prob(
-            self.margin(theta), mean, cv, self.family, annotator=self.annotator
-        )
-        return log_prob.sum() + self.log_prior(mean)
+    def _log_joint(self, parts: _Parts) -> Tensor:
+        return self._log_prob(parts).sum() + self.log_prior(parts.mean)
+
+    def _log_prob(self, parts: _Parts, rows: Tensor | None = None) -> Tensor:
+        """Log-probability of each choice, or of all of a respondent's, by quadrature."""
+        rows = torch.arange(len(self.inputs)) if rows is None else rows
+        margin = self._sign[rows] * self.margin(parts.theta, rows)
+        ids = None if self.annotator is None else self.annotator[rows]
+        outcomes, family = self.choices.outcomes, self.family
+        if outcomes is None:
+            return mixed_logit_log_prob(margin, *parts.of_strength(), family, annotator=ids)
+        steps = parts.thresholds.diff(prepend=parts.thresholds.new_zeros(1)).log()
+        some = outcomes if len(rows) == len(self.inputs) else outcomes.take(rows.numpy())
+        return marginal_log_prob(some, margin, *parts.of_strength(), family, steps, ids)
 
     def _parameters(self, flat: Tensor) -> dict[str, Tensor]:
         sizes = [shape.numel() for shape in self._shapes.values()]
         parts = zip(self._shapes.items(), flat.split(sizes), strict=True)
         return {name: part.view(shape) for (name, shape), part in parts}
+
+
+def _signs_of_pairs(choices: Choices, done: dict[str, Any]) -> Tensor:
+    """-1 where the second response of a plain pair has won: its margin is turned."""
+    sign = np.ones(choices.num_pairs)
+    if choices.outcomes is None and done["outcome"] is not None:
+        _, sign = read_outcomes(sign, None, None, done["outcome"], done["ties"])
+    return torch.from_numpy(sign)

@@ -93,10 +93,12 @@ class Outcomes:
             return self.observation.encode(values, codes)
         return self.observation.encode(*self.utilities(margin))
 
-    def utilities(self, margin: Float[np.ndarray, " rows"]) -> tuple[Tensor, Tensor, Tensor]:
+    def utilities(
+        self, margin: Float[np.ndarray, " rows"] | Float[Tensor, " rows"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Utilities, ranks and choices of all responses of the sets, the chosen ones last."""
-        first = torch.arange(self.num_choices)
-        value = torch.cat([-torch.from_numpy(margin), torch.zeros(len(first)).double()])
+        first, margin = torch.arange(self.num_choices), torch.as_tensor(margin)
+        value = torch.cat([-margin, margin.new_zeros(len(first))])
         rank = torch.cat([torch.from_numpy(self.code), torch.ones_like(first)])
         return value, rank, torch.cat([torch.from_numpy(self.choice), first])
 

@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices, with_observation
 from mixdpo_pyro.inference.likelihood.interpolation import CHUNK, MEAN_RANGE
-from mixdpo_pyro.models.observation import Lapse, Observation, Terms
+from mixdpo_pyro.inference.outcomes import Outcomes
+from mixdpo_pyro.models import Family
+from mixdpo_pyro.models.observation import Lapse, Observation, Terms, observed_log_prob
 
 __all__ = [
     "LARGEST_INFORMATION",
     "OneStrength",
     "information_bound",
+    "marginal_log_prob",
     "observed_log_likelihood",
     "with_lapses",
 ]
@@ -62,6 +65,43 @@ def observed_log_likelihood(
             log_prob = terms.log_prob(sign * beta[chunk, None])
             value[chunk] = value[chunk].index_add(1, unit_of_choice, log_prob)
     return value.T.contiguous()
+
+
+def marginal_log_prob(
+    outcomes: Outcomes,
+    margin: Float[Tensor, " rows"],
+    mean: Tensor,
+    cv: Tensor,
+    family: Family,
+    parameters: Float[Tensor, " parameters"],
+    annotator: Int[Tensor, " rows"] | None = None,
+) -> Float[Tensor, " units"]:
+    """Log-probability of each choice, or of all choices of each annotator, by quadrature.
+
+    Differentiable twice in margins, mean, cv and parameters: for modules that make the margins.
+
+    Args:
+        outcomes: What was done.
+        margin: Margins.
+        mean: Mean strength.
+        cv: Its coefficient of variation.
+        family: Its family, of positive strengths.
+        parameters: Parameters of the observation model on the real line.
+        annotator: Annotator of each row, or None.
+    """
+    observation, code = outcomes.observation, torch.from_numpy(outcomes.code)
+    observation = observation.constrained(parameters) if len(parameters) else observation
+    if not outcomes.are_sets:
+        return observed_log_prob(
+            observation, margin, mean, cv, family, outcome=code, annotator=annotator
+        )
+    value, rank, choice = outcomes.utilities(margin)
+    if annotator is not None:
+        first = np.unique(outcomes.choice, return_index=True)[1]
+        annotator = annotator[torch.from_numpy(first)][choice]
+    return observed_log_prob(
+        observation, value, mean, cv, family, outcome=rank, choice_set=choice, annotator=annotator
+    )
 
 
 def information_bound(choices: Choices) -> Float[np.ndarray, " rows"]:

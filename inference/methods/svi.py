@@ -208,7 +208,7 @@ def minimise(
 
 
 class _Batches:
-    """Batches of whole units (pairs, or annotators), reshuffled every epoch."""
+    """Batches of whole units (choices, or annotators), reshuffled every epoch."""
 
     def __init__(self, choices: Choices, batch_size: int | None, seed: int) -> None:
         self.num_units = choices.num_units
@@ -218,10 +218,10 @@ class _Batches:
         if not 1 <= self.batch_size <= self.num_units:
             raise ValueError(f"Expected 1 <= batch_size <= {self.num_units}, got {batch_size}")
         self._rows_of = None
-        if choices.has_panels:
-            annotator = torch.from_numpy(choices.annotator)
-            order = annotator.argsort(stable=True)
-            self._rows_of = order.split(annotator.bincount().tolist())
+        if self.num_units < self.num_pairs:
+            unit = torch.from_numpy(choices.unit)
+            order = unit.argsort(stable=True)
+            self._rows_of = order.split(unit.bincount().tolist())
 
     def rows(self, step: int) -> Int[Tensor, " rows"]:
         """Rows of the data in the batch of this step; the remainder of an epoch waits."""
