@@ -43,7 +43,7 @@ def test_what_was_judged_and_wanted_is_read_from_columns(capsys, tmp_path):
     table = choices().assign(pair=[f"q{k % 400}" for k in range(800)], lists=rng.normal(size=800))
     table.drop(columns=["chosen_tokens", "rejected_tokens"]).to_csv(tmp_path / "m.csv")
     out = tmp_path / "out"
-    status, text, error = run_cli(
+    status, _, error = run_cli(
         capsys, "diagnose", tmp_path / "m.csv", "-o", out, "--stratum", "topic", "--attribute",
         "lists", "--num_samples", 300,
     )  # fmt: skip
