@@ -83,6 +83,8 @@ def test_named_columns_are_hashed_and_no_other(salt):
     assert found.column_names == data.pairs.column_names
     with pytest.raises(DataError, match="d: column 'nobody' is missing; it has chosen, "):
         data.pseudonymised(salt, "nobody")
+    with pytest.raises(DataError, match="d: column 'chosen' holds no people or groups"):
+        data.pseudonymised(salt, "chosen")
     with pytest.raises(DataError, match="d: column 'x': expected a label"):
         pairs(x=[[1], [2], [3]]).pseudonymised(salt, "x")
 

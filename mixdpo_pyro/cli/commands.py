@@ -188,7 +188,8 @@ def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    check_columns(named.margins, config.annotator, config.choice_set, *config.group)
+    columns = (*config.group, *config.stratum, *config.attribute)
+    check_columns(named.margins, config.annotator, config.choice_set, *columns)
     if config.second is not None:
         check_columns(config.second)
     check_salt_file(config.pseudonymise)

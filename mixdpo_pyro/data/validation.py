@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from mixdpo_pyro.data.choice_kinds import (
     CHOICE_SET,
+    GRADE,
     OTHER_MEANING,
+    OUTCOME,
     RANK,
     closed_ranks,
     fault_of_choice,
@@ -102,6 +104,8 @@ class PreferenceData:
             if name not in pairs.column_names:
                 has = ", ".join(pairs.column_names)
                 raise DataError(f"{self.source}: column '{name}' is missing; it has {has}")
+            if name in (*TEXT_COLUMNS, ROW_COLUMN, RANK, OUTCOME, GRADE):
+                raise DataError(f"{self.source}: column '{name}' holds no people or groups")
             values = pairs[name][:]
             rule = id_rule() if name == self.annotator_column else label_rule()
             error = partial(_error_of_cell, self.source, name)

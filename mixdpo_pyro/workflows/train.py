@@ -154,7 +154,9 @@ def _load_split(
         reader=run.reader,
         choice_set=sets,
     )
-    columns = [name for name in (training.group_column, *run.pseudonymise_columns) if name]
+    columns = list(run.pseudonymise_columns)
+    if training.group_column in data.pairs.column_names:  # held-out pairs alone need it
+        columns.append(str(training.group_column))
     return data.pseudonymised(run.pseudonymise, *columns)
 
 

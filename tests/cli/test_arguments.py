@@ -206,6 +206,8 @@ EARLY = [
     "diagnose d.csv -o here",
     "diagnose d.csv --annotator who",
     "diagnose d.csv --group who",
+    "diagnose d.csv --stratum who",
+    "diagnose d.csv --attribute who",
     "diagnose d.csv --choice_set who",
     "diagnose d.csv --second p.csv",
     "diagnose p.jsonl",
