@@ -506,3 +506,20 @@ def test_order_of_the_data_learns_the_epoch_that_is_resumed(tmp_path, policy_fol
     assert epochs[0] == epochs[2] != epochs[1]
     trainer._order.set_epoch(2)
     assert list(trainer._order) == epochs[1]
+
+
+def test_people_share_their_strength_with_what_stands_in_the_same_batch(tmp_path, policy_folder):
+    """Batches by pair, annotators given: the panel likelihood of those in the batch."""
+    pairs = take(small_world(), 4).remove_columns("annotator")
+    dataset = pairs.select(np.tile(np.arange(4), 3)).add_column("who", list("aaaabbbbcccc"))
+    trainer = trainer_on(
+        tmp_path, policy_folder, dataset, group_by_pair=True, annotator_column="who",
+        per_device_train_batch_size=6, **POINT,
+    )  # fmt: skip
+    batch = first_batch(shaken(trainer))
+    annotator = batch["mixdpo_annotator_index"]
+    assert sorted(annotator.tolist()) == [0, 0, 1, 1, 2, 2]
+    loss, _ = loss_and_slopes(trainer, batch)
+    margin = margins_of_pairs(trainer, batch)
+    panel = mixed_logit_log_prob(margin, 0.3, 0.5, annotator=annotator)
+    assert loss == pytest.approx(-panel.sum().item() / 6, abs=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixdpo_pyro.training.group_metrics import evaluate_groups
+from mixdpo_pyro.training.group_metrics import decisive_rows, evaluate_groups
 
 MARGIN = np.array([1.0, 2.0, -1.0, 0.0, 3.0, -2.0])
 GROUP = np.array(["a", "a", "a", "b", "b", "c"])
@@ -65,3 +65,11 @@ def test_long_groups_are_resampled_in_parts(monkeypatch):
 def test_bad_input_is_named(margin, group, message):
     with pytest.raises(ValueError, match=message):
         evaluate_groups(np.array(margin), group and np.array(group))
+
+
+def test_a_choice_is_decided_by_its_strongest_other_response_and_a_tie_by_none():
+    margin, rows = decisive_rows(MARGIN, choice=np.array([7, 2, 7, 2, 7, 5]))
+    assert margin.tolist() == [0.0, -2.0, -1.0] and rows.tolist() == [3, 5, 2]
+    margin, rows = decisive_rows(MARGIN, sign=np.array([1, -1, 0, 0, 1, -1]))
+    assert margin.tolist() == [1.0, -2.0, 3.0, 2.0] and rows.tolist() == [0, 1, 4, 5]
+    assert decisive_rows(MARGIN)[0] is MARGIN
