@@ -145,7 +145,7 @@ def plot_intervals(runs: Sequence[RunSummary]) -> Figure:
 def _load(folder: Path, name: str) -> RunSummary:
     run = FinishedRun.load(folder)
     record, posterior = run.record, run.posterior
-    source, choices = record.data.source, run.choices
+    source, choices = record.data.source, run.held_out_choices
     return RunSummary(
         name=name,
         folder=folder,

@@ -493,7 +493,8 @@ def _annotators(run: FinishedRun) -> HealthCheck:
         return _unavailable(name, threshold, f"margins.parquet has no column '{column}'.")
     person = run.margins[column].astype(str).to_numpy()
     counts = np.unique(
-        person if run.choices is None else run.choices.by_choice(person), return_counts=True
+        person if run.held_out_choices is None else run.held_out_choices.by_choice(person),
+        return_counts=True,
     )[1]
     repeated = int((counts >= 2).sum())
     status = Status.PASS if repeated >= MIN_ANNOTATORS else Status.REVIEW

@@ -193,7 +193,7 @@ class FinishedRun:
         return _DISAGREEMENT if other_low > high or other_high < low else None
 
     @cached_property
-    def choices(self) -> Choices | None:
+    def held_out_choices(self) -> Choices | None:
         """The held-out choices where they are not plain pairs, and their margins are usable."""
         data, margin = self.record.data, self.margins["margin"].to_numpy(np.float64)
         if not data.done or not len(margin) or not np.isfinite(margin).all():
@@ -204,9 +204,9 @@ class FinishedRun:
     @cached_property
     def pair_margins(self) -> np.ndarray | None:
         """Finite margins of the chosen over the other response; None where there are no pairs."""
-        if self.choices is None:
+        if self.held_out_choices is None:
             return finite_values(self.margins["margin"])
-        return self.choices.margin if self.choices.outcomes is None else None
+        return self.held_out_choices.margin if self.held_out_choices.outcomes is None else None
 
     @cached_property
     def agrees(self) -> np.ndarray:
@@ -217,15 +217,15 @@ class FinishedRun:
         """
         if self.pair_margins is not None:
             return agreement(self.pair_margins)
-        assert self.choices is not None
-        return self.choices.agrees
+        assert self.held_out_choices is not None
+        return self.held_out_choices.agrees
 
     @cached_property
     def chance(self) -> float:
         """Share of choices that would agree with margins that say nothing."""
-        if self.choices is None or self.choices.outcomes is None:
+        if self.held_out_choices is None or self.held_out_choices.outcomes is None:
             return 0.5
-        outcomes = self.choices.outcomes
+        outcomes = self.held_out_choices.outcomes
         return float((1 / outcomes.sizes).mean()) if outcomes.are_sets else 0.5
 
     @cached_property

@@ -70,7 +70,7 @@ def test_choices_from_sets_end_in_a_report_of_choices(tmp_path, values, capsys):
     assert set(table["choice_set"]) == set(table["question"])
     ranks = table.groupby("choice_set")["rank"].apply(lambda r: sorted(r.dropna()))
     assert {tuple(r) for r in ranks} == {(2.0,), (2.0, 3.0)}
-    assert run.choices is not None and run.choices.num_choices == len(table) // 2
+    assert run.held_out_choices is not None and run.held_out_choices.num_choices == len(table) // 2
     best = table.groupby("choice_set")["margin"].min() > 0
     assert run.accuracy == pytest.approx(best.mean())
     assert run.chance == pytest.approx(1 / 3)
