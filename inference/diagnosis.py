@@ -38,6 +38,7 @@ from mixdpo_pyro.inference.robustness.checks import (
 )
 from mixdpo_pyro.inference.robustness.differences import (
     Differences,
+    check_distribution,
     check_nesting,
     check_pair_errors,
     compare_differences,
@@ -212,8 +213,9 @@ def diagnose_choices(
     if verdict.value == "heterogeneous" and thorough:
         wanted = dict(attributes or {}) | ({} if length is None else {"length": length})
         found = compare_differences(result, wanted, known_error(checks[-1], result.choices))
-        checks.append(found.check())
-        verdict = _with_kind(verdict, found)
+        spread = check_distribution(main, fits, family)
+        checks += [found.check(), spread]
+        verdict = _with_kind(verdict, found, spread.cv_interval)
     return Diagnosis(
         verdict=verdict,
         error_rate=_error_rate(verdict.value, answer, choices),
@@ -304,12 +306,19 @@ _KINDS = {
 }
 
 
-def _with_kind(verdict: Verdict, differences: Differences) -> Verdict:
-    """The verdict with the kind of the differences, and a reason that begins with it."""
+def _with_kind(
+    verdict: Verdict, differences: Differences, cv_interval: tuple[float, float] | None
+) -> Verdict:
+    """The verdict with the kind of the differences, its name first, and cv over distributions."""
     kind = differences.kind
     taste = "" if differences.taste is None else " and in the tastes that were given"
     lead = _KINDS[kind].format(taste=taste)
-    return replace(verdict, kind=kind, reason=f"{lead}: {verdict.reason}")
+    interval = cv_interval or verdict.cv_interval
+    reason = (
+        f"{lead}: {verdict.reason} Over distributions that predict as well, cv is between "
+        f"{interval[0]:.2f} and {interval[1]:.2f}."
+    )
+    return replace(verdict, kind=kind, cv_interval=interval, reason=reason)
 
 
 def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:

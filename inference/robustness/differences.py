@@ -17,6 +17,10 @@ from mixdpo_pyro.inference.robustness.checks import (
     RobustnessStatus,
     evidence_status,
 )
+from mixdpo_pyro.inference.robustness.distributions import (
+    fit_two_groups,
+    information_criterion,
+)
 from mixdpo_pyro.inference.robustness.nesting import examine_nesting
 from mixdpo_pyro.inference.robustness.pair_errors import (
     PairErrors,
@@ -30,6 +34,7 @@ from mixdpo_pyro.inference.verdict import ROPE, Verdict
 __all__ = [
     "Differences",
     "Kind",
+    "check_distribution",
     "check_nesting",
     "check_pair_errors",
     "compare_differences",
@@ -45,6 +50,9 @@ _STRENGTH_LEVEL = 0.02
 
 _OTHER_LEVEL = 0.01
 """Level at which care, or taste, has to differ beside strength."""
+
+_AS_WELL = 2.0
+"""Nats within which a distribution predicts about as well as the best one."""
 
 _NUM_AGREEMENTS = 100
 """Pairs that two careless people judged, below which nothing is said about their agreement."""
@@ -215,6 +223,36 @@ def check_nesting(
 
 def _codes(group: np.ndarray) -> np.ndarray:
     return np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
+
+
+def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> RobustnessCheck:
+    """Cv where strengths come in two groups, or are zero for some."""
+    name = "the distribution of the strength"
+    if not fits[family].choices.has_panels:
+        sentence = "This needs repeated choices of annotators."
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
+    groups = fit_two_groups(fits[family])
+    smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits}
+    elpd = {n: information_criterion(each, groups.annotators) for n, each in smooth.items()}
+    best = max(*elpd.values(), groups.elpd)
+    intervals = [fits[n].posterior.interval("cv") for n in smooth if elpd[n] > best - _AS_WELL]
+    if is_grouped := groups.elpd > best - _AS_WELL:
+        intervals.append(groups.cv_interval)
+    low, high = min(i[0] for i in intervals), max(i[1] for i in intervals)
+    gain = groups.elpd - max(elpd.values())
+    than = "better" if gain > 0 else "worse"
+    weak, strong = groups.means
+    sentence = (
+        f"Two groups of people ({100 * groups.share:.0f}% around {weak:.2g}, the others around "
+        f"{strong:.2g}) predict {than} than a smooth distribution by {abs(gain):.1f} nats"
+        f"{'' if is_grouped else ' and do not count'}; over the distributions that predict within "
+        f"{_AS_WELL:.0f} nats of the best, cv is between {low:.2f} and {high:.2f}."
+    )
+    numbers = {"elpd_gain": gain, "cv, 5%": low, "cv, 95%": high}
+    interval = (low, high) if main.value == "heterogeneous" else None
+    return RobustnessCheck(
+        name, sentence, RobustnessStatus.INFORMATION, cv_interval=interval, numbers=numbers
+    )
 
 
 def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:

@@ -12,8 +12,13 @@ from scipy.stats import binom, norm
 from mixdpo_pyro.inference import diagnose_choices, fit, read_choices
 from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
+from mixdpo_pyro.inference.loo import leave_one_out
 from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
 from mixdpo_pyro.inference.robustness.differences import compare_differences
+from mixdpo_pyro.inference.robustness.distributions import (
+    fit_two_groups,
+    information_criterion,
+)
 from mixdpo_pyro.inference.robustness.nesting import examine_nesting
 from mixdpo_pyro.inference.robustness.pair_errors import estimate_pair_errors
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
@@ -227,6 +232,40 @@ def test_attributes_that_say_nothing_are_named(bad):
     choices = read_choices(margin, PERSON)
     with pytest.raises(ValueError, match="attribute 'tone'"):
         compare_taste(choices, {"tone": bad}, 1.0)
+
+
+# Distributions
+
+
+def of_strengths(seed, strength):
+    _, delta, _, choice = streams(seed)
+    x = delta.normal(0, 2, len(PERSON))
+    return simple_fit(oriented(choice, strength[PERSON] * x, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong", "share", "cv"), [(0.3, 1.7, 0.5, 0.7), (0.0, 1.25, 0.2, 0.5)]
+)
+def test_two_groups_are_found_where_smooth_families_miss_cv(weak, strong, share, cv):
+    is_weak = np.arange(PEOPLE) < share * PEOPLE
+    result = of_strengths(3, np.where(is_weak, weak, strong))
+    found = fit_two_groups(result)
+    low, high = found.cv_interval
+    assert low < cv < high < result.posterior.interval("cv")[0] + 0.15
+    assert found.share == pytest.approx(share, abs=0.1)
+    assert found.means[1] == pytest.approx(strong, rel=0.25)
+    assert found.elpd > information_criterion(result, found.annotators) + 5
+
+
+def test_one_smooth_group_is_predicted_as_well_by_its_family():
+    """Leave-one-out of the same fit is the yardstick of the information criterion."""
+    result = of_strengths(4, strengths(streams(4)[0], 0.6))
+    found = fit_two_groups(result)
+    elpd = information_criterion(result, found.annotators)
+    assert elpd == pytest.approx(leave_one_out(result).elpd, abs=0.3)
+    assert found.elpd < elpd + 2
+    low, high = found.cv_interval
+    assert low < 0.6 < high
 
 
 # What the ids can tell
