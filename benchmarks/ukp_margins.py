@@ -1,12 +1,14 @@
 """Margins of a simple text model for which of two arguments is more convincing (UKPConvArg1).
 
-    python benchmarks/ukp_margins.py ukpconvarg1-16topics.jsonl.gz FOLDER
+    python benchmarks/ukp_margins.py ukpconvarg1-16topics.jsonl.gz FOLDER [--ties TIES.jsonl.gz]
 
 The utility of a response is linear in hashed word n-grams and in its length; the difference of two
 utilities is the log-odds of the choice, so that the margin is in nats. Every topic is scored by a
 logistic regression that saw the other topics only: no pair, and no argument, is scored by a model
 that was fitted to it. Written are `margins.parquet` (fitted to all other topics), and `half_a` and
 `half_b`, each fitted to half of the other topics, whose disagreement shows the margins' errors.
+With a file of ties (`response_a`, `response_b`, `outcome`) the tables hold them too, in a column
+`outcome`; no model is fitted to them.
 """
 
 import argparse
@@ -58,17 +60,24 @@ def fit_utility(difference, wins, losses):
     return weight.detach()
 
 
-def load(path):
-    rows = pd.read_json(path, lines=True, dtype=False)
+def load(path, ties=None):
+    """Judgements, and the different pairs with their wins, which ties have none of."""
+    rows = pd.read_json(path, lines=True, dtype=False).assign(outcome="win")
+    if ties is not None:
+        names = {"response_a": "chosen", "response_b": "rejected"}
+        rows = pd.concat([rows, pd.read_json(ties, lines=True, dtype=False).rename(columns=names)])
+        rows = rows[rows["chosen"] != rows["rejected"]].reset_index(drop=True)
+    is_win = rows["outcome"] == "win"
     order = rows["chosen"] < rows["rejected"]
     rows["first"] = np.where(order, rows["chosen"], rows["rejected"])
     rows["second"] = np.where(order, rows["rejected"], rows["chosen"])
-    rows["first_wins"] = order.astype(int)
+    rows["is_first"], rows["is_win"] = order, is_win.astype(int)
+    rows["first_wins"] = (order & is_win).astype(int)
     keys = ["topic", "first", "second"]
     rows["pair"] = rows.groupby(keys, sort=True).ngroup()
     pairs = rows.groupby("pair").agg(
         topic=("topic", "first"), first=("first", "first"), second=("second", "first"),
-        wins=("first_wins", "sum"), count=("first_wins", "size"),
+        wins=("first_wins", "sum"), count=("is_win", "sum"),
     )  # fmt: skip
     return rows, pairs
 
@@ -94,8 +103,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="jsonl file with prompt, chosen, rejected, annotator, topic")
     parser.add_argument("folder", help="where the parquet files go")
+    parser.add_argument("--ties", help="jsonl file with the judgements that are ties")
     arguments = parser.parse_args()
-    rows, pairs = load(arguments.data)
+    rows, pairs = load(arguments.data, arguments.ties)
     texts = pd.unique(pd.concat([pairs["first"], pairs["second"]]))
     table = torch.from_numpy(np.stack([features(text) for text in texts]))
     index = pd.Index(texts)
@@ -103,7 +113,7 @@ def main():
     difference = table[first] - table[second]
     folder = Path(arguments.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sign = np.where(rows["first_wins"] == 1, 1, -1)
+    sign = np.where(rows["is_first"], 1, -1)
     for part, name in (("all", "margins"), ("half_a", "half_a"), ("half_b", "half_b")):
         score = cross_fitted(difference, pairs, part)
         margin = sign * score[rows["pair"]]
@@ -112,11 +122,12 @@ def main():
                 "margin": margin,
                 "annotator": rows["annotator"],
                 "topic": rows["topic"],
+                **({} if arguments.ties is None else {"outcome": rows["outcome"]}),
                 "chosen_tokens": [len(words_of(text)) for text in rows["chosen"]],
                 "rejected_tokens": [len(words_of(text)) for text in rows["rejected"]],
             }
         ).to_parquet(folder / f"{name}.parquet")
-        agrees = (margin > 0).mean()
+        agrees = (margin[rows["is_win"] == 1] > 0).mean()
         print(f"{name}: {len(margin):,} choices of {len(pairs):,} pairs, {agrees:.3f} agree, "
               f"sd of the margin {np.sqrt((margin**2).mean()):.2f}", flush=True)  # fmt: skip
 

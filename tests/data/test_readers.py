@@ -137,7 +137,7 @@ def test_prism_pairs_the_highest_score_with_every_other_of_its_turn(read):
     assert (first["turn"], first["file_row"], first["source_row"]) == (0, 1, 0)
     assert (first["model_chosen"], first["model_rejected"]) == ("model-a", "model-b")
     assert first["conversation_type"] == "unguided"
-    assert [p["choice_set"] for p in pairs] == ["user1/c1/0", "user1/c1/0", "user1/c1/1"]
+    assert [p["choice_set"] for p in pairs] == ["0/0", "0/0", "3/1"]
     assert "rank" not in first
 
 
@@ -358,7 +358,7 @@ def test_community_alignment_gives_the_best_of_four_of_every_turn(read):
         for p in pairs
     ]
     assert found == [
-        (turn, f"c1/{turn}", f"{name} b", f"{name} {letter}")
+        (turn, f"0/{turn}", f"{name} b", f"{name} {letter}")
         for turn, name in ((1, "first"), (2, "second"))
         for letter in "acd"
     ]
@@ -584,6 +584,18 @@ def test_summaries_are_pairs_that_were_judged_one_by_one(read):
 
 
 # Names and options
+
+
+def test_ids_of_choice_sets_tell_nothing_about_people(read):
+    """They stand in tables of margins beside keyed hashes of the annotators."""
+    spec = {
+        "prism": PRISM,
+        "community-alignment": [conversation()],
+        "coval": [assessed("A>B>C>D")],
+    }
+    for reader, rows in spec.items():
+        for pair in read(rows, reader)[0]:
+            assert pair["annotator"] not in pair["choice_set"]
 
 
 def test_unknown_readers_and_options_are_named():

@@ -60,7 +60,7 @@ def _read_turns(
         preferred, others = _responses(read, row, record, turn)
         if preferred is None:
             return
-        facts = known | {"turn": number, CHOICE_SET: f"{known['conversation_id']}/{number}"}
+        facts = known | {"turn": number, CHOICE_SET: f"{row}/{number}"}
         for other in others:
             read.pairs.append({**make_pair(prompt, preferred, other, options), **facts})
         history = [*prompt, {"role": "assistant", "content": preferred.text}]

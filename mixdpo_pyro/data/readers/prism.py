@@ -106,7 +106,7 @@ def _pair_prism_turns(
             continue
         prompt = [*history, {"role": "user", "content": turn.prompt}]
         facts = {**known, "interaction_id": turn.interaction, "turn": number, **turn.extras}
-        choice = f"{known['user_id']}/{known['conversation_id']}/{number}"
+        choice = f"{turn.responses[0].row if turn.responses else 0}/{number}"  # nobody's id
         pair_responses(read, prompt, turn.responses, facts, options, choice)
         picked = next((r for r in turn.responses if r.is_chosen), None)
         if picked is None:
