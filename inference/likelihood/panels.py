@@ -199,8 +199,21 @@ class PanelGrid:
     def per_annotator(
         self, mean: Float[Tensor, "*#points"], cv: Float[Tensor, "*#points"]
     ) -> Float[Tensor, " annotators *points"]:
-        """Log-likelihood of each annotator's choices, their strength integrated out."""
-        return self._evaluate(mean, cv, lambda part: part)
+        """Log-likelihood of each annotator's choices, their strength integrated out.
+
+        Sums that underflow, far from all that an annotator's choices allow, are taken in logs.
+        """
+        value = self._evaluate(mean, cv, lambda part: part)
+        flat = value.reshape(len(value), -1)
+        row, point = flat.isneginf().nonzero(as_tuple=True)
+        if len(row) == 0:
+            return value
+        flat, (mean, cv) = flat.clone(), torch.broadcast_tensors(mean, cv)
+        for k in point.unique():
+            at = (x.reshape(-1)[k].reshape(1) for x in (mean, cv))
+            rows, log_mass = row[point == k], self._log_mass(*at)[:, 0]
+            flat[rows, k] = (self.log_likelihood[rows] + log_mass).logsumexp(1)
+        return flat.reshape(value.shape)
 
     def _evaluate(self, mean: Tensor, cv: Tensor, summed: Callable[[Tensor], Tensor]) -> Tensor:
         """Part by part of the points, so that few are held for all annotators at once."""

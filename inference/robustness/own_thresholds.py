@@ -148,6 +148,7 @@ class _Task:
             torch.from_numpy(fine),
         )  # fmt: skip
 
+    @torch.no_grad()
     def log_likelihoods(
         self, log_mean: Float[np.ndarray, " means"], cv: float
     ) -> Float[Tensor, "means annotators fine"]:

@@ -295,3 +295,19 @@ def test_summaries_of_a_narrow_distribution_and_of_an_outlier_are_finite(simulat
     )
     assert narrow["mean"] == pytest.approx(0.01, rel=0.02)
     assert np.isfinite(rare["q95"]).all() and (rare["q05"] < rare["q95"]).all()
+
+
+def test_annotators_far_from_the_distribution_have_a_log_likelihood_all_the_same():
+    """Where sums relative to the largest likelihood underflow, against the models' quadrature."""
+    rng = np.random.default_rng(0)
+    margin, person = np.abs(rng.normal(0, 1, 8_000)), np.repeat([0, 1], 4_000)
+    agrees = rng.random(8_000) < 1 / (1 + np.exp(-margin))
+    choices = read_choices(np.where(agrees, margin, -margin), person)
+    table, mean, cv = tabulate(choices, "lognormal"), 60.0, 0.1
+    point = torch.tensor([mean]).double(), torch.tensor([cv]).double()
+    found = table.per_annotator(*point)[:, 0]
+    expected = mixed_logit_log_prob(
+        torch.from_numpy(choices.margin), mean, cv, "lognormal", annotator=torch.from_numpy(person)
+    )
+    assert table(*point).item() == -np.inf  # the point is out of the question
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
