@@ -388,7 +388,7 @@ class MixDPOTrainer(DPOTrainer):
         """Run TRL's own loss and take out of it what this one is made of."""
         tap = MarginTap(self.strength.objective.location()["mean"].item())
         self.beta = tap
-        watched = FirstOutputs(model)
+        watched = FirstOutputs(model) if self.use_weighting else model
         with self._each_response_once():
             found = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
         if tap.margin is None:

@@ -64,17 +64,17 @@ def shaken(trainer):
 
 
 def margins_of_pairs(trainer, batch):
-    """Margins of a batch's rows, every row run by itself, with a gradient."""
-    values = {k: v for k, v in batch.items() if not k.startswith(("mixdpo", "source"))}
-    inputs = dict(
-        values, labels=values["input_ids"].masked_fill(values["completion_mask"] == 0, -100)
-    )
-    mask = inputs.pop("completion_mask")
-    assert mask.any()
-    policy = trainer.model(**inputs, fused_lm_head=True).log_probs.sum(1)
+    """Margins of a batch's rows, every row run by itself, with a gradient: by log-softmax."""
+    ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
+
+    def log_prob(model):
+        logits = model(input_ids=ids, attention_mask=batch["attention_mask"]).logits[:, :-1]
+        tokens = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        return (tokens * mask).sum(1)
+
     with torch.no_grad():
-        reference = trainer.ref_model(**inputs, fused_lm_head=True).log_probs.sum(1)
-    chosen, rejected = (policy - reference).chunk(2)
+        reference = log_prob(trainer.ref_model)
+    chosen, rejected = (log_prob(trainer.model) - reference).chunk(2)
     return chosen - rejected
 
 
@@ -226,9 +226,9 @@ def test_dropped_ties_leave_pairs_with_their_winner_first(tmp_path, policy_folde
     trainer.model.zero_grad()
     expected = -torch.nn.functional.logsigmoid(0.3 * margin).mean()
     expected.backward()
-    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
     other = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
-    torch.testing.assert_close(slopes, other, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(slopes, other, atol=1e-5, rtol=1e-4)
     right = (margin > 0).float().mean().item()
     assert trainer._metrics["train"]["rewards/accuracies"][-1] == pytest.approx(right)
 
@@ -339,6 +339,7 @@ def test_lora_and_a_precomputed_reference_train_on_sets(tmp_path, policy_folder)
 
     losses = []
     for ahead in (False, True):
+        torch.manual_seed(0)  # of the adapter
         trainer = MixDPOTrainer(
             policy_folder,
             args=MixDPOConfig(
@@ -348,7 +349,6 @@ def test_lora_and_a_precomputed_reference_train_on_sets(tmp_path, policy_folder)
             train_dataset=best_of_four(),
             peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
         )  # fmt: skip
-        torch.manual_seed(0)
         trainer.train()
         losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
     assert losses[0][0] == pytest.approx(math.log(4), abs=1e-5)
@@ -506,6 +506,30 @@ def test_order_of_the_data_learns_the_epoch_that_is_resumed(tmp_path, policy_fol
     assert epochs[0] == epochs[2] != epochs[1]
     trainer._order.set_epoch(2)
     assert list(trainer._order) == epochs[1]
+
+
+def test_people_who_chose_among_the_same_responses_stand_together(tmp_path, policy_folder):
+    """Three people choose from each of four sets, not all the same response; four rows a set."""
+    sets, rows = best_of_four(4), []
+    for person in range(3):
+        for k in range(4):
+            three = [sets[3 * k + j] for j in range(3)]
+            texts = [three[0]["chosen"], *(row["rejected"] for row in three)]
+            chosen = texts.pop(person % 2)
+            rows += [
+                {"prompt": three[0]["prompt"], "chosen": chosen, "rejected": other,
+                 "set": f"{person} {k}"}
+                for other in texts
+            ]  # fmt: skip
+    trainer = trainer_on(
+        tmp_path, policy_folder, Dataset.from_list(rows), group_by_pair=True,
+        choice_set_column="set", per_device_train_batch_size=9, **POINT,
+    )  # fmt: skip
+    for batch in trainer.get_train_dataloader():
+        assert len(batch["input_ids"]) == 18 and len(batch[CHOICE_INDEX].unique()) == 3
+        assert len(batch["input_ids"].unique(dim=0)) == 4
+    loss, _ = loss_and_slopes(trainer, batch)
+    assert loss == pytest.approx(math.log(4), abs=1e-5)
 
 
 def test_people_share_their_strength_with_what_stands_in_the_same_batch(tmp_path, policy_folder):

@@ -21,9 +21,8 @@ __all__ = ["distinct_rows_only"]
 def distinct_rows_only(models: Iterable[nn.Module]) -> Iterator[None]:
     """Let these models run the distinct rows of each batch only, within the context.
 
-    Of calls for TRL's fused head (log-probabilities of labels in place of logits). Gradients of a
-    row that stands in a batch several times add up. A batch without equal rows is run as it is.
-    With dropout equal rows share their mask.
+    Gradients of a row that stands in a batch several times add up. A batch without equal rows is
+    run as it is. With dropout equal rows share their mask. Inputs are keywords, as TRL gives them.
     """
     with ExitStack() as stack:
         for model in models:
@@ -47,9 +46,14 @@ class _Rows:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Keep the first of equal rows in all inputs."""
         self._place = None
-        if args or not kwargs.get("fused_lm_head"):
+        if args or not {"input_ids", "attention_mask"} <= kwargs.keys():
             return None
-        seen = torch.cat([kwargs[name] for name in ("input_ids", "attention_mask", "labels")], 1)
+        names = (
+            "input_ids",
+            "attention_mask",
+            "labels",
+        )  # trl before its fused head has no labels
+        seen = torch.cat([kwargs[name] for name in names if name in kwargs], 1)
         distinct, place = seen.unique(dim=0, return_inverse=True)
         number = len(seen)
         if len(distinct) == number:
