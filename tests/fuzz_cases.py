@@ -348,6 +348,49 @@ def read_pairs(rng: random.Random, folder: Path) -> None:
             check(found[name] == rows[found["source_row"]][name], f"{name} of {found}")
 
 
+def read_judged_pairs(rng: random.Random, folder: Path) -> None:
+    """Pairs with what was done: sets, rankings, outcomes and grades, as written or refused."""
+    from mixdpo_pyro.data.loading import load_preferences
+
+    kind = rng.choice(["choice_set", "rank", "outcome", "grade"])
+    size = 3 if kind in ("choice_set", "rank") else 1
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": f"q{k}",
+            "chosen": f"best {k}",
+            "rejected": f"other {k} {j}",
+            "annotator": f"a{k % 3}",
+        }
+        for k in range(6)
+        for j in range(size)
+    ]
+    draw: dict[str, Callable[[int], Any]] = {
+        "choice_set": lambda row: GOOD_IDS[row // size],
+        "rank": lambda row: 2 + row % size,
+        "outcome": lambda row: rng.choice(["win", "tie", "loss"]),
+        "grade": lambda row: rng.randrange(-3, 4),
+    }
+    names = ["choice_set", "rank"] if kind == "rank" else [kind]
+    for number, row in enumerate(rows):
+        row.update({name: draw[name](number) for name in names})
+    written = {name: [row[name] for row in rows] for name in names}
+    bad = {
+        "choice_set": ["", None, GOOD_IDS[0], "x" * 1001], "rank": [1, 0, 2.5, "two", 9, True],
+        "outcome": ["won", "", None, 1, "WIN"], "grade": [0.5, "much", None, 51, True, math.nan],
+    }[kind]  # fmt: skip
+    is_bad = rng.random() < 0.5
+    if is_bad:  # the last row: another set's id, or a gap in the ranks, where the value is good
+        rows[-1][kind] = rng.choice(bad)
+    path = folder / "p.jsonl"
+    write_json(path, {name: [row[name] for row in rows] for name in rows[0]})
+    if is_bad:
+        refuses(lambda: load_preferences(str(path)), kind)
+    data = load_preferences(str(path))
+    check(data.choice_columns == tuple(names), f"columns {data.choice_columns}")
+    for name in names:
+        check(data.pairs[name][:] == written[name], f"{name}: {data.pairs[name][:]}")
+
+
 def likelihood(rng: random.Random, folder: Path) -> None:
     """Log-probabilities of both choices at any scale: at most 0; probabilities sum to 1."""
     from mixdpo_pyro.models import mixed_logit_log_prob
@@ -658,6 +701,7 @@ LIGHT: dict[str, Callable[[random.Random, Path], None]] = {
     "set": read_one_set,
     "impossible set": read_impossible_sets,
     "pairs": read_pairs,
+    "judged pairs": read_judged_pairs,
     "likelihood": likelihood,
     "world": simulated,
     "broken file": broken_file,

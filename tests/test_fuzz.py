@@ -9,8 +9,8 @@ from fuzz_cases import FAULTS, Case, ChangedError, draw_cases, judge
 from mixdpo_pyro.errors import DataError
 
 COUNTS = {
-    "table": 24, "column": 12, "set": 12, "impossible set": 8, "pairs": 8, "likelihood": 12,
-    "world": 16, "broken file": 12, "command": 20, "doctor": 4,
+    "table": 24, "column": 12, "set": 12, "impossible set": 8, "pairs": 8, "judged pairs": 10,
+    "likelihood": 12, "world": 16, "broken file": 12, "command": 20, "doctor": 4,
 }  # fmt: skip
 
 ALWAYS_REFUSED = {"impossible set", "broken file", "command"}
