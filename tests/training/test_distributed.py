@@ -171,6 +171,19 @@ def test_a_sharded_policy_trains_as_one_process(tmp_path, policy_folder):
 
 
 @pytest.mark.slow
+def test_a_sharded_policy_trains_on_sets_as_one_that_accumulates(tmp_path, policy_folder):
+    settings = {**SETS, "max_steps": 2}
+    size = settings.pop("per_device_train_batch_size")
+    two = train(tmp_path / "two", policy_folder, 2, size, fsdp=True, **settings)
+    settings["gradient_accumulation_steps"] = 2
+    one = train(tmp_path / "one", policy_folder, 1, size, **settings)
+    assert two["wrapper"].startswith("FSDP")
+    for name in ("loss", "strength/cv"):
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["metrics"]["eval_loss"] == pytest.approx(one["metrics"]["eval_loss"], abs=1e-4)
+
+
+@pytest.mark.slow
 def test_fixed_strength_is_trl_dpo_in_two_processes(tmp_path, policy_folder):
     ours = train(tmp_path / "ours", policy_folder, 2, 4, family="fixed")
     theirs = train(tmp_path / "theirs", policy_folder, 2, 4, trl=True)
