@@ -9,6 +9,7 @@ that was fitted to it. Written are `margins.parquet` (fitted to all other topics
 `half_b`, each fitted to half of the other topics, whose disagreement shows the margins' errors.
 With a file of ties (`response_a`, `response_b`, `outcome`) the tables hold them too, in a column
 `outcome`; no model is fitted to them.
+The columns pair, response_a and response_b say what was judged.
 """
 
 import argparse
@@ -121,6 +122,9 @@ def main():
             {
                 "margin": margin,
                 "annotator": rows["annotator"],
+                "pair": rows["pair"],
+                "response_a": index.get_indexer(rows["chosen"]),
+                "response_b": index.get_indexer(rows["rejected"]),
                 "topic": rows["topic"],
                 **({} if arguments.ties is None else {"outcome": rows["outcome"]}),
                 "chosen_tokens": [len(words_of(text)) for text in rows["chosen"]],

@@ -275,8 +275,6 @@ def _read_judged(
         ]
         number = np.unique(np.concatenate(columns).astype(str), return_inverse=True)[1]
         responses = number.reshape(2, -1).T
-        if (same := np.flatnonzero(responses[:, 0] == responses[:, 1])).size:
-            raise ValueError(f"Expected two responses, got one twice at index {same[0]}")
     if pair is not None:
         ids = _ids_of_rows(pair, margin, "pair").astype(str)
         return np.unique(ids, return_inverse=True)[1], responses

@@ -51,6 +51,10 @@ _STRENGTH_LEVEL = 0.02
 _OTHER_LEVEL = 0.01
 """Level at which care, or taste, has to differ beside strength."""
 
+_STRONGER = 3
+"""How much smaller the log p-value against equal tastes has to be than that against equal
+strengths, for tastes to be what differs."""
+
 _AS_WELL = 2.0
 """Nats within which a distribution predicts about as well as the best one."""
 
@@ -77,16 +81,19 @@ class Differences:
     @property
     def kind(self) -> Kind:
         """In what people differ, if they do."""
-        taste = self.taste
-        beside_care = self.care.strength_p_value < _STRENGTH_LEVEL
-        beside_taste = taste is None or taste.strength_p_value < _STRENGTH_LEVEL
-        tastes_differ = taste is not None and taste.taste_p_value < _OTHER_LEVEL
-        if beside_care and beside_taste and not tastes_differ:
-            return "strength"
-        if tastes_differ and not (beside_care and beside_taste):
-            return "taste"
-        is_care = self.care.care_p_value < _OTHER_LEVEL and not beside_care
-        return "care" if is_care and self.answers_are_random else "undetermined"
+        care, taste = self.care, self.taste
+        beside_care = care.strength_p_value < _STRENGTH_LEVEL
+        if taste is not None and taste.taste_p_value < _OTHER_LEVEL:
+            # What is left to strength beside tastes of another shape than normal is small.
+            is_taste = taste.taste_p_value < taste.strength_p_value**_STRONGER
+            return (
+                "taste" if is_taste and taste.taste_p_value < care.care_p_value else "undetermined"
+            )
+        if beside_care:
+            beside_taste = taste is None or taste.strength_p_value < _STRENGTH_LEVEL
+            return "strength" if beside_taste else "undetermined"
+        is_care = care.care_p_value < _OTHER_LEVEL and self.answers_are_random
+        return "care" if is_care else "undetermined"
 
     @property
     def answers_are_random(self) -> bool:

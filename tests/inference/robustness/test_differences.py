@@ -329,7 +329,5 @@ def test_ids_of_pairs_and_responses_are_checked():
     assert choices.pair.tolist() == [0, 0, 1]  # either orientation is one pair
     with pytest.raises(ValueError, match="response_a and response_b"):
         read_choices(margin, response_a=["x", "y", "x"])
-    with pytest.raises(ValueError, match="one twice at index 2"):
-        read_choices(margin, response_a=["x", "y", "x"], response_b=["y", "x", "x"])
     with pytest.raises(ValueError, match="one pair id per margin"):
         read_choices(margin, pair=["x"])
