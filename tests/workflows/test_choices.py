@@ -1,17 +1,17 @@
 """What a run learns from its pairs about what was done."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from scenarios import TRAINING_MARKS
 
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.workflows import train
 from mixdpo_pyro.workflows.choices import asked_sets, name_choice_columns, with_same_sets
 from mixdpo_pyro.workflows.run_config import plan_from_values
-from mixdpo_pyro.workflows.train import execute_run
 
 pytestmark = TRAINING_MARKS
 
@@ -79,13 +79,15 @@ def test_held_out_pairs_without_sets_get_one_each(named):
     assert with_same_sets(training, test).pairs["choice_set"] == [str(k) for k in range(24)]
 
 
-def test_a_run_trains_on_the_choices_it_found(values, tmp_path, caplog):
-    """Its table of margins and its diagnosis are about choices too."""
+def test_a_run_splits_and_names_the_choices_it_found(values, caplog):
     rows = best_of_three()
     Path(values["dataset_name"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = tmp_path / "out"
-    folder.mkdir()
-    assert execute_run(plan_from_values({**values, "save_strategy": "no"}), folder) == {}
+    plan = plan_from_values({**values, "max_pairs": 41})
+    parts = train._load_pairs(plan.run, plan.training)
     assert "48 rows are taken for 24 choices among 3 responses" in caplog.text
-    margins = pd.read_parquet(folder / "margins.parquet")
-    assert set(margins["choice_set"].value_counts()) == {2}
+    assert plan.training.choice_set_column == "choice_set"
+    names = [part["choice_set"][:] for part in (parts.train, parts.test)]
+    assert len(names[0]) + len(names[1]) == 40
+    assert not set(names[0]) & set(names[1])
+    for sets in names:
+        assert set(Counter(sets).values()) == {2}
