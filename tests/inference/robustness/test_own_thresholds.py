@@ -111,12 +111,12 @@ def test_without_repeated_judgements_nothing_is_checked():
 def test_the_answer_is_calibrated_where_thresholds_differ(cut_points, middle):
     """Equal annotators, log thresholds with a deviation of 0.5: at most 2 of 20 heterogeneous.
 
-    At a rate of 5% three or more would fail for 8 seeds in 100; the seeds are fixed. With one
-    threshold for all 8 to 20 of the 20 are called heterogeneous. Annotators of cv 0.6 with common
-    thresholds are found in 4 of 4 worlds.
+    At a rate of 5% three or more would fail for 8 seeds in 100; the seeds are fixed. Thresholds
+    taken for common make nearly every world of five grades heterogeneous. Annotators of cv 0.6
+    with common thresholds are found in 4 of 4 worlds.
     """
     answers = [
-        _answer(cut_points, 100, 20, cv, sd, 40 + seed, middle)
+        _answer(cut_points, 60, 20, cv, sd, 40 + seed, middle)
         for cv, sd, number in ((0.0, 0.5, 20), (0.6, 0.0, 4))
         for seed in range(number)
     ]
@@ -128,6 +128,6 @@ def _answer(*world):
     margin, person, grade = judgements(*world)
     diagnosis = diagnose_choices(
         margin, annotator=person, outcome=grade, thorough=False, num_samples=400,
-        families=("lognormal", "gamma"), num_permutations=499,
+        families=("lognormal",), num_permutations=499,
     )  # fmt: skip
     return diagnosis.verdict.value
