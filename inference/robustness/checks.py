@@ -32,6 +32,7 @@ __all__ = [
     "check_thresholds",
     "check_who_chose",
     "evidence_status",
+    "some_people",
 ]
 
 LEVEL = 0.05
@@ -176,7 +177,7 @@ def _excess(test: PermutationTest) -> str:
 
 def check_label_noise(main: Verdict, result: Fit) -> RobustnessCheck:
     """Flipped labels, or careless choices, estimated together with cv."""
-    noise = profile_label_noise(replace(result, choices=_some_people(result.choices)))
+    noise = profile_label_noise(replace(result, choices=some_people(result.choices)))
     low, high = noise.cv_interval
     flip_low, flip_high = noise.flip_interval
     are_pairs = result.choices.outcomes is None
@@ -212,7 +213,7 @@ def check_thresholds(main: Verdict, result: Fit) -> RobustnessCheck:
     reduced = reduce_grades(result.choices)
     if reduced.outcomes is None:
         return _check_signs(main, name, result, reduced)
-    some = _some_people(reduced, _MAX_JUDGEMENTS)
+    some = some_people(reduced, _MAX_JUDGEMENTS)
     own = fit_own_thresholds(result, some, LEVEL)
     low, high = own.cv_interval
     are_grades = result.choices.outcomes is not reduced.outcomes
@@ -252,7 +253,7 @@ def _check_signs(main: Verdict, name: str, result: Fit, pairs: Choices) -> Robus
     )
 
 
-def _some_people(choices: Choices, max_choices: int | None = None, seed: int = 0) -> Choices:
+def some_people(choices: Choices, max_choices: int | None = None, seed: int = 0) -> Choices:
     """All choices of random annotators: at most `_MAX_ANNOTATORS`, or with that many choices."""
     if not choices.has_panels:
         return choices

@@ -16,6 +16,7 @@ from mixdpo_pyro.inference.robustness.checks import (
     RobustnessCheck,
     RobustnessStatus,
     evidence_status,
+    some_people,
 )
 from mixdpo_pyro.inference.robustness.distributions import (
     fit_two_groups,
@@ -71,12 +72,14 @@ class Differences:
         taste: Strength and taste, where attributes are given.
         num_agreements: How often people who seem careless agreed with each other on a pair.
         num_compared: Of how many pairs.
+        num_drawn: Annotators whose care was looked at, where they are a random part of all.
     """
 
     care: Care
     taste: Taste | None
     num_agreements: int
     num_compared: int
+    num_drawn: int | None = None
 
     @property
     def kind(self) -> Kind:
@@ -129,7 +132,9 @@ class Differences:
                 f"{taste.strength_p_value:.2g} against equal strengths; with strengths that "
                 f"differ, p = {taste.taste_p_value:.2g} against equal tastes"
             )
-        return "; ".join(parts) + "."
+        drawn = self.num_drawn
+        of = "" if drawn is None else f" (Care is that of {drawn:,} annotators drawn at random.)"
+        return "; ".join(parts) + f".{of}"
 
     def check(self) -> RobustnessCheck:
         """The same as a check, which decides the kind and not the value of the verdict."""
@@ -163,13 +168,15 @@ def compare_differences(
         ValueError: If an attribute is constant, or not finite; the message names it.
     """
     choices, mean = result.choices, result.maximum.mean
-    erring = replace(choices, margin_error=margin_error)
+    some = some_people(choices)  # a lattice of rates, means and cv for each takes memory
+    erring = replace(some, margin_error=margin_error)
     care = compare_care(erring, result.posterior.family, mean)
     taste = None
     if attributes and choices.outcomes is None:
         taste = compare_taste(choices, attributes, mean)
-    agreements, compared = agreement_of_careless(choices, care.careless)
-    return Differences(care, taste, agreements, compared)
+    agreements, compared = agreement_of_careless(some, care.careless)
+    num_drawn = some.num_annotators if some.num_annotators < choices.num_annotators else None
+    return Differences(care, taste, agreements, compared, num_drawn)
 
 
 def check_nesting(

@@ -13,6 +13,7 @@ from mixdpo_pyro.inference import diagnose_choices, fit, read_choices
 from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
 from mixdpo_pyro.inference.loo import leave_one_out
+from mixdpo_pyro.inference.robustness import checks
 from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
 from mixdpo_pyro.inference.robustness.differences import compare_differences
 from mixdpo_pyro.inference.robustness.distributions import (
@@ -198,6 +199,15 @@ def test_taste_for_length_is_found_and_not_taken_for_strength():
     assert found.taste_p_value < 1e-6 < 0.02 < found.strength_p_value
     assert found.sd[0] == pytest.approx(1.5, abs=0.4)
     assert compare_differences(result, {"length": length}).kind == "taste"
+
+
+def test_care_of_many_people_is_that_of_a_random_part(monkeypatch):
+    """A table for each of ten thousand would take more than a gigabyte."""
+    monkeypatch.setattr(checks, "_MAX_ANNOTATORS", 12)
+    margin, _ = tastes(1, 0.0, 0.4)
+    found = compare_differences(simple_fit(margin), {})
+    assert len(found.care.careless) == found.num_drawn == 12
+    assert "(Care is that of 12 annotators drawn at random.)" in found.sentence()
 
 
 def test_strength_is_found_beside_one_taste_for_all():
