@@ -224,7 +224,9 @@ def read_choices(
         ties: Model of ties: `"rao-kupper"` (a threshold) or `"davidson"`.
         pair: Ids of what was judged, the same for every annotator and either orientation; of a
             choice set, one id for all of its rows. Default: the two responses, where given.
-        response_a: Ids of one response of each row; with `response_b`, of the other one.
+        response_a: Ids of one response of each row; with `response_b`, of the other one. Where
+            they are given, what was judged in a choice set are all of its responses, and `pair`
+            may be a number of each row.
         response_b: See `response_a`.
 
     Returns:
@@ -233,7 +235,7 @@ def read_choices(
     Raises:
         ValueError: If there are no margins, a margin is not finite or too large beside the others,
             all are equal, an id is missing, the lengths differ, all choices are one annotator's,
-            ranks or outcomes are impossible, or a set has several annotators.
+            ranks or outcomes are impossible, or a set has several annotators, or several pairs.
         TypeError: If margins are not numbers, or ids neither text nor whole numbers.
 
     Example:
@@ -247,6 +249,8 @@ def read_choices(
     sets = None if choice_set is None else _ids_of_rows(choice_set, margin, "choice_set")
     outcomes, margin = read_outcomes(margin, sets, rank, outcome, ties)
     judged, responses = _read_judged(margin, pair, response_a, response_b)
+    if outcomes is not None and outcomes.are_sets and judged is not None:
+        judged = _number_sets(outcomes.choice, judged, responses)
     if annotator is None:
         return Choices(margin, outcomes=outcomes, pair=judged, responses=responses)
     ids = _ids_of_rows(annotator, margin, "annotator")
@@ -282,6 +286,27 @@ def _read_judged(
         return None, None
     unordered = np.sort(responses, axis=1)
     return np.unique(unordered, axis=0, return_inverse=True)[1].reshape(-1), responses
+
+
+def _number_sets(
+    choice: Int[np.ndarray, " rows"],
+    pair: Int[np.ndarray, " rows"],
+    responses: Int[np.ndarray, "rows 2"] | None,
+) -> Int[np.ndarray, " rows"]:
+    """Number of what each row's set was a choice among, whichever response was chosen."""
+    if responses is None:
+        first = np.unique(choice, return_index=True)[1][choice]
+        if (other := np.flatnonzero(pair != pair[first])).size:
+            raise ValueError(
+                f"Expected one pair id per choice set, got another one at index {other[0]}; "
+                "response_a and response_b say what a set is a choice among"
+            )
+        return pair
+    cells = np.unique(np.stack([np.repeat(choice, 2), responses.ravel()], axis=1), axis=0)
+    members = np.split(cells[:, 1], np.flatnonzero(np.diff(cells[:, 0])) + 1)
+    known: dict[bytes, int] = {}
+    number = [known.setdefault(each.tobytes(), len(known)) for each in members]
+    return np.array(number)[choice]
 
 
 def people_within(

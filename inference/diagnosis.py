@@ -45,6 +45,7 @@ from mixdpo_pyro.inference.robustness.differences import (
     known_error,
 )
 from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evidence
+from mixdpo_pyro.inference.robustness.taste import standardise
 from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
 from mixdpo_pyro.models import Family
 
@@ -175,6 +176,7 @@ def diagnose_choices(
         margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties,
         pair=pair, response_a=response_a, response_b=response_b,
     )  # fmt: skip
+    _check_columns(choices, attributes or {}, groups or {})
     median = anchor_strength(choices) if beta is None else beta
     shared = DiagnosisFits(choices, median, seed, num_samples)
     are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS
@@ -211,7 +213,9 @@ def diagnose_choices(
     margin_p_value = margin_evidence(choices)
     verdict = _judge(main, answer, checks, choices, margin_p_value)
     if verdict.value == "heterogeneous" and thorough:
-        wanted = dict(attributes or {}) | ({} if length is None else {"length": length})
+        wanted = dict(attributes or {})
+        if length is not None and np.isfinite(length).all() and np.any(length):
+            wanted["length"] = length
         found = compare_differences(result, wanted, known_error(checks[-1], result.choices))
         spread = check_distribution(main, fits, family)
         checks += [found.check(), spread]
@@ -230,6 +234,20 @@ def diagnose_choices(
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
     )
+
+
+def _check_columns(
+    choices: Choices, attributes: Mapping[str, np.ndarray], groups: Mapping[str, Any]
+) -> None:
+    """Refuse early what would end in an error after all fits."""
+    for name, value in (*attributes.items(), *groups.items()):
+        if len(value) != choices.num_pairs:
+            raise ValueError(
+                f"Expected one value of {name!r} per margin ({choices.num_pairs}), "
+                f"got {len(value)}"
+            )
+    for name, value in attributes.items():
+        standardise(name, value)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What annotators did where choices are not plain pairs: sets, rankings, ties and grades."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -25,6 +24,7 @@ __all__ = [
     "Outcomes",
     "Ties",
     "describe_observation",
+    "name_grades",
     "name_parameters",
     "prior_parameters",
     "read_outcomes",
@@ -188,10 +188,9 @@ class Outcomes:
             size, number = np.unique(self.sizes, return_counts=True)
             names = [f"among {each} responses" for each in size]
         else:
-            last = len(self.observation.support()) - 1
-            number = np.bincount(self.code, minlength=last + 1)
-            steps = [(2 * k - last) / 2 for k in range(last + 1)]
-            names = ["loss", "tie", "win"] if last == 2 else [_grade_name(step) for step in steps]
+            grades = len(self.observation.support())
+            number = np.bincount(self.code, minlength=grades)
+            names = ["loss", "tie", "win"] if grades == 3 else name_grades(grades)
         return dict(zip(names, number.tolist(), strict=True))
 
     def describe(self) -> str:
@@ -285,9 +284,18 @@ def prior_parameters(
     return name_parameters(outcomes.observation, draws)
 
 
-def _grade_name(step: float) -> str:
-    """A grade by its place from the middle; without a middle grade places lie half way."""
-    return "tie" if step == 0 else f"grade {math.ceil(abs(step)) * (1 if step > 0 else -1):+d}"
+def name_grades(number: int) -> list[str]:
+    """Names of so many grades, the strongest for the second response first.
+
+    Example:
+        >>> name_grades(5)
+        ['grade -2', 'grade -1', 'tie', 'grade +1', 'grade +2']
+        >>> name_grades(2)
+        ['grade -1', 'grade +1']
+    """
+    half, has_middle = number // 2, number % 2 == 1
+    steps = [k - half + (0 if has_middle else int(k >= half)) for k in range(number)]
+    return ["tie" if step == 0 else f"grade {step:+d}" for step in steps]
 
 
 # Sets

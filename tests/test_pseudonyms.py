@@ -89,6 +89,15 @@ def test_named_columns_are_hashed_and_no_other(salt):
         pairs(x=[[1], [2], [3]]).pseudonymised(salt, "x")
 
 
+def test_no_other_column_keeps_the_ids_beside_their_pseudonyms(salt):
+    """Readers keep the ids of their source under its name for them."""
+    data = pairs(user_id=[7, 8, 7], worker=["7", "8", "7"], grade=[7, 8, 7], age=[7, 8, 8])
+    found = data.pseudonymised(salt).pairs
+    assert found["user_id"][:] == found["worker"][:] == found["annotator"][:]
+    assert found["annotator"][0] == Pseudonyms(SALT).of("7")
+    assert (found["grade"][:], found["age"][:]) == ([7, 8, 7], [7, 8, 8])
+
+
 def test_doctor_names_pseudonyms(tmp_path, salt):
     rows = [
         {"prompt": f"p{k}", "chosen": f"yes {k}", "rejected": "no", "annotator": f"ann{k % 2}"}

@@ -15,7 +15,7 @@ from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.inference.verdict import boundary_p_value
 from mixdpo_pyro.models import Family
 
-__all__ = ["Care", "compare_care"]
+__all__ = ["Care", "agreement_of_careless", "compare_care"]
 
 _RATES = np.array(
     [0, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.32, 0.43, 0.56, 0.7, 0.85, 0.999]
@@ -163,7 +163,8 @@ def agreement_of_careless(
     assert choices.annotator is not None
     if choices.pair is None or choices.outcomes is not None:
         return 0, 0
-    rows = np.flatnonzero((careless > 0.5)[choices.annotator])
+    # At margin zero nothing says which response was chosen.
+    rows = np.flatnonzero((careless > 0.5)[choices.annotator] & (choices.margin != 0))
     order = rows[np.lexsort((choices.annotator[rows], choices.pair[rows]))]
     pair, person = choices.pair[order], choices.annotator[order]
     is_two = (pair[1:] == pair[:-1]) & (person[1:] != person[:-1])

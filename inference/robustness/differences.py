@@ -69,7 +69,7 @@ class Differences:
 
     Attributes:
         care: Strength and care.
-        taste: Strength and taste, where attributes are given.
+        taste: Strength and taste, of pairs whose attributes are given.
         num_agreements: How often people who seem careless agreed with each other on a pair.
         num_compared: Of how many pairs.
         num_drawn: Annotators whose care was looked at, where they are a random part of all.
@@ -121,7 +121,7 @@ class Differences:
                 f"{self.num_compared:,} pairs"
             )
         if self.taste is None:
-            parts.append("no attributes were given, so that tastes were not looked at")
+            parts.append("tastes were not looked at, which needs pairs and attributes of them")
         else:
             taste = self.taste
             spreads = ", ".join(
@@ -165,7 +165,7 @@ def compare_differences(
             people cap their agreement as lapses do.
 
     Raises:
-        ValueError: If an attribute is constant, or not finite; the message names it.
+        ValueError: If an attribute is 0 everywhere, or not finite; the message names it.
     """
     choices, mean = result.choices, result.maximum.mean
     some = some_people(choices)  # a lattice of rates, means and cv for each takes memory
@@ -246,7 +246,7 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
         sentence = "This needs repeated choices of annotators."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     groups = fit_two_groups(fits[family])
-    smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits}
+    smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits} or {family: fits[family]}
     elpd = {n: information_criterion(each, groups.annotators) for n, each in smooth.items()}
     best = max(*elpd.values(), groups.elpd)
     intervals = [fits[n].posterior.interval("cv") for n in smooth if elpd[n] > best - _AS_WELL]

@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from mixdpo_pyro.inference.choices import Choices, people_within, select_annotators
 from mixdpo_pyro.inference.verdict import boundary_p_value
 
-__all__ = ["Taste", "compare_taste"]
+__all__ = ["Taste", "compare_taste", "standardise"]
 
 _NUM_DRAWS = 512
 """Quasi-random draws of every person's strength and taste, the same for all."""
@@ -67,9 +67,9 @@ def compare_taste(
         mean: The best mean strength without tastes; a start.
 
     Raises:
-        ValueError: If an attribute is constant, or not finite; the message names it.
+        ValueError: If an attribute is 0 everywhere, or not finite; the message names it.
     """
-    columns = np.stack([_standardised(name, value) for name, value in attributes.items()], 1)
+    columns = np.stack([standardise(name, value) for name, value in attributes.items()], 1)
     kept = people_within(choices, _MAX_CHOICES, np.random.default_rng(17))
     if kept is not None:
         assert choices.annotator is not None
@@ -90,8 +90,16 @@ def compare_taste(
     )
 
 
-def _standardised(name: str, value: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    """The attribute in units of its root mean square, so that zero stays zero."""
+def standardise(name: str, value: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
+    """An attribute in units of its root mean square, so that zero stays zero.
+
+    Args:
+        name: Its name, for the message.
+        value: Differences, chosen minus rejected.
+
+    Raises:
+        ValueError: If all are 0, or one is not finite.
+    """
     size = float(np.sqrt(np.mean(np.square(value, dtype=np.float64))))
     if not 0 < size < np.inf:
         raise ValueError(f"Expected finite values that are not all 0 as attribute {name!r}")

@@ -88,6 +88,9 @@ class PreferenceData:
     def pseudonymised(self, salt: str | None, *columns: str) -> "PreferenceData":
         """The pairs with pseudonyms of their annotators, see :mod:`mixdpo_pyro.io.pseudonyms`.
 
+        Columns that repeat the annotators' ids, as readers keep those of their source, are hashed
+        too: beside the pseudonyms they would say who is who.
+
         Args:
             salt: A salt file; None leaves all as it is.
             columns: Further columns with people or groups; their empty cells stay empty.
@@ -98,7 +101,8 @@ class PreferenceData:
         if salt is None:
             return self
         pseudonyms, pairs = Pseudonyms.from_file(salt), self.pairs
-        for name in dict.fromkeys((self.annotator_column, *columns)):
+        repeated = _columns_like(pairs, self.annotator_column) if self.annotator_column else []
+        for name in dict.fromkeys((self.annotator_column, *repeated, *columns)):
             if name is None:
                 continue
             if name not in pairs.column_names:
@@ -144,6 +148,25 @@ class TextRule(NamedTuple):
 
 def _error_of_cell(source: str, column: str, _: int, expected: str) -> DataError:
     return DataError(f"{source}: column '{column}': expected {expected}")
+
+
+def _columns_like(pairs: "Dataset", column: str) -> list[str]:
+    """Other columns that hold the same ids, as text or as numbers, in every row."""
+
+    def as_text(name: str) -> pa.ChunkedArray | None:
+        kind = table[name].type
+        is_id = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_id |= pa.types.is_integer(kind)
+        return table[name].cast(pa.large_string()) if is_id else None
+
+    others = (*TEXT_COLUMNS, ROW_COLUMN, RANK, OUTCOME, GRADE)
+    names = [name for name in pairs.column_names if name not in others]
+    table = pairs.select_columns(names).with_format("arrow")[:]
+    ids = as_text(column)
+    if ids is None:
+        return []
+    found = ((name, as_text(name)) for name in names if name != column)
+    return [name for name, texts in found if texts is not None and texts.equals(ids)]
 
 
 def check_preferences(

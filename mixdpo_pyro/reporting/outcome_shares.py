@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from mixdpo_pyro.inference.choices import Choices, random_subset, select_choices
+from mixdpo_pyro.inference.outcomes import name_grades
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import replicate_outcomes
 
@@ -65,9 +66,7 @@ def name_outcomes(choices: Choices) -> list[str]:
     number = len(outcomes.observation.support())
     if number == 3:
         return ["worse response preferred", "tie", "better response preferred"]
-    half, has_middle = number // 2, number % 2 == 1
-    steps = [k - half + (0 if has_middle else int(k >= half)) for k in range(number)]
-    return ["tie" if step == 0 else f"grade {step:+d}" for step in steps]
+    return name_grades(number)
 
 
 def sizes_of_choices(choices: Choices) -> Float[np.ndarray, " choices"]:

@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from scenarios import TRAINING, TRAINING_MARKS, best_of_four, small_world, take, train_dpo
 
+from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.models import mixed_logit_log_prob
 from mixdpo_pyro.models.observation import BestOf, Davidson, Lapse, Ranking, RaoKupper
@@ -16,6 +17,8 @@ from mixdpo_pyro.training.batches.choices import (
     CHOICE_INDEX,
     ChoiceKind,
     ChoiceReader,
+    check_one_annotator,
+    number_shared_pairs,
 )
 from mixdpo_pyro.training.batches.columns import ChoiceColumns
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -530,6 +533,21 @@ def test_people_who_chose_among_the_same_responses_stand_together(tmp_path, poli
         assert len(batch["input_ids"].unique(dim=0)) == 4
     loss, _ = loss_and_slopes(trainer, batch)
     assert loss == pytest.approx(math.log(4), abs=1e-5)
+
+
+def test_where_the_prompt_ends_tells_responses_apart():
+    """One sequence of tokens, cut into prompt and response at two places, is two responses."""
+    data = Dataset.from_dict(
+        {"prompt_ids": [[1], [1, 2], [1]], "chosen_ids": [[2, 3], [3], [4]],
+         "rejected_ids": [[4], [4], [2, 3]]}
+    )  # fmt: skip
+    assert number_shared_pairs(data).tolist() == [0, 1, 0]
+
+
+def test_rows_of_several_annotators_are_numbered_as_in_the_source():
+    data = Dataset.from_dict({ROW_COLUMN: [7, 8, 11], CHOICE_INDEX: [0, 1, 1], "who": [0, 0, 1]})
+    with pytest.raises(DataError, match=r"rows 8 and 11 of one choice set .* 'name'"):
+        check_one_annotator(data, "who", "name")
 
 
 def test_people_share_their_strength_with_what_stands_in_the_same_batch(tmp_path, policy_folder):

@@ -1,9 +1,9 @@
 """What was done, read from columns of a dataset: choice sets, rankings, ties and grades."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -18,11 +18,10 @@ from mixdpo_pyro.data.choice_kinds import (
     read_choice_values,
     signs_of_choices,
 )
-from mixdpo_pyro.data.problems import shorten
-from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.outcomes import read_outcomes
 from mixdpo_pyro.training.batches.columns import ChoiceColumns
+from mixdpo_pyro.training.batches.numbering import source_rows, values_of
 
 __all__ = [
     "CHOICE_CODE", "CHOICE_INDEX", "ChoiceKind", "ChoiceReader", "check_one_annotator",
@@ -90,7 +89,7 @@ class ChoiceReader:
             assert sets is not None
             return self._read_sets(dataset, sets), {}
         if sets is not None:
-            _refuse_larger_sets(sets, columns)
+            _refuse_larger_sets(sets, columns, source_rows(dataset))
         return self._read_judgements(dataset, name)
 
     def settle(self, dataset: Dataset) -> Dataset:
@@ -139,7 +138,7 @@ class ChoiceReader:
         has_ties, top = bool(self.kind.num_outcomes % 2), self.kind.num_outcomes // 2
         beyond = np.flatnonzero(np.abs(grade) > top)
         if beyond.size:
-            error = _values(dataset, column, option)[1]
+            _, error = values_of(dataset, column, option)
             raise error(int(beyond[0]), f"at most {top} in size, as in the training data")
         dropped = {}
         if not has_ties and (ties := int((grade == 0).sum())):
@@ -156,7 +155,7 @@ class ChoiceReader:
         seen: dict[int, tuple[int, bytes]] = {}
         pairs = zip(dataset["prompt_ids"], dataset["chosen_ids"], strict=True)
         for row, (number, (prompt, chosen)) in enumerate(zip(choice, pairs, strict=True)):
-            digest = _digest(prompt + chosen)
+            digest = _digest(prompt, chosen)
             first, other = seen.setdefault(number, (row, digest))
             if digest == other:
                 continue
@@ -164,7 +163,7 @@ class ChoiceReader:
             shared = min(map(len, ids))
             what = "chosen responses" if ids[0][:shared] == ids[1][:shared] else "prompts"
             column = str(self.columns.choice_set)
-            rows = [dataset[k].get(ROW_COLUMN, k) for k in (first, row)]
+            rows = [source_rows(dataset)[k] for k in (first, row)]
             raise DataError(
                 f"choice_set_column: rows {rows[0]} and {rows[1]} have different {what} in one "
                 f"set, {dataset[row][column]!r} in column '{column}'; the rows of a set are its "
@@ -218,10 +217,10 @@ def check_one_annotator(dataset: Dataset, annotator_index: str, column: str) -> 
     first = np.unique(choice, return_index=True)[1][choice]
     wrong = np.flatnonzero(annotator != annotator[first])
     if wrong.size:
-        row = int(wrong[0])
+        row, rows = int(wrong[0]), source_rows(dataset)
         raise DataError(
-            f"annotator_column: rows {first[row]} and {row} of one choice set have different "
-            f"annotators in column '{column}'; a choice is one person's"
+            f"annotator_column: rows {rows[first[row]]} and {rows[row]} of one choice set have "
+            f"different annotators in column '{column}'; a choice is one person's"
         )
 
 
@@ -237,17 +236,15 @@ def number_shared_pairs(dataset: Dataset) -> Int[np.ndarray, " rows"]:
     for number, prompt, *pair in zip(
         choice, dataset["prompt_ids"], dataset["chosen_ids"], dataset["rejected_ids"], strict=True
     ):
-        responses.setdefault(number, set()).update(_digest(prompt + each) for each in pair)
+        responses.setdefault(number, set()).update(_digest(prompt, each) for each in pair)
     known: dict[frozenset[bytes], int] = {}
     pair_of = {k: known.setdefault(frozenset(v), len(known)) for k, v in responses.items()}
     return np.array([pair_of[number] for number in choice], dtype=np.int64)
 
 
-def _digest(tokens: list[int]) -> bytes:
-    return hashlib.blake2b(np.array(tokens).tobytes(), digest_size=16).digest()
-
-
-_Error: TypeAlias = Callable[[int, str], DataError]
+def _digest(prompt: list[int], response: list[int]) -> bytes:
+    tokens = np.array([len(prompt), *prompt, *response], dtype=np.int64)
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
 
 
 def _named(columns: ChoiceColumns) -> dict[str, str]:
@@ -258,22 +255,8 @@ def _named(columns: ChoiceColumns) -> dict[str, str]:
     return {option: column for option, column in names.items() if column is not None}
 
 
-def _values(dataset: Dataset, column: str, option: str) -> tuple[list[Any], _Error]:
-    """The values of a column, and the error about one of them."""
-    values = dataset[column][:]
-    rows = dataset[ROW_COLUMN][:] if ROW_COLUMN in dataset.column_names else range(len(values))
-
-    def error(row: int, expected: str) -> DataError:
-        is_missing = values[row] is None or values[row] == ""
-        got = "no value" if is_missing else shorten(values[row])
-        place = f"{option}: row {rows[row]} has {got} in column '{column}'"
-        return DataError(f"{place}, expected {expected}")
-
-    return values, error
-
-
 def _read(kind: str, dataset: Dataset, column: str, option: str) -> np.ndarray:
-    return read_choice_values(kind, *_values(dataset, column, option))
+    return read_choice_values(kind, *values_of(dataset, column, option))
 
 
 def _kind_of(grade: Int[np.ndarray, " rows"], columns: ChoiceColumns, name: str) -> ChoiceKind:
@@ -289,13 +272,14 @@ def _kind_of(grade: Int[np.ndarray, " rows"], columns: ChoiceColumns, name: str)
     return ChoiceKind("grades", 2 * top + has_ties)
 
 
-def _refuse_larger_sets(sets: np.ndarray, columns: ChoiceColumns) -> None:
+def _refuse_larger_sets(sets: np.ndarray, columns: ChoiceColumns, rows: Sequence[int]) -> None:
     _, first, number = np.unique(sets.astype(str), return_index=True, return_inverse=True)
     again = np.flatnonzero(first[number] != np.arange(len(sets)))
     if again.size:
         row = int(again[0])
         raise DataError(
-            f"choice_set_column: rows {first[number[row]]} and {row} are one set in column "
-            f"'{columns.choice_set}', but column '{columns.judgement}' judges pairs; ties and "
-            "grades within larger sets have no likelihood here: give their order as rank_column"
+            f"choice_set_column: rows {rows[first[number[row]]]} and {rows[row]} are one set in "
+            f"column '{columns.choice_set}', but column '{columns.judgement}' judges pairs; ties "
+            "and grades within larger sets have no likelihood here: give their order as "
+            "rank_column"
         )

@@ -48,11 +48,7 @@ class _Rows:
         self._place = None
         if args or not {"input_ids", "attention_mask"} <= kwargs.keys():
             return None
-        names = (
-            "input_ids",
-            "attention_mask",
-            "labels",
-        )  # trl before its fused head has no labels
+        names = ("input_ids", "attention_mask", "labels")  # older trl hands on no labels
         seen = torch.cat([kwargs[name] for name in names if name in kwargs], 1)
         distinct, place = seen.unique(dim=0, return_inverse=True)
         number = len(seen)

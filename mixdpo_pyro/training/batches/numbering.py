@@ -1,18 +1,20 @@
 """Numbers for the ids of annotators and the labels of groups, which a batch can hold."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
 from mixdpo_pyro.data.problems import shorten
-from mixdpo_pyro.data.validation import id_rule, label_rule
+from mixdpo_pyro.data.validation import ROW_COLUMN, id_rule, label_rule
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import number_ids
 
-__all__ = ["ANNOTATOR_INDEX", "GROUP_INDEX", "number_stream", "number_values"]
+__all__ = [
+    "ANNOTATOR_INDEX", "GROUP_INDEX", "number_stream", "number_values", "source_rows", "values_of",
+]  # fmt: skip
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
 """Column with the number of the annotator, counted from 0 in the order of `number_ids`."""
@@ -51,17 +53,37 @@ def number_values(
             f"{', '.join(dataset.column_names)}"
         )
     rule = id_rule() if index_column == ANNOTATOR_INDEX else label_rule()
-    values = dataset[column][:]
-
-    def error(row: int, expected: str) -> DataError:
-        got = "no value" if values[row] is None else shorten(values[row])
-        place = f"{option}: row {row} has {got} in column '{column}'"
-        return DataError(f"{place}, expected {expected}")
-
-    labels, index = number_ids(rule.read(values, error))
+    labels, index = number_ids(rule.read(*values_of(dataset, column, option)))
     number = {label: k for k, label in enumerate(dict.fromkeys([*known, *labels]))}
     place = np.array([number[label] for label in labels])
     return dataset.add_column(index_column, place[index]), list(number)
+
+
+def values_of(
+    dataset: Dataset, column: str, option: str
+) -> tuple[list[Any], Callable[[int, str], DataError]]:
+    """The values of a column, and what makes the error about one of them.
+
+    Args:
+        dataset: The dataset.
+        column: The column.
+        option: The option that named it, for messages.
+    """
+    values, rows = dataset[column][:], source_rows(dataset)
+
+    def error(row: int, expected: str) -> DataError:
+        is_missing = values[row] is None or values[row] == ""
+        got = "no value" if is_missing else shorten(values[row])
+        place = f"{option}: row {rows[row]} has {got} in column '{column}'"
+        return DataError(f"{place}, expected {expected}")
+
+    return values, error
+
+
+def source_rows(dataset: Dataset) -> Sequence[int]:
+    """Number of each row in the file it came from, where that is known; else here."""
+    known = ROW_COLUMN in dataset.column_names
+    return dataset[ROW_COLUMN][:] if known else range(len(dataset))
 
 
 def number_stream(

@@ -9,7 +9,14 @@ from scipy.integrate import quad
 from scipy.special import expit, ndtr
 from scipy.stats import binom, norm
 
-from mixdpo_pyro.inference import diagnose_choices, fit, read_choices
+from mixdpo_pyro.inference import (
+    Design,
+    diagnose_choices,
+    diagnosis,
+    fit,
+    read_choices,
+    simulate_choices,
+)
 from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
 from mixdpo_pyro.inference.loo import leave_one_out
@@ -160,6 +167,8 @@ def test_careless_people_agree_by_chance_and_opposed_people_do_not():
     assert agreement_of_careless(choices, everyone) == (2, 3)
     assert agreement_of_careless(choices, np.array([1.0, 0.0, 1.0])) == (1, 1)
     assert agreement_of_careless(choices, np.zeros(3)) == (0, 0)
+    unknown = read_choices([1.0, 1.0, 0.0, 0.0], [1, 2, 1, 2], pair=["a", "a", "b", "b"])
+    assert agreement_of_careless(unknown, np.ones(2)) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["care", "undetermined"])
@@ -341,3 +350,59 @@ def test_ids_of_pairs_and_responses_are_checked():
         read_choices(margin, response_a=["x", "y", "x"])
     with pytest.raises(ValueError, match="one pair id per margin"):
         read_choices(margin, pair=["x"])
+
+
+def test_a_set_is_the_same_whichever_response_was_chosen():
+    """Three people choose A, B and C of one set; the fourth chooses A among A, B and D."""
+    rows = ["AB", "AC", "BA", "BC", "CA", "CB", "AB", "AD"]
+    done = {"annotator": np.arange(8) // 2, "choice_set": np.arange(8) // 2}
+    a, b = zip(*rows, strict=True)
+    pair = ["".join(sorted(row)) for row in rows]  # as a table of margins says it, row by row
+    for judged in ({}, {"pair": pair}):
+        choices = read_choices(np.arange(8.0), **done, response_a=a, response_b=b, **judged)
+        assert choices.by_choice(choices.pair).tolist() == [0, 0, 0, 1]
+    assert examine_nesting(choices).share_shared == 0.75
+    with pytest.raises(ValueError, match="one pair id per choice set, got another one at index 1"):
+        read_choices(np.arange(8.0), **done, pair=pair)
+    own = read_choices(np.arange(8.0), **done, pair=np.repeat([5, 3], [6, 2]))
+    assert own.by_choice(own.pair).tolist() == [1, 1, 1, 0]
+
+
+# What a diagnosis does with odd columns
+
+
+@pytest.fixture(scope="module")
+def world():
+    margin, annotator, _ = simulate_choices(
+        0.1, 0.8, "gamma", Design(60, 20), np.random.default_rng(0)
+    )
+    return read_choices(margin, annotator)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"attributes": {"tone": np.zeros(1200)}}, "attribute 'tone'"),
+        ({"attributes": {"tone": np.ones(3)}}, "one value of 'tone' per margin .1200., got 3"),
+        ({"groups": {"topic": ["x"]}}, "one value of 'topic' per margin .1200., got 1"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_refused_before_any_fit(
+    world, columns, message, monkeypatch
+):
+    monkeypatch.setattr(diagnosis, "anchor_strength", None)  # the first step
+    with pytest.raises(ValueError, match=message):
+        diagnose_choices(world, **columns)
+
+
+def test_odd_columns_and_families_do_not_end_a_diagnosis(world):
+    """Responses of equal length have no taste for length; the normal family stands alone."""
+    found = diagnose_choices(
+        world, length=np.zeros(1200), family="normal", families=("normal",),
+        num_samples=200, num_permutations=99,
+    )  # fmt: skip
+    assert found.verdict.value == "heterogeneous"
+    (care_and_taste,) = (c for c in found.checks if c.name == "care and taste")
+    assert "tastes were not looked at" in care_and_taste.sentence
+    low, high = found.verdict.cv_interval
+    assert low < 0.8 < high
