@@ -24,6 +24,7 @@ __all__ = [
     "id_text",
     "margin_array",
     "number_ids",
+    "number_labels",
     "orient_at_random",
     "people_within",
     "random_subset",
@@ -277,11 +278,10 @@ def _read_judged(
             _ids_of_rows(ids, margin, name)
             for name, ids in (("response_a", response_a), ("response_b", response_b))
         ]
-        number = np.unique(np.concatenate(columns).astype(str), return_inverse=True)[1]
+        number = number_labels(np.concatenate(columns))
         responses = number.reshape(2, -1).T
     if pair is not None:
-        ids = _ids_of_rows(pair, margin, "pair").astype(str)
-        return np.unique(ids, return_inverse=True)[1], responses
+        return number_labels(_ids_of_rows(pair, margin, "pair")), responses
     if responses is None:
         return None, None
     unordered = np.sort(responses, axis=1)
@@ -447,6 +447,11 @@ def number_ids(ids: Iterable[str]) -> tuple[tuple[str, ...], Int[np.ndarray, " p
     labels = tuple(sorted(set(texts), key=_natural_order))
     number = {label: k for k, label in enumerate(labels)}
     return labels, np.array([number[text] for text in texts], dtype=np.int64)
+
+
+def number_labels(labels: Any) -> Int[np.ndarray, " rows"]:
+    """Number of each row's label, of any kind, by its text; None and NaN are labels too."""
+    return np.unique(np.asarray(labels).astype(str), return_inverse=True)[1]
 
 
 def _natural_order(text: str) -> tuple[bool, int, str]:

@@ -176,7 +176,8 @@ def diagnose_choices(
         margin, annotator, choice_set=choice_set, rank=rank, outcome=outcome, ties=ties,
         pair=pair, response_a=response_a, response_b=response_b,
     )  # fmt: skip
-    _check_columns(choices, attributes or {}, groups or {})
+    strata = {} if stratum is None else {"stratum": stratum}
+    _check_columns(choices, attributes or {}, {**(groups or {}), **strata})
     median = anchor_strength(choices) if beta is None else beta
     shared = DiagnosisFits(choices, median, seed, num_samples)
     are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS

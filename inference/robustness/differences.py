@@ -213,7 +213,7 @@ def check_nesting(
         )
         return RobustnessCheck(name, sentence, evidence_status(main, True), numbers=numbers)
     p_values = {
-        group: permute_annotators(choices, _codes(groups[group]), num_permutations, seed).p_value
+        group: permute_annotators(choices, groups[group], num_permutations, seed).p_value
         for group in nesting.groups
     }
     if p_values and max(p_values.values()) >= _STRENGTH_LEVEL:
@@ -233,10 +233,6 @@ def check_nesting(
     else:
         sentence = f"Few pairs were judged by several people; {_TO_TELL}."
     return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
-
-
-def _codes(group: np.ndarray) -> np.ndarray:
-    return np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
 
 
 def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> RobustnessCheck:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.choices import Choices, number_labels
 
 __all__ = ["Nesting", "examine_nesting"]
 
@@ -42,14 +43,12 @@ class Nesting:
         )
 
 
-def examine_nesting(
-    choices: Choices, groups: Mapping[str, Int[np.ndarray, " pairs"]] | None = None
-) -> Nesting:
+def examine_nesting(choices: Choices, groups: Mapping[str, Any] | None = None) -> Nesting:
     """Read off the ids who judged what.
 
     Args:
         choices: Data with annotator ids.
-        groups: Name -> group of each row.
+        groups: Name -> label of each row's group.
     """
     assert choices.annotator is not None
     person = choices.by_choice(choices.annotator)
@@ -58,7 +57,8 @@ def examine_nesting(
         item = choices.by_choice(choices.pair)
         is_again, is_shared = _met(item[:, None], person)
         shared, recurring, by_others = float(is_shared.mean()), is_again.mean(), is_shared.mean()
-    if choices.responses is not None and choices.outcomes is None:
+    are_sets = choices.outcomes is not None and choices.outcomes.are_sets
+    if choices.responses is not None and not are_sets:
         is_again, is_shared = _met(choices.responses, person)
         recurring, by_others = is_again.mean(), is_shared.mean()
     nested = tuple(name for name, group in (groups or {}).items() if _holds_people(choices, group))
@@ -77,10 +77,10 @@ def _met(
     return np.any(own > 1, axis=1), np.any(total > own, axis=1)
 
 
-def _holds_people(choices: Choices, group: np.ndarray) -> bool:
+def _holds_people(choices: Choices, group: Any) -> bool:
     """Whether every person is in one level of a group, of at least two, with others."""
     assert choices.annotator is not None
-    level = np.unique(np.asarray(group).astype(str), return_inverse=True)[1]
+    level = number_labels(group)
     num_levels = int(level.max()) + 1
     num_cells = len(np.unique(choices.annotator * num_levels + level))
     return 2 <= num_levels < choices.num_annotators == num_cells

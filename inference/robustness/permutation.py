@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from scipy.special import expit
 from mixdpo_pyro.inference.choices import (
     Choices,
     agreement,
+    number_labels,
     people_within,
     select_annotators,
     select_choices,
@@ -68,7 +70,7 @@ class PermutationTest:
 
 def permute_annotators(
     choices: Choices,
-    stratum: Int[np.ndarray, " pairs"] | None = None,
+    stratum: Any = None,
     num_permutations: int = 999,
     seed: int = 0,
 ) -> PermutationTest:
@@ -97,7 +99,7 @@ def permute_annotators(
 
     Args:
         choices: Data with annotator ids.
-        stratum: Index per pair; agreement is permuted within strata, such as topics.
+        stratum: Label per pair; agreement is permuted within strata, such as topics.
         num_permutations: Number of permutations.
         seed: Seed of the permutations.
 
@@ -112,6 +114,7 @@ def permute_annotators(
     if num_permutations < 19:
         raise ValueError(f"Expected num_permutations >= 19, got {num_permutations}")
     rng = np.random.default_rng((seed, 11))
+    stratum = None if stratum is None else number_labels(stratum)
     choices, stratum = _limit(choices, stratum, rng)
     assert choices.annotator is not None
     annotator = choices.by_choice(choices.annotator)

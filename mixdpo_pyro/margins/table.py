@@ -229,10 +229,10 @@ class _Columns:
             raise self.fail(int(bad[0]), name, "a finite number", bad.size)
         return values
 
-    def texts(self, name: str, rule: TextRule) -> np.ndarray:
+    def texts(self, name: str, rule: TextRule, hint: str = "") -> np.ndarray:
         """The column as text, one object a row, by the rule for ids or that for labels."""
         values = _to_list(self.table.column(name))
-        return rule.read(values, lambda index, expected: self.fail(index, name, expected))
+        return rule.read(values, lambda index, words: self.fail(index, name, words + hint))
 
     def choices(self, kind: str, name: str | None = None) -> np.ndarray:
         """What was done, from the column of that kind, or that of another name."""
@@ -265,7 +265,7 @@ def _what_was_judged(columns: _Columns) -> dict[str, np.ndarray]:
     names = [name for name in _JUDGED if name in columns.table.all_names]
     if len({"response_a", "response_b"} & set(names)) == 1:
         names = [name for name in names if name == "pair"]
-    return {name: columns.texts(name, label_rule()) for name in names}
+    return {name: columns.texts(name, label_rule(), OTHER_MEANING) for name in names}
 
 
 def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:

@@ -228,6 +228,13 @@ ALIKE = {
 }
 
 
+def test_texts_in_columns_of_what_was_judged_get_a_hint(tmp_path):
+    texts = ["long " * 300] * len(MARGINS)
+    path = write(tmp_path, "m.csv", {"margin": MARGINS, "response_a": texts, "response_b": texts})
+    with pytest.raises(DataError, match=r"'response_a', expected a label .* needs another name"):
+        read_margins(path)
+
+
 @pytest.mark.parametrize(
     ("annotators", "num_alike"),
     [(None, 3), ("aabccc", 2), ("aabbcc", 2), ("abcabc", 0)],

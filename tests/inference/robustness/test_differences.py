@@ -299,6 +299,11 @@ def test_nesting_is_read_off_the_ids():
     assert not found.is_nested and found.share_shared == 1.0
     once = read_choices(margin, person, pair=np.arange(8))
     assert not examine_nesting(once).is_nested and examine_nesting(once).share_shared == 0.0
+    judged = read_choices(
+        margin, person, outcome=["win", "tie"] * 4,
+        response_a=list("aabbeeff"), response_b=list("bccdfggh"),
+    )  # fmt: skip
+    assert examine_nesting(judged) == examine_nesting(own)
 
 
 def test_people_are_nested_in_groups_that_hold_several_of_them():
@@ -338,6 +343,19 @@ def test_strata_that_determine_the_person_carry_no_test():
     choices = read_choices(oriented(choice, x, x)[0], PERSON)
     test = permute_annotators(choices, stratum=np.arange(len(PERSON)) // 10)
     assert test.share_compared == 0 and test.p_value == 1
+
+
+def test_strata_may_have_any_labels():
+    _, delta, strata, choice = streams(9)
+    x = delta.normal(0, 2, len(PERSON))
+    choices = read_choices(oriented(choice, x, x)[0], PERSON)
+    number = strata.integers(3, size=len(PERSON))
+    labels = np.array([None, "a", "b"], dtype=object)[number]
+    found, expected = (
+        permute_annotators(choices, stratum=each, num_permutations=19)
+        for each in (labels, np.array([0, 1, 2])[number])
+    )
+    assert found == expected
 
 
 def test_ids_of_pairs_and_responses_are_checked():
