@@ -455,10 +455,12 @@ class MixDPOTrainer(DPOTrainer):
         beta = self.strength.objective.location()["mean"].item()
         right = torch.where(better.isnan(), better, (better > 0).float())
         for name, value in {"accuracies": right, "margins": beta * better}.items():
-            metrics[f"rewards/{name}"].pop()
-            mean = value.nanmean().item()
-            if not math.isnan(mean):  # a batch of ties
-                metrics[f"rewards/{name}"].append(mean)
+            key, mean = f"rewards/{name}", value.nanmean().item()
+            metrics[key].pop()
+            if not math.isnan(mean):
+                metrics[key].append(mean)
+            elif not metrics[key]:  # ties alone since the last log, which averages what is there
+                del metrics[key]
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Reference log-probabilities of a batch; the model does not see the columns kept."""

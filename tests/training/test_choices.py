@@ -209,6 +209,18 @@ def test_thresholds_are_learned_logged_saved_and_resumed(tmp_path, policy_folder
     assert f"judgements of pairs in 5 grades; `cut_point_1` {found['cut_point_1']:.3g}" in card
 
 
+def test_a_step_of_ties_alone_is_logged_without_an_accuracy(tmp_path, policy_folder):
+    """Batches of one row, logged each: a tie says of neither response that it is better."""
+    said = ["tie", "win", "tie", "loss"]
+    trainer = trainer_on(
+        tmp_path, policy_folder, judged(said, "said"), outcome_column="said", max_steps=4,
+        per_device_train_batch_size=1, gradient_accumulation_steps=1, logging_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    logged = ["rewards/accuracies" in entry for entry in trainer.state.log_history[:4]]
+    assert sorted(logged) == [False, False, True, True]
+
+
 def test_dropped_ties_leave_pairs_with_their_winner_first(tmp_path, policy_folder):
     """Plain DPO of the pairs turned round where the second response won."""
     outcome = ["win", "tie", "loss", "win", "loss", "tie", "win", "win"]
