@@ -217,7 +217,7 @@ def diagnose_choices(
         wanted = dict(attributes or {})
         if length is not None and np.isfinite(length).all() and np.any(length):
             wanted["length"] = length
-        found = compare_differences(result, wanted, known_error(checks[-1], result.choices))
+        found = compare_differences(result, wanted, known_error(checks, result.choices))
         spread = check_distribution(main, fits, family)
         checks += [found.check(), spread]
         verdict = _with_kind(verdict, found, spread.cv_interval)

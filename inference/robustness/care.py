@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.interpolate import RectBivariateSpline
-from scipy.special import betainc, logsumexp
-from scipy.stats import chi2
+from scipy.special import betainc, chdtrc, logsumexp
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.likelihood.panels import tabulate
@@ -77,7 +76,7 @@ def compare_care(choices: Choices, family: Family, mean: float) -> Care:
     both, alike, no_lapses = lattice.best(), lattice.best(equal=True), lattice.best(lapses=False)
     return Care(
         strength_p_value=boundary_p_value(2 * max(0.0, both - alike)),
-        care_p_value=float(chi2(2).sf(2 * max(0.0, both - no_lapses))),
+        care_p_value=float(chdtrc(2, 2 * max(0.0, both - no_lapses))),
         advantage=alike - no_lapses,
         mean_rate=lattice.mean_rate,
         careless=lattice.careless,
@@ -166,6 +165,10 @@ def agreement_of_careless(
     # At margin zero nothing says which response was chosen.
     rows = np.flatnonzero((careless > 0.5)[choices.annotator] & (choices.margin != 0))
     order = rows[np.lexsort((choices.annotator[rows], choices.pair[rows]))]
+    # One judgement of each person counts.
+    again = np.diff(choices.pair[order], prepend=-1) == 0
+    again &= np.diff(choices.annotator[order], prepend=-1) == 0
+    order = order[~again]
     pair, person = choices.pair[order], choices.annotator[order]
     is_two = (pair[1:] == pair[:-1]) & (person[1:] != person[:-1])
     is_first = np.concatenate([[True], pair[1:-1] != pair[:-2]]) if len(pair) > 1 else is_two

@@ -1,12 +1,12 @@
 """In what do people differ: strength, taste or care? And can these ids tell?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.fitting import Fit
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 Kind = Literal["strength", "taste", "care", "undetermined"]
+
+_PAIR_ERRORS = "an error of each pair's margin"
 
 _TO_TELL = "to tell, let several people judge the same pairs"
 
@@ -103,7 +105,7 @@ class Differences:
         """Whether people who seem careless agree with each other no more than by chance."""
         if self.num_compared < _NUM_AGREEMENTS:
             return False
-        upper = binom.sf(self.num_agreements - 1, self.num_compared, 0.5)
+        upper = bdtrc(self.num_agreements - 1, self.num_compared, 0.5)
         return bool(upper > 0.2 and self.num_agreements < 0.6 * self.num_compared)
 
     def sentence(self) -> str:
@@ -267,7 +269,7 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
 
 def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
     """The answer with an error of every pair's margin, the same for all who judge it."""
-    name = "an error of each pair's margin"
+    name = _PAIR_ERRORS
     choices = result.choices
     if choices.outcomes is not None or not choices.has_panels:
         sentence = "This needs pairs, and annotators who judged several."
@@ -276,11 +278,12 @@ def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
     return _pair_error_check(name, main, errors)
 
 
-def known_error(check: RobustnessCheck, choices: Choices) -> float:
+def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:
     """The errors' median size in nats, where shared pairs say it; else zero."""
-    if check.cv_interval is None:
-        return 0.0
-    return check.numbers["error over margin, median"] * margin_scale(choices)
+    for check in checks:
+        if check.name == _PAIR_ERRORS and check.cv_interval is not None:
+            return check.numbers["error over margin, median"] * margin_scale(choices)
+    return 0.0
 
 
 def _pair_error_check(name: str, main: Verdict, errors: PairErrors) -> RobustnessCheck:

@@ -155,7 +155,8 @@ def _shared_choices(choices: Choices, seed: int = 0) -> np.ndarray:
     num_judges = np.bincount(cells[:, 0])
     pairs = np.random.default_rng((seed, 19)).permutation(np.flatnonzero(num_judges > 1))
     kept = pairs[: max(1, int((num_judges[pairs].cumsum() <= _MAX_SHARED).sum()))]
-    return np.flatnonzero(np.isin(choices.pair, kept)) if len(pairs) else pairs
+    # At margin zero nothing says which response was chosen.
+    return np.flatnonzero(np.isin(choices.pair, kept) & (choices.margin != 0))
 
 
 @torch.no_grad()

@@ -8,9 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
-from scipy.special import comb
-from scipy.stats import chi2
-from scipy.stats.qmc import Sobol
+from scipy.special import chdtrc, comb
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -111,7 +109,7 @@ def _binomial_p_value(ratio: float, size: int) -> float:
     if ratio <= 0:
         return 1.0
     weights = comb(size, np.arange(1, size + 1)) / 2.0**size
-    return float(weights @ chi2(np.arange(1, size + 1)).sf(ratio))
+    return float(weights @ chdtrc(np.arange(1, size + 1), ratio))
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,9 @@ class _SimulatedLikelihood:
     def of(cls, choices: Choices, columns: np.ndarray) -> "_SimulatedLikelihood":
         assert choices.annotator is not None
         num_effects = columns.shape[1] + 1
-        uniform = Sobol(num_effects, scramble=True, rng=0).random(_NUM_DRAWS)
-        normal = torch.special.ndtri(torch.from_numpy(uniform).clamp(1e-9, 1 - 1e-9))
+        engine = torch.quasirandom.SobolEngine(num_effects, scramble=True, seed=0)
+        uniform = engine.draw(_NUM_DRAWS, dtype=torch.float64)
+        normal = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9))
         return cls(
             torch.from_numpy(choices.margin), torch.from_numpy(columns),
             torch.from_numpy(choices.annotator), choices.num_annotators, normal,

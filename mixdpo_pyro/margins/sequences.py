@@ -98,11 +98,11 @@ class Sequences:
         The first two are hashes of the tokens of the chosen and rejected sequence, prompt
         included; the third is one of both in any order.
         """
-        each = np.array([hashlib.sha256(tokens).hexdigest()[:16] for tokens in self.tokens])
-        of_pair = each[self.of_pair]
-        both = ["".join(names) for names in np.sort(of_pair, axis=1)]
-        pair = np.array([hashlib.sha256(names.encode()).hexdigest()[:16] for names in both])
-        return {"pair": pair, "response_a": of_pair[:, 0], "response_b": of_pair[:, 1]}
+        each = np.array([
+            short_hash(np.int64(prompt).tobytes() + tokens)
+            for prompt, tokens in zip(self.prompts, self.tokens, strict=True)
+        ])  # fmt: skip
+        return judged_columns(each[self.of_pair])
 
     def collate(self, numbers: range, padding: int) -> tuple[Tensor, Tensor]:
         """Padded tokens, and what they are: padding, prompt or completion."""
@@ -123,6 +123,18 @@ class Sequences:
                 f"model: the tokenizer has the token {largest}, the models only "
                 f"{models.vocabulary()} tokens"
             )
+
+
+def judged_columns(of_pair: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns `pair`, `response_a` and `response_b` from hashes of both responses of each row."""
+    both = ["".join(names) for names in np.sort(of_pair, axis=1)]
+    pair = np.array([short_hash(names.encode()) for names in both])
+    return {"pair": pair, "response_a": of_pair[:, 0], "response_b": of_pair[:, 1]}
+
+
+def short_hash(content: bytes) -> str:
+    """16 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _key(prompt: list[int], completion: list[int], limit: int) -> tuple[int, bytes]:

@@ -1,6 +1,7 @@
 """What follows a finished training: margins, diagnosis, record and report, each for itself."""
 
 import importlib.metadata
+import json
 import logging
 import platform
 import time
@@ -21,6 +22,7 @@ from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
+from mixdpo_pyro.margins.sequences import judged_columns, short_hash
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import (
@@ -100,7 +102,9 @@ class RunResults:
             for name in self.test.column_names
             if name not in TEXT_COLUMNS and not (name in done and name in given.names)
         ]
-        source = self.test.select_columns(columns).to_pandas()
+        source = (
+            self.test.select_columns(columns).to_pandas().assign(**_what_was_judged(self.test))
+        )
         self.margins = margins.merge(source, on=ROW_COLUMN, suffixes=("", "_source"))
 
     def write_all(self, command: str, truth: Truth | None, started: float) -> None:
@@ -191,6 +195,19 @@ def _finite_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: v for name, v in entry.items() if np.isfinite(v)} for entry in history]
 
 
+def _what_was_judged(pairs: Dataset) -> dict[str, np.ndarray]:
+    """Hashes of both responses with their prompt, and of the pair, as `mixdpo margins` writes."""
+    prompts = pairs["prompt"] if "prompt" in pairs.column_names else [None] * len(pairs)
+    hashes = [
+        [
+            short_hash(json.dumps([prompt, response], sort_keys=True).encode())
+            for prompt, response in zip(prompts, pairs[name], strict=True)
+        ]
+        for name in ("chosen", "rejected")
+    ]
+    return judged_columns(np.array(hashes).T)
+
+
 def _diagnose_margins(
     margins: pd.DataFrame, training: MixDPOConfig, done: Sequence[str] = ()
 ) -> Diagnosis:
@@ -206,6 +223,7 @@ def _diagnose_margins(
         margins["margin"].to_numpy(np.float64),
         annotator=None if ids is None or len(set(ids)) < 2 else ids,
         **columns_of_choices(margins, done),
+        **{name: margins[name].to_numpy() for name in ("pair", "response_a", "response_b")},
         ties="davidson" if training.ties == "davidson" else "rao-kupper",
         family="lognormal" if training.family == "fixed" else training.family,
         length=(margins["chosen_tokens"] - margins["rejected_tokens"]).to_numpy(np.float64),

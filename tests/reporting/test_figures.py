@@ -30,15 +30,15 @@ def test_relative_law_has_mean_one_and_the_cv(family, cv):
     assert moment(2) - 1 == pytest.approx(cv**2, rel=1e-5)
 
 
+def truth(cv):
+    return Truth("gamma", 1.0, cv, 0, "pairs", [], {})
+
+
 def test_strength_law_shows_truth_and_training_only_where_there_are_any():
     draws = np.full(20, 0.5)
-    both = lines_of(
-        plot_strength_distribution(draws, "gamma", 0.3, Truth("gamma", 1.0, 0.4, 0, {}))
-    )
+    both = lines_of(plot_strength_distribution(draws, "gamma", 0.3, truth(0.4)))
     assert {"truth", "learned in training"} <= set(both)
-    plain = lines_of(
-        plot_strength_distribution(draws, "gamma", 0.0, Truth("gamma", 1.0, 0.0, 0, {}))
-    )
+    plain = lines_of(plot_strength_distribution(draws, "gamma", 0.0, truth(0.0)))
     assert not {"truth", "learned in training"} & set(plain)
 
 

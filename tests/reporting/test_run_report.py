@@ -18,7 +18,7 @@ from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
 from mixdpo_pyro.reporting.run_report import learned_rows, run_lines, write_report
 
-TRUTH = Truth("gamma", 2.0, 0.5, 0, {"a": 1.0, "b": 2.0, "c": 3.0})
+TRUTH = Truth("gamma", 2.0, 0.5, 0, "pairs", [], {"a": 1.0, "b": 2.0, "c": 3.0})
 
 
 @pytest.fixture

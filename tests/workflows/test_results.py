@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from datasets import Dataset
 from scenarios import TRAINING_MARKS
 from transformers import AutoModelForCausalLM
 
@@ -144,3 +145,14 @@ def test_what_can_be_foreseen_is_refused_before_the_first_step(
     monkeypatch.setattr("mixdpo_pyro.workflows.train.train_with_progress", trained)
     found, line = run(values, capsys, **changes)
     assert (found, message in line) == (status, True), line
+
+
+def test_what_was_judged_is_hashed_alike_whoever_chose_what():
+    pairs = Dataset.from_dict(
+        {"prompt": ["p", "p", "q"], "chosen": ["a", "b", "a"], "rejected": ["b", "a", "b"]}
+    )
+    found = results._what_was_judged(pairs)
+    assert found["pair"][0] == found["pair"][1] != found["pair"][2]
+    assert found["response_a"].tolist() == [*found["response_b"][[1, 0]], found["response_a"][2]]
+    assert len({*found["response_a"], *found["response_b"]}) == 4  # two prompts times two answers
+    assert {len(each) for each in found["pair"]} == {16}
