@@ -26,7 +26,7 @@ __all__ = [
     "number_ids",
     "number_labels",
     "orient_at_random",
-    "people_within",
+    "random_people",
     "random_subset",
     "read_choices",
     "read_ids",
@@ -309,16 +309,24 @@ def _number_sets(
     return np.array(number)[choice]
 
 
-def people_within(
-    choices: Choices, limit: int, rng: np.random.Generator
+def random_people(
+    choices: Choices,
+    rng: np.random.Generator,
+    *,
+    max_people: int | None = None,
+    max_choices: int | None = None,
 ) -> Int[np.ndarray, " people"] | None:
-    """People drawn at random whose rows fit the limit, at least two; None where all of them do."""
-    if choices.num_pairs <= limit:
-        return None
+    """Annotators drawn at random, at least two, as many as the limits allow; None for all."""
     assert choices.annotator is not None
-    order = rng.permutation(choices.num_annotators)
-    total = np.bincount(choices.annotator)[order].cumsum()
-    return np.sort(order[: max(2, int((total <= limit).sum()))])
+    max_people = choices.num_annotators if max_people is None else max_people
+    fits = max_choices is None or choices.num_choices <= max_choices
+    if choices.num_annotators <= max_people and fits:
+        return None
+    order = rng.permutation(choices.num_annotators)[:max_people]
+    if max_choices is not None:
+        total = np.bincount(choices.by_choice(choices.annotator))[order].cumsum()
+        order = order[: max(2, int((total <= max_choices).sum()))]
+    return np.sort(order)
 
 
 def select_annotators(choices: Choices, person: Int[np.ndarray, " people"]) -> Choices:

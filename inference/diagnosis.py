@@ -192,32 +192,18 @@ def diagnose_choices(
         name: compare_loo(each, loo["fixed"]) for name, each in loo.items() if name != "fixed"
     }
     main = assess_heterogeneity(result)
-    checks = [check_prediction(main, differences[family], loo[family], choices)]
-    further: tuple[Callable[[], RobustnessCheck], ...] = (
-        lambda: check_who_chose(main, result.choices, stratum, num_permutations, seed),
-        lambda: check_nesting(main, result.choices, groups or {}, num_permutations, seed),
-        lambda: check_priors(main, result),
-        lambda: check_families(main, fits, family),
-        lambda: check_length(main, shared, family, length),
-        lambda: check_normalised(main, shared, family, normalised),
-        lambda: check_margin_noise(main, shared, family, second),
-        lambda: check_label_noise(main, result),
+    known = _Known(
+        length, normalised, second, stratum, attributes or {}, groups or {}, num_permutations
     )
-    if thorough or choices.pair is not None:
-        further += (lambda: check_pair_errors(main, result),)
-    if choices.outcomes is not None and not choices.outcomes.are_sets:
-        further = (further[0], lambda: check_thresholds(main, result), *further[1:])
-    for check in further:
+    checks = [check_prediction(main, differences[family], loo[family], choices)]
+    for check in _further_checks(main, shared, fits, family, known, thorough):
         if thorough or (main.value != "inconclusive" and checks[-1].status != "contradicts"):
             checks.append(check())
     answer = _Answer.of(result, main).including(checks)
     margin_p_value = margin_evidence(choices)
     verdict = _judge(main, answer, checks, choices, margin_p_value)
     if verdict.value == "heterogeneous" and thorough:
-        wanted = dict(attributes or {})
-        if length is not None and np.isfinite(length).all() and np.any(length):
-            wanted["length"] = length
-        found = compare_differences(result, wanted, known_error(checks, result.choices))
+        found = compare_differences(result, known.wanted, known_error(checks, result.choices))
         spread = check_distribution(main, fits, family)
         checks += [found.check(), spread]
         verdict = _with_kind(verdict, found, spread.cv_interval)
@@ -249,6 +235,54 @@ def _check_columns(
             )
     for name, value in attributes.items():
         standardise(name, value)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is known beside margins, ids and choices, and how often people are permuted."""
+
+    length: np.ndarray | None
+    normalised: np.ndarray | None
+    second: np.ndarray | None
+    stratum: np.ndarray | None
+    attributes: Mapping[str, np.ndarray]
+    groups: Mapping[str, Any]
+    num_permutations: int
+
+    @property
+    def wanted(self) -> dict[str, np.ndarray]:
+        """Attributes that people may want, length among them where it differs."""
+        if self.length is None or not np.isfinite(self.length).all() or not np.any(self.length):
+            return dict(self.attributes)
+        return {**self.attributes, "length": self.length}
+
+
+def _further_checks(
+    main: Verdict,
+    shared: DiagnosisFits,
+    fits: dict[str, Fit],
+    family: Family,
+    known: _Known,
+    thorough: bool,
+) -> list[Callable[[], RobustnessCheck]]:
+    """Explanations other than differences between annotators, the cheapest first."""
+    result, number, seed = fits[family], known.num_permutations, shared.seed
+    checks: list[Callable[[], RobustnessCheck]] = [
+        lambda: check_who_chose(main, result.choices, known.stratum, number, seed),
+        lambda: check_nesting(main, result.choices, known.groups, number, seed),
+        lambda: check_priors(main, result),
+        lambda: check_families(main, fits, family),
+        lambda: check_length(main, shared, family, known.length),
+        lambda: check_normalised(main, shared, family, known.normalised),
+        lambda: check_margin_noise(main, shared, family, known.second),
+        lambda: check_label_noise(main, result),
+    ]
+    outcomes = result.choices.outcomes
+    if outcomes is not None and not outcomes.are_sets:
+        checks.insert(1, lambda: check_thresholds(main, result))
+    if thorough or result.choices.pair is not None:
+        checks.append(lambda: check_pair_errors(main, result))
+    return checks
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,12 @@ from enum import StrEnum
 
 import numpy as np
 
-from mixdpo_pyro.inference.choices import Choices, select_annotators, with_margins
+from mixdpo_pyro.inference.choices import (
+    Choices,
+    random_people,
+    select_annotators,
+    with_margins,
+)
 from mixdpo_pyro.inference.fitting import Fit, StrengthDraws, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, LooDifference
 from mixdpo_pyro.inference.robustness.covariates import fit_covariate, margin_reliability
@@ -257,15 +262,11 @@ def some_people(choices: Choices, max_choices: int | None = None, seed: int = 0)
     """All choices of random annotators: at most `_MAX_ANNOTATORS`, or with that many choices."""
     if not choices.has_panels:
         return choices
-    order = np.random.default_rng((seed, 13)).permutation(choices.num_annotators)
-    number = min(len(order), _MAX_ANNOTATORS)
-    if max_choices is not None:
-        assert choices.annotator is not None
-        total = np.bincount(choices.by_choice(choices.annotator))[order].cumsum()
-        number = min(number, max(2, int((total <= max_choices).sum())))
-    if number == choices.num_annotators:
-        return choices
-    return select_annotators(choices, np.sort(order[:number]))
+    people = random_people(
+        choices, np.random.default_rng((seed, 13)), max_people=_MAX_ANNOTATORS,
+        max_choices=max_choices,
+    )  # fmt: skip
+    return choices if people is None else select_annotators(choices, people)
 
 
 def check_priors(main: Verdict, result: Fit) -> RobustnessCheck:

@@ -22,7 +22,7 @@ from mixdpo_pyro.inference.robustness.distributions import (
     fit_two_groups,
     information_criterion,
 )
-from mixdpo_pyro.inference.robustness.nesting import examine_nesting
+from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
 from mixdpo_pyro.inference.robustness.pair_errors import (
     PairErrors,
     estimate_pair_errors,
@@ -45,6 +45,8 @@ __all__ = [
 Kind = Literal["strength", "taste", "care", "undetermined"]
 
 _PAIR_ERRORS = "an error of each pair's margin"
+
+_JUDGED = "what each person judged"
 
 _TO_TELL = "to tell, let several people judge the same pairs"
 
@@ -189,7 +191,7 @@ def check_nesting(
     seed: int,
 ) -> RobustnessCheck:
     """Can people be told apart from what they judged?"""
-    name = "what each person judged"
+    name = _JUDGED
     if not choices.has_panels:
         sentence = f"Everybody chose once, or there are no ids: {_TO_TELL}."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
@@ -214,6 +216,20 @@ def check_nesting(
             "too, so that people can be compared pair by pair."
         )
         return RobustnessCheck(name, sentence, evidence_status(main, True), numbers=numbers)
+    return _within_groups(main, choices, groups, nesting, numbers, num_permutations, seed)
+
+
+def _within_groups(
+    main: Verdict,
+    choices: Choices,
+    groups: Mapping[str, np.ndarray],
+    nesting: Nesting,
+    numbers: dict[str, float],
+    num_permutations: int,
+    seed: int,
+) -> RobustnessCheck:
+    """Do people differ from others of their group, where everybody stands in one?"""
+    name = _JUDGED
     p_values = {
         group: permute_annotators(choices, groups[group], num_permutations, seed).p_value
         for group in nesting.groups

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from scipy.special import logsumexp
 
-from mixdpo_pyro.inference.choices import Choices, random_subset, select_annotators
+from mixdpo_pyro.inference.choices import random_people, select_annotators
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.panels import PanelTable, tabulate
 
@@ -44,14 +44,14 @@ class TwoGroups:
         means: Posterior means of both groups' mean strength, the weaker one first.
         elpd: Expected log predictive density of an annotator's choices, summed over annotators, by
             the widely applicable information criterion, in nats.
-        annotators: Indices of the annotators that were looked at.
+        annotators: Indices of the annotators that were looked at; None for all.
     """
 
     cv_interval: tuple[float, float]
     share: float
     means: tuple[float, float]
     elpd: float
-    annotators: np.ndarray
+    annotators: np.ndarray | None
 
 
 def fit_two_groups(result: Fit, seed: int = 0) -> TwoGroups:
@@ -68,7 +68,10 @@ def fit_two_groups(result: Fit, seed: int = 0) -> TwoGroups:
         result: A fit with annotator ids.
         seed: Seed of the subset of annotators.
     """
-    choices, kept = _some_annotators(result.choices, seed)
+    choices, rng = result.choices, np.random.default_rng((seed, 37))
+    kept = random_people(choices, rng, max_people=_MAX_ANNOTATORS)
+    if kept is not None:
+        choices = select_annotators(choices, kept)
     table = tabulate(choices, "lognormal")
     centre = np.log(result.null.mean)
     shares, spreads = _SHARES, _SPREADS
@@ -84,24 +87,16 @@ def fit_two_groups(result: Fit, seed: int = 0) -> TwoGroups:
 
 
 @torch.no_grad()
-def information_criterion(result: Fit, annotators: np.ndarray) -> float:
+def information_criterion(result: Fit, annotators: np.ndarray | None) -> float:
     """Expected log predictive density of some annotators' choices under a fit, as above."""
     choices, posterior = result.choices, result.posterior
-    if len(annotators) < choices.num_annotators:
+    if annotators is not None:
         choices = select_annotators(choices, annotators)
     draws = slice(0, _NUM_DRAWS)
     point = torch.from_numpy(posterior.mean[draws]), torch.from_numpy(posterior.cv[draws])
     value = tabulate(choices, posterior.family).per_annotator(*point).numpy()
     density = logsumexp(value, axis=1) - np.log(value.shape[1])
     return float((density - value.var(axis=1)).sum())
-
-
-def _some_annotators(choices: Choices, seed: int) -> tuple[Choices, np.ndarray]:
-    kept = random_subset(
-        choices.num_annotators, _MAX_ANNOTATORS, np.random.default_rng((seed, 37))
-    )
-    is_all = len(kept) == choices.num_annotators
-    return (choices if is_all else select_annotators(choices, kept)), kept
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from scipy.interpolate import CubicSpline
 
 from mixdpo_pyro.inference.choices import (
     Choices,
-    people_within,
+    random_people,
     select_annotators,
     typical_size,
 )
@@ -94,7 +94,7 @@ def estimate_pair_errors(result: Fit) -> PairErrors:
     Args:
         result: A fit of pairs with annotator ids, without errors.
     """
-    kept = people_within(result.choices, _MAX_CHOICES, np.random.default_rng(31))
+    kept = random_people(result.choices, np.random.default_rng(31), max_choices=_MAX_CHOICES)
     if kept is not None:
         result = replace(result, choices=select_annotators(result.choices, kept))
     shared = _shared_choices(result.choices)

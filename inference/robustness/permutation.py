@@ -13,7 +13,7 @@ from mixdpo_pyro.inference.choices import (
     Choices,
     agreement,
     number_labels,
-    people_within,
+    random_people,
     select_annotators,
     select_choices,
 )
@@ -235,7 +235,7 @@ def _limit(
     choices: Choices, stratum: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[Choices, np.ndarray | None]:
     """All pairs of as many annotators, in random order, as fit the limit; at least two."""
-    annotator = people_within(choices, _MAX_PERMUTED, rng)
+    annotator = random_people(choices, rng, max_choices=_MAX_PERMUTED)
     if annotator is None:
         return choices, stratum
     assert choices.annotator is not None

@@ -12,7 +12,7 @@ from scipy.special import chdtrc, comb
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixdpo_pyro.inference.choices import Choices, people_within, select_annotators
+from mixdpo_pyro.inference.choices import Choices, random_people, select_annotators
 from mixdpo_pyro.inference.verdict import boundary_p_value
 
 __all__ = ["Taste", "compare_taste", "standardise"]
@@ -68,7 +68,7 @@ def compare_taste(
         ValueError: If an attribute is 0 everywhere, or not finite; the message names it.
     """
     columns = np.stack([standardise(name, value) for name, value in attributes.items()], 1)
-    kept = people_within(choices, _MAX_CHOICES, np.random.default_rng(17))
+    kept = random_people(choices, np.random.default_rng(17), max_choices=_MAX_CHOICES)
     if kept is not None:
         assert choices.annotator is not None
         columns = columns[np.isin(choices.annotator, kept)]
