@@ -5,6 +5,14 @@
 
 `--datasets` sets the number of datasets a cell (default 100), `--first_seed` the first seed. The
 streams of strengths, utilities and choices are independent.
+
+Last answers (100 datasets a cell). Equal people, best of four: heterogeneous 2 and 3 of 100 (150
+people with 10 choices; exact margins, and with errors of half their size), 0 (600 with one
+choice each); likelihood ratios at zero in 44, 62 and 48%, beyond the bound of 5% in 5, 3 and 4%.
+Cover and width of the 90% intervals of cv, truth 0.5:
+
+    pairs 88%, 0.473    ties 92%, 0.331    grades:5 83%, 0.218    best-of:4 95%, 0.274
+    ranking:4 93%, 0.166
 """
 
 import argparse

@@ -5,6 +5,11 @@
 
 One dataset per seed, `--datasets` of them from `--first_seed` on. Wrong is a verdict, or a kind
 of difference, that is neither true in the world nor cautious; see `worlds.py`.
+
+Last answers (8 datasets a world from seed 40,000): wrong 0 of 8 in each of 20% careless, 10% coin
+flippers, opposed tastes, the same with respects given (taste 8 of 8), errors of own responses,
+topics with people nested, errors of shared pairs of the margins' size with cv 0 and 0.8
+(cover 100% with errors, 0% without), two groups (cover 7 of 8; lognormal 0).
 """
 
 import argparse
