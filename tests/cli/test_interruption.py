@@ -19,6 +19,14 @@ ADVICE = "; the same command with --resume goes on from what is done"
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
 
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """A shell starts what runs in its background with SIGINT ignored, pytest too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status", "word"), SIGNALS)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_ends_a_command_in_one_line(monkeypatch, capsys, name, number, status, word):
