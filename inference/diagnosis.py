@@ -182,10 +182,8 @@ def diagnose_choices(
     shared = DiagnosisFits(choices, median, seed, num_samples)
     are_few = num_samples * choices.num_annotators <= MAX_STRENGTHS
     strengths: StrengthDraws = True if draw_strengths or are_few else "summary"
-    result = shared.fit(family, draw_strengths=thorough and strengths)
-    fits: dict[str, Fit] = {family: result}
-    fits |= {name: shared.fit(name) for name in families if name not in (family, "fixed")}
-    fits["fixed"] = shared.fit("fixed")
+    fits = _fit_families(shared, family, families, thorough and strengths)
+    result = fits[family]
     compared = fits if thorough else {name: fits[name] for name in (family, "fixed")}
     loo = {name: leave_one_out(each, max_units, seed) for name, each in compared.items()}
     differences = {
@@ -203,10 +201,7 @@ def diagnose_choices(
     margin_p_value = margin_evidence(choices)
     verdict = _judge(main, answer, checks, choices, margin_p_value)
     if verdict.value == "heterogeneous" and thorough:
-        found = compare_differences(result, known.wanted, known_error(checks, result.choices))
-        spread = check_distribution(main, fits, family)
-        checks += [found.check(), spread]
-        verdict = _with_kind(verdict, found, spread.cv_interval)
+        verdict = _find_kind(verdict, main, fits, family, known, checks)
     return Diagnosis(
         verdict=verdict,
         error_rate=_error_rate(verdict.value, answer, choices),
@@ -221,6 +216,32 @@ def diagnose_choices(
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
     )
+
+
+def _fit_families(
+    shared: DiagnosisFits, family: Family, families: Sequence[Family], strengths: StrengthDraws
+) -> dict[str, Fit]:
+    """The main family with the strengths of annotators, the others, and one strength for all."""
+    fits: dict[str, Fit] = {family: shared.fit(family, draw_strengths=strengths)}
+    fits |= {name: shared.fit(name) for name in families if name not in (family, "fixed")}
+    fits["fixed"] = shared.fit("fixed")
+    return fits
+
+
+def _find_kind(
+    verdict: Verdict,
+    main: Verdict,
+    fits: dict[str, Fit],
+    family: Family,
+    known: "_Known",
+    checks: list[RobustnessCheck],
+) -> Verdict:
+    """In what people differ, and cv over distributions; both become checks."""
+    result = fits[family]
+    found = compare_differences(result, known.wanted, known_error(checks, result.choices))
+    spread = check_distribution(main, fits, family)
+    checks += [found.check(), spread]
+    return _with_kind(verdict, found, spread.cv_interval)
 
 
 def _check_columns(

@@ -170,15 +170,7 @@ def fit(
     likelihood = build_likelihood(choices, family, flip_probability)
     log_joint = LogJoint(likelihood, mean_anchor, beta)
     task = _FitTask(choices, family, flip_probability, log_joint, num_samples, seed)
-    if thresholds is not None:
-        maximum, null = thresholds.maximum, thresholds.null
-        draws = _Draws({"mean": thresholds.mean, "cv": thresholds.cv})
-    elif family == "fixed":
-        maximum = null = maximum_at(log_joint, 0.0, np.log(beta))
-        draws = _fixed(task, null)
-    else:
-        maximum, null = maximise(log_joint)
-        draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](task, **options)
+    maximum, null, draws = _draw(task, thresholds, method, options)
     mean, cv = draws.posterior.get("mean", np.full(num_samples, beta)), draws.posterior["cv"]
     strength, summary = _describe_strengths(task, mean, cv, draw_strengths)
     with np.errstate(divide="ignore"):
@@ -203,6 +195,22 @@ def fit(
         diagnostics=_provenance(choices, maximum, null) | draws.attributes,
     )
     return Fit(posterior, choices, maximum, null)
+
+
+def _draw(
+    task: "_FitTask", thresholds: ThresholdDraws | None, method: Method, options: dict[str, Any]
+) -> tuple[Maximum, Maximum, "_Draws"]:
+    """The maximum, that of cv = 0, and draws by a method."""
+    joint = task.log_joint
+    if thresholds is not None:
+        draws = _Draws({"mean": thresholds.mean, "cv": thresholds.cv})
+        return thresholds.maximum, thresholds.null, draws
+    if task.family == "fixed":
+        null = maximum_at(joint, 0.0, np.log(joint.beta))
+        return null, null, _fixed(task, null)
+    maximum, null = maximise(joint)
+    draws = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](task, **options)
+    return maximum, null, draws
 
 
 def _has_thresholds(choices: Choices) -> bool:
