@@ -358,17 +358,19 @@ def without_ids(choices: Choices) -> Choices:
 
 def _take_rows(choices: Choices, rows: Bool[np.ndarray, " pairs"]) -> Choices:
     """Some rows, in their order; annotators without one are dropped."""
-    taken = replace(
+    annotator, labels = choices.annotator, choices.labels
+    if annotator is not None:
+        known, annotator = np.unique(annotator[rows], return_inverse=True)
+        labels = tuple(labels[k] for k in known)
+    return replace(
         choices,
         margin=choices.margin[rows],
+        annotator=annotator,
+        labels=labels,
         outcomes=None if choices.outcomes is None else choices.outcomes.take(rows),
         pair=None if choices.pair is None else choices.pair[rows],
         responses=None if choices.responses is None else choices.responses[rows],
     )
-    if choices.annotator is None:
-        return taken
-    known, annotator = np.unique(choices.annotator[rows], return_inverse=True)
-    return replace(taken, annotator=annotator, labels=tuple(choices.labels[k] for k in known))
 
 
 def _ids_of_rows(ids: Any, margin: np.ndarray, name: str) -> np.ndarray:

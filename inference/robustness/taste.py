@@ -148,9 +148,9 @@ class _SimulatedLikelihood:
         start = np.concatenate([[math.log(mean), 0.3], np.zeros(size), np.full(size, 0.3)])
         bounds = [
             (None, None),
-            (0, 3) if strength else (0, 0),
+            (0.0, 3.0) if strength else (0.0, 0.0),
             *[(None, None)] * size,
-            *[(0, None) if taste else (0, 0)] * size,
+            *[(0.0, None) if taste else (0.0, 0.0)] * size,
         ]
         found = minimize(
             self._loss_and_gradient,
