@@ -29,7 +29,7 @@ _MAX_CHOICES = 100_000
 """Choices that are looked at; of more, those of a random subset of people."""
 
 _SMALLEST_SE = 0.03
-"""Of the ratio; the grid around it is as wide as three."""
+"""Of the ratio; the fine grid reaches four of them to either side."""
 
 _PRIOR_SD = 0.7
 """Of the half normal prior of that ratio."""
@@ -117,15 +117,21 @@ def _from_shared_pairs(
     result: Fit, shared: np.ndarray
 ) -> tuple[np.ndarray, list[Fit], np.ndarray]:
     """Ratios around the best one, the fits there, and the calibrated log pseudo-likelihood."""
-    ratios = _COARSE
-    for width in (4.0, 3.0):  # standard errors
-        fits = _fit_with_errors(result, ratios)
-        profile = np.stack([_pseudo_likelihood(each, shared) for each in fits], axis=1)
-        best, error, factor = _calibrate(ratios, profile)
-        if width == 4.0:
-            half = width * max(error, _SMALLEST_SE)
-            ratios = np.linspace(max(0.0, best - half), best + half, 6)
+    _, profile = _profile(result, _COARSE, shared)
+    best, error, _ = _calibrate(_COARSE, profile)
+    half = 4 * max(error, _SMALLEST_SE)
+    ratios = np.linspace(max(0.0, best - half), best + half, len(_COARSE))
+    fits, profile = _profile(result, ratios, shared)
+    factor = _calibrate(ratios, profile)[2]
     return ratios, fits, factor * (profile.sum(0) - profile.sum(0).max())
+
+
+def _profile(
+    result: Fit, ratios: np.ndarray, shared: np.ndarray
+) -> tuple[list[Fit], Float[np.ndarray, "pairs ratios"]]:
+    """Fits with errors of these sizes, and the log pseudo-likelihood of every shared pair."""
+    fits = _fit_with_errors(result, ratios)
+    return fits, np.stack([_pseudo_likelihood(each, shared) for each in fits], axis=1)
 
 
 def _fit_with_errors(result: Fit, ratios: np.ndarray) -> list[Fit]:
@@ -137,7 +143,7 @@ def _fit_with_errors(result: Fit, ratios: np.ndarray) -> list[Fit]:
         choices = replace(result.choices, margin_error=float(ratio * scale))
         # Errors of this size flatten the link of one strength to about this one.
         factor = np.sqrt(1 + _FLATTENING * (posterior.beta * choices.margin_error) ** 2)
-        beta = max(posterior.beta * factor, *(each.maximum.mean for each in fits[-1:]), 0.0)
+        beta = max(posterior.beta * factor, fits[-1].maximum.mean if fits else 0.0)
         each = fit(
             choices, family=posterior.family, mean_anchor=posterior.mean_anchor, beta=beta,
             seed=posterior.seed, num_samples=posterior.num_samples, draw_strengths=False,

@@ -24,7 +24,7 @@ from mixdpo_pyro.models.observation import Terms
 __all__ = ["PermutationTest", "permute_annotators"]
 
 _MAX_PERMUTED = 1_000_000
-"""Pairs that the permutation test looks at; of more, those of a random subset of annotators."""
+"""Choices that the permutation test looks at; of more, those of random annotators."""
 
 _BIN_SIZE, _MAX_BINS = 25, 200
 """Pairs per bin of equal margins, at least, and number of bins, at most."""
@@ -234,7 +234,7 @@ def _rotate(value: np.ndarray, bins: np.ndarray, rng: np.random.Generator) -> np
 def _limit(
     choices: Choices, stratum: np.ndarray | None, rng: np.random.Generator
 ) -> tuple[Choices, np.ndarray | None]:
-    """All pairs of as many annotators, in random order, as fit the limit; at least two."""
+    """All choices of random annotators, as many as fit the limit, at least two."""
     annotator = random_people(choices, rng, max_choices=_MAX_PERMUTED)
     if annotator is None:
         return choices, stratum

@@ -21,7 +21,7 @@ from mixdpo_pyro.data.choice_kinds import (
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.outcomes import read_outcomes
 from mixdpo_pyro.training.batches.columns import ChoiceColumns
-from mixdpo_pyro.training.batches.numbering import source_rows, values_of
+from mixdpo_pyro.training.batches.numbering import need_column, source_rows, values_of
 
 __all__ = [
     "CHOICE_CODE", "CHOICE_INDEX", "ChoiceKind", "ChoiceReader", "check_one_annotator",
@@ -75,13 +75,7 @@ class ChoiceReader:
         """
         columns = self.columns
         for option, column in _named(columns).items():
-            if not isinstance(dataset, Dataset):
-                raise DataError(f"{option}: needs a dataset, not a stream")
-            if column not in dataset.column_names:
-                raise DataError(
-                    f"{option}: column '{column}' is missing in the {name} dataset; it has "
-                    f"{', '.join(dataset.column_names)}"
-                )
+            need_column(dataset, column, option, f" in the {name} dataset")
         sets = None
         if columns.choice_set is not None:
             sets = _read(CHOICE_SET, dataset, columns.choice_set, "choice_set_column")

@@ -13,7 +13,8 @@ from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import number_ids
 
 __all__ = [
-    "ANNOTATOR_INDEX", "GROUP_INDEX", "number_stream", "number_values", "source_rows", "values_of",
+    "ANNOTATOR_INDEX", "GROUP_INDEX", "need_column", "number_stream", "number_values",
+    "source_rows", "values_of",
 ]  # fmt: skip
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
@@ -45,18 +46,33 @@ def number_values(
     Raises:
         DataError: If the dataset is streamed, has no such column, or a value is missing or no id.
     """
-    if not isinstance(dataset, Dataset):
-        raise DataError(f"{option}: needs a dataset, not a stream")
-    if column not in dataset.column_names:
-        raise DataError(
-            f"{option}: column '{column}' is missing; the data have "
-            f"{', '.join(dataset.column_names)}"
-        )
+    need_column(dataset, column, option)
     rule = id_rule() if index_column == ANNOTATOR_INDEX else label_rule()
     labels, index = number_ids(rule.read(*values_of(dataset, column, option)))
     number = {label: k for k, label in enumerate(dict.fromkeys([*known, *labels]))}
     place = np.array([number[label] for label in labels])
     return dataset.add_column(index_column, place[index]), list(number)
+
+
+def need_column(dataset: Any, column: str, option: str, where: str = "") -> None:
+    """Refuse a stream, and data without a column.
+
+    Args:
+        dataset: The data.
+        column: The column.
+        option: The option that named it, for messages.
+        where: Which data these are, in words, with a blank before them.
+
+    Raises:
+        DataError: Naming the option and the column.
+    """
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{option}: needs a dataset, not a stream")
+    if column not in dataset.column_names:
+        raise DataError(
+            f"{option}: column '{column}' is missing{where}; the data have "
+            f"{', '.join(dataset.column_names)}"
+        )
 
 
 def values_of(
