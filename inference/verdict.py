@@ -23,7 +23,7 @@ class Verdict:
     Attributes:
         value: The verdict.
         cv_interval: 5% and 95% posterior quantiles of cv; of a diagnosis that finds differences,
-            over all distributions that predict about as well as the best one.
+            over the fitted distributions that predict about as well as the best one.
         likelihood_ratio: Twice the gain in log-likelihood (with the mean's prior) over cv = 0.
         p_value: Its p-value under cv = 0.
         reason: One sentence in plain English.

@@ -157,7 +157,7 @@ def check_who_chose(
             "other people: within the strata that were given, or with margins of one size, there "
             "are too few. Strata that determine the person leave nothing to compare."
         )
-        return RobustnessCheck(name, sentence, evidence_status(main, False), 1.0)
+        return RobustnessCheck(name, sentence, evidence_status(main, False))
     stands = test.p_value < _WHO_LEVEL
     given = "Within pairs" if choices.pair is not None else "Given the size of the margin"
     sentence = (

@@ -33,6 +33,7 @@ from mixdpo_pyro.inference.robustness.taste import Taste, compare_taste
 from mixdpo_pyro.inference.verdict import ROPE, Verdict
 
 __all__ = [
+    "PAIR_ERRORS",
     "Differences",
     "Kind",
     "check_distribution",
@@ -44,7 +45,7 @@ __all__ = [
 
 Kind = Literal["strength", "taste", "care", "undetermined"]
 
-_PAIR_ERRORS = "an error of each pair's margin"
+PAIR_ERRORS = "an error of each pair's margin"
 
 _JUDGED = "what each person judged"
 
@@ -114,14 +115,14 @@ class Differences:
         """What was found, in plain English."""
         care = self.care
         parts = [
-            f"With lapses at a rate of everybody's own (mean {100 * care.mean_rate:.0f}%), "
-            f"p = {care.strength_p_value:.2g} against equal strengths; with strengths that "
+            f"Where each annotator has a lapse rate (mean {100 * care.mean_rate:.0f}%), "
+            f"p = {care.strength_p_value:.2g} against equal strengths; where strengths "
             f"differ, p = {care.care_p_value:.2g} against no lapses"
         ]
         if self.num_compared >= _NUM_AGREEMENTS:
             share = 100 * self.num_agreements / self.num_compared
             parts.append(
-                f"people who seem careless agree with each other on {share:.0f}% of "
+                f"annotators who seem careless agree with each other on {share:.0f}% of "
                 f"{self.num_compared:,} pairs"
             )
         if self.taste is None:
@@ -132,8 +133,8 @@ class Differences:
                 f"{name} {sd:.2g}" for name, sd in zip(taste.attributes, taste.sd, strict=True)
             )
             parts.append(
-                f"with tastes of everybody's own (sd between people: {spreads}), p = "
-                f"{taste.strength_p_value:.2g} against equal strengths; with strengths that "
+                f"where each annotator has tastes (sd between annotators: {spreads}), p = "
+                f"{taste.strength_p_value:.2g} against equal strengths; where strengths "
                 f"differ, p = {taste.taste_p_value:.2g} against equal tastes"
             )
         drawn = self.num_drawn
@@ -204,16 +205,16 @@ def check_nesting(
         numbers["share of choices on pairs that others judged"] = nesting.share_shared
     if nesting.is_nested:
         sentence = (
-            f"People judge responses of their own again and again "
-            f"({100 * nesting.share_recurring:.0f}% of the choices have one), so that an error of "
-            f"a response's margin makes a person look strong or weak: {_TO_TELL}."
+            f"{100 * nesting.share_recurring:.0f}% of the choices have a response that their "
+            "annotator met again, and few of these responses were met by others. An error of such "
+            f"a response makes its annotator look strong or weak; {_TO_TELL}."
         )
-        return RobustnessCheck(name, sentence, evidence_status(main, False), 1.0, numbers=numbers)
+        return RobustnessCheck(name, sentence, evidence_status(main, False), numbers=numbers)
     share_shared = nesting.share_shared or 0.0
     if share_shared > 0.5:
         sentence = (
             f"{100 * share_shared:.0f}% of the choices are on pairs that others judged "
-            "too, so that people can be compared pair by pair."
+            "too, so that annotators can be compared pair by pair."
         )
         return RobustnessCheck(name, sentence, evidence_status(main, True), numbers=numbers)
     return _within_groups(main, choices, groups, nesting, numbers, num_permutations, seed)
@@ -237,15 +238,15 @@ def _within_groups(
     if p_values and max(p_values.values()) >= _STRENGTH_LEVEL:
         group = max(p_values, key=lambda each: p_values[each])
         sentence = (
-            f"Everybody judged one {group} only, and people of one {group} do not differ (p = "
-            f"{p_values[group]:.2g}): differences between people cannot be told from those "
-            f"between margins of each {group}; {_TO_TELL}."
+            f"Every annotator judged one {group} only, and within a {group} they do not show "
+            f"differences (p = {p_values[group]:.2g}). Differences between annotators cannot be "
+            f"told from differences between the margins of each {group}; {_TO_TELL}."
         )
         return RobustnessCheck(
             name, sentence, evidence_status(main, False), p_values[group], numbers=numbers
         )
     if p_values:
-        sentence = f"People differ within {', '.join(p_values)}, in which they are nested."
+        sentence = f"Annotators differ within {', '.join(p_values)}, in which they are nested."
     elif choices.pair is None:
         sentence = "The data do not say which pairs were judged by several people (column pair)."
     else:
@@ -271,10 +272,10 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
     than = "better" if gain > 0 else "worse"
     weak, strong = groups.means
     sentence = (
-        f"Two groups of people ({100 * groups.share:.0f}% around {weak:.2g}, the others around "
-        f"{strong:.2g}) predict {than} than a smooth distribution by {abs(gain):.1f} nats"
-        f"{'' if is_grouped else ' and do not count'}; over the distributions that predict within "
-        f"{_AS_WELL:.0f} nats of the best, cv is between {low:.2f} and {high:.2f}."
+        f"Two groups of annotators ({100 * groups.share:.0f}% around {weak:.2g}, the others "
+        f"around {strong:.2g}) predict {than} than a smooth distribution by {abs(gain):.1f} nats"
+        f"{'' if is_grouped else ' and do not count'}; over the fitted distributions within "
+        f"{_AS_WELL:.0f} nats of the best one, cv is between {low:.2f} and {high:.2f}."
     )
     numbers = {"elpd_gain": gain, "cv, 5%": low, "cv, 95%": high}
     interval = (low, high) if main.value == "heterogeneous" else None
@@ -285,53 +286,64 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
 
 def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
     """The answer with an error of every pair's margin, the same for all who judge it."""
-    name = _PAIR_ERRORS
+    name = PAIR_ERRORS
     choices = result.choices
     if choices.outcomes is not None or not choices.has_panels:
         sentence = "This needs pairs, and annotators who judged several."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     errors = estimate_pair_errors(result)
-    return _pair_error_check(name, main, errors)
+    if errors.num_shared:
+        return _shared_pair_check(main, errors)
+    lead = "No pair was judged by several people"
+    if choices.pair is None:
+        lead = "The data do not say which pairs several people judged"
+    low, high = np.quantile(errors.cv, [0.05, 0.95])
+    sentence = (
+        f"{lead}, so that only the shape of the likelihood and a prior say how large errors are: "
+        f"{_size(errors)}. Allowing for that, cv is between {low:.2f} and {high:.2f}; with exact "
+        f"margins in {_interval(main)}."
+    )
+    numbers = _numbers(errors) | {"cv, 5%": float(low), "cv, 95%": float(high)}
+    return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
 
 
 def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:
     """The errors' median size in nats, where shared pairs say it; else zero."""
     for check in checks:
-        if check.name == _PAIR_ERRORS and check.cv_interval is not None:
+        if check.name == PAIR_ERRORS and check.cv_interval is not None:
             return check.numbers["error over margin, median"] * margin_scale(choices)
     return 0.0
 
 
-def _pair_error_check(name: str, main: Verdict, errors: PairErrors) -> RobustnessCheck:
-    low, high = np.quantile(errors.cv, [0.05, 0.95])
-    ratio = np.quantile(errors.ratio, [0.05, 0.95])
-    naive = f"[{main.cv_interval[0]:.2f}, {main.cv_interval[1]:.2f}]"
-    numbers = {
-        "error over margin, 5%": float(ratio[0]),
-        "error over margin, median": float(np.median(errors.ratio)),
-        "error over margin, 95%": float(ratio[1]),
+def _shared_pair_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
+    low, high = map(float, np.quantile(errors.cv, [0.05, 0.95]))
+    sentence = (
+        f"By {errors.num_shared:,} choices on pairs that several people judged, errors are "
+        f"{_size(errors)}; without them cv is between {low:.2f} and {high:.2f}, in place of the "
+        f"attenuated {_interval(main)}."
+    )
+    if main.value == "homogeneous":
+        status = RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS
+    else:
+        status = evidence_status(main, errors.p_value < LEVEL)
+    numbers = _numbers(errors) | {"probability_not_small": float((errors.cv >= ROPE).mean())}
+    return RobustnessCheck(PAIR_ERRORS, sentence, status, errors.p_value, (low, high), numbers)
+
+
+def _numbers(errors: PairErrors) -> dict[str, float]:
+    low, middle, high = map(float, np.quantile(errors.ratio, [0.05, 0.5, 0.95]))
+    return {
+        "error over margin, 5%": low,
+        "error over margin, median": middle,
+        "error over margin, 95%": high,
         "cv, median": float(np.median(errors.cv)),
     }
-    size = f"{100 * ratio[0]:.0f} to {100 * ratio[1]:.0f}% of the margins' size (90%)"
-    if errors.num_shared:
-        sentence = (
-            f"By {errors.num_shared:,} choices on pairs that several people judged, errors are "
-            f"{size}; without them cv is between {low:.2f} and {high:.2f}, in place of the "
-            f"attenuated {naive}."
-        )
-        status = (
-            (RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS)
-            if main.value == "homogeneous"
-            else evidence_status(main, errors.p_value < LEVEL)
-        )
-        numbers["probability_not_small"] = float((errors.cv >= ROPE).mean())
-        return RobustnessCheck(
-            name, sentence, status, errors.p_value, (float(low), float(high)), numbers
-        )
-    sentence = (
-        f"No pair was judged by several people, so that only the shape of the likelihood and a "
-        f"prior say how large errors are: {size}. Allowing for that, cv is between {low:.2f} and "
-        f"{high:.2f}; with exact margins in {naive}."
-    )
-    numbers |= {"cv, 5%": float(low), "cv, 95%": float(high)}
-    return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
+
+
+def _size(errors: PairErrors) -> str:
+    low, high = 100 * np.quantile(errors.ratio, [0.05, 0.95])
+    return f"{low:.0f} to {high:.0f}% of the margins' size (90%)"
+
+
+def _interval(main: Verdict) -> str:
+    return f"[{main.cv_interval[0]:.2f}, {main.cv_interval[1]:.2f}]"
