@@ -152,6 +152,32 @@ def own_pair_errors(streams, cv=0.0, size=1.0):
     return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
 
 
+def shared_response_errors(streams, cv=0.0, size=1.0, recurring=False):
+    """Prompts with four responses, whose log-ratios have errors.
+
+    Five people see the same 50 prompts, each another pair of the four; or, recurring, ten people
+    see the same 25 prompts, and each of them two of the six pairs, drawn at random.
+    """
+    people, prompts, each = (10, 25, 2) if recurring else (5, 50, 1)
+    pairs = np.array([(i, j) for i in range(4) for j in range(i)])
+    prompt = (PERSON // people) * prompts + np.tile(np.repeat(np.arange(prompts), each), PEOPLE)
+    rank = streams["pairs"].random((PEOPLE * prompts, len(pairs))).argsort(1)
+    if recurring:
+        number = rank[:, :each].ravel()
+    else:  # of one prompt's six pairs each person has another one
+        number = rank[prompt, PERSON % people]
+    utility, error = streams["margin"].normal(0, SPREAD / np.sqrt(2), (2, 4 * (prompt.max() + 1)))
+    first, second = (4 * prompt + pairs[number, k] for k in range(2))
+    delta = utility[first] - utility[second]
+    observed = delta + size * (error[first] - error[second])
+    margin, turn = choose(streams, lognormal(streams, cv)[PERSON] * delta, observed)
+    arguments = {
+        "margin": margin, "annotator": PERSON, "response_a": np.where(turn > 0, first, second),
+        "response_b": np.where(turn > 0, second, first),
+    }  # fmt: skip
+    return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
+
+
 def strata(streams):
     """Equal people; conversations inside people are given as strata."""
     world = exact(streams, 0.0)
@@ -211,6 +237,12 @@ WORLDS = {
     "errors of shared pairs 1, cv .8": lambda s: pair_errors(s, 0.8, 1.0),
     "errors of own pairs .6, cv .8": lambda s: own_pair_errors(s, 0.8, 0.6),
     "errors of own pairs 1, cv .8": lambda s: own_pair_errors(s, 0.8, 1.0),
+    "errors of shared responses, cv 0": shared_response_errors,
+    "errors of shared responses, cv .8": lambda s: shared_response_errors(s, 0.8),
+    "errors of recurring responses, cv 0": lambda s: shared_response_errors(s, recurring=True),
+    "errors of recurring responses, cv .8": lambda s: shared_response_errors(
+        s, 0.8, recurring=True
+    ),
     "two groups": two_groups,
     "20% at zero": zeros,
     "Pareto": pareto,

@@ -294,8 +294,8 @@ def _further_checks(
     """Explanations other than differences between annotators, the cheapest first."""
     result, number, seed = fits[family], known.num_permutations, shared.seed
     checks: list[Callable[[], RobustnessCheck]] = [
-        lambda: check_who_chose(main, result.choices, known.stratum, number, seed),
         lambda: check_nesting(main, result.choices, known.groups, number, seed),
+        lambda: check_who_chose(main, result.choices, known.stratum, number, seed),
         lambda: check_priors(main, result),
         lambda: check_families(main, fits, family),
         lambda: check_length(main, shared, family, known.length),

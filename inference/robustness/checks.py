@@ -159,7 +159,7 @@ def check_who_chose(
         )
         return RobustnessCheck(name, sentence, evidence_status(main, False))
     stands = test.p_value < _WHO_LEVEL
-    given = "Within pairs" if choices.pair is not None else "Given the size of the margin"
+    given = "Within pairs" if test.share_within_pairs > 0.5 else "Given the size of the margin"
     sentence = (
         f"{given} it {'matters' if stands else 'does not show'} who chose: "
         f"annotators' agreement spreads {_excess(test)} (p = {test.p_value:.2g}, "

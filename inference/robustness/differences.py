@@ -22,12 +22,12 @@ from mixdpo_pyro.inference.robustness.distributions import (
     fit_two_groups,
     information_criterion,
 )
-from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
-from mixdpo_pyro.inference.robustness.pair_errors import (
+from mixdpo_pyro.inference.robustness.errors.pair_errors import (
     PairErrors,
     estimate_pair_errors,
     margin_scale,
 )
+from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
 from mixdpo_pyro.inference.robustness.taste import Taste, compare_taste
 from mixdpo_pyro.inference.verdict import ROPE, Verdict
@@ -63,6 +63,13 @@ strengths, for tastes to be what differs."""
 
 _AS_WELL = 2.0
 """Nats within which a distribution predicts about as well as the best one."""
+
+_COMMON = {
+    "pairs": "pairs that several people judged, errors",
+    "responses": "responses that several people met, in pairs that few had in common, errors, "
+    "taken as those of responses,",
+}
+"""Where the size of errors comes from."""
 
 _NUM_AGREEMENTS = 100
 """Pairs that two careless people judged, below which nothing is said about their agreement."""
@@ -285,16 +292,16 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
 
 
 def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
-    """The answer with an error of every pair's margin, the same for all who judge it."""
+    """The answer with errors of the margins, the same for all who judge a pair or response."""
     name = PAIR_ERRORS
     choices = result.choices
     if choices.outcomes is not None or not choices.has_panels:
         sentence = "This needs pairs, and annotators who judged several."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     errors = estimate_pair_errors(result)
-    if errors.num_shared:
+    if errors.source is not None:
         return _shared_pair_check(main, errors)
-    lead = "No pair was judged by several people"
+    lead = "No pair or response is known to have been judged by several people"
     if choices.pair is None:
         lead = "The data do not say which pairs several people judged"
     low, high = np.quantile(errors.cv, [0.05, 0.95])
@@ -316,11 +323,12 @@ def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:
 
 
 def _shared_pair_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
+    assert errors.source is not None
     low, high = map(float, np.quantile(errors.cv, [0.05, 0.95]))
     sentence = (
-        f"By {errors.num_shared:,} choices on pairs that several people judged, errors are "
-        f"{_size(errors)}; without them cv is between {low:.2f} and {high:.2f}, in place of the "
-        f"attenuated {_interval(main)}."
+        f"By {errors.num_shared:,} choices on {_COMMON[errors.source]} are {_size(errors)}; "
+        f"without them cv is between {low:.2f} and {high:.2f}, in place of the attenuated "
+        f"{_interval(main)}."
     )
     if main.value == "homogeneous":
         status = RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS

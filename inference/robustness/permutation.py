@@ -18,6 +18,7 @@ from mixdpo_pyro.inference.choices import (
     select_choices,
 )
 from mixdpo_pyro.inference.likelihood.observed import with_lapses
+from mixdpo_pyro.inference.robustness.errors.responses import rows_without_recurring
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
 from mixdpo_pyro.models.observation import Terms
 
@@ -57,6 +58,7 @@ class PermutationTest:
         num_permutations: Number of permutations.
         num_choices: Choices that were permuted.
         share_compared: Share of the choices that could be compared with those of other people.
+        share_within_pairs: Share of the permuted ones that were compared within one pair.
     """
 
     statistic: float
@@ -66,6 +68,7 @@ class PermutationTest:
     num_permutations: int
     num_choices: int
     share_compared: float = 1.0
+    share_within_pairs: float = 0.0
 
 
 def permute_annotators(
@@ -90,7 +93,9 @@ def permute_annotators(
     its id or, without ids where most margins occur several times, by the size of its margin: what
     is particular to a pair, an error of its margin included, is then shared by all who are
     compared, and the test is exact. Choices are left out where all of their bin are one person's,
-    and where a stratum has too few pairs to compare margins of one size.
+    and where a stratum has too few pairs to compare margins of one size. Where pairs are not
+    shared, but a response recurs within a person, one choice with it is kept: errors of responses
+    would make the person's choices depend on each other.
 
     Of choices that are not plain pairs y is the slope of their log-probability in the log strength
     at the one strength and rate of lapses that fit everybody, w is 1, and the size is that of the
@@ -120,9 +125,10 @@ def permute_annotators(
     annotator = choices.by_choice(choices.annotator)
     stratum = None if stratum is None else choices.by_choice(stratum)
     size, agrees = _sizes_and_values(choices)
-    bins, is_exact = _bins(size, annotator, stratum, _pairs_of_choices(choices))
+    bins, is_exact, is_shared = _bins(size, annotator, stratum, _pairs_of_choices(choices))
     compared = is_exact & _has_several_people(bins, annotator)
     share_compared = float(compared.mean())
+    compared &= is_shared | _stand_alone(choices, ~is_shared, seed)
     if not compared.any():
         return PermutationTest(0.0, 0.0, 0.0, 1.0, num_permutations, 0, 0.0)
     size, agrees, annotator = size[compared], agrees[compared], annotator[compared]
@@ -150,6 +156,7 @@ def permute_annotators(
     return PermutationTest(
         observed, float(draws.mean()), float(draws.std()),
         (1 + exceeding) / (1 + num_permutations), num_permutations, len(bins), share_compared,
+        float(is_shared[compared].mean()),
     )  # fmt: skip
 
 
@@ -243,10 +250,20 @@ def _limit(
     return select_annotators(choices, annotator), None if stratum is None else stratum[kept]
 
 
+def _stand_alone(choices: Choices, rows: np.ndarray, seed: int) -> np.ndarray:
+    """Whether a choice, of some, shares no response with another one by the same person."""
+    if choices.responses is None or (choices.outcomes is not None and choices.outcomes.are_sets):
+        return np.ones(len(rows), dtype=bool)
+    alone = np.zeros(len(rows), dtype=bool)
+    if rows.any():
+        alone[rows] = rows_without_recurring(select_choices(choices, np.flatnonzero(rows)), seed)
+    return alone
+
+
 def _bins(
     size: np.ndarray, annotator: np.ndarray, stratum: np.ndarray | None, pair: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Bins within strata as indices from 0, and whether a bin's margins are of nearly one size.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bins within strata as indices from 0, and whether a bin's margins are nearly equal, or one.
 
     A pair, or a margin, that several people judged is a bin; others share bins of 25 or more.
     """
@@ -262,7 +279,7 @@ def _bins(
     if other.any():
         near, is_exact[other] = _bins_of_sizes(size[other], stratum[other])
         bins[other] = again.max() + 1 + near
-    return bins, is_exact
+    return bins, is_exact, is_shared
 
 
 def _numbered(first: np.ndarray, second: np.ndarray) -> np.ndarray:

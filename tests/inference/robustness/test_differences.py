@@ -27,8 +27,8 @@ from mixdpo_pyro.inference.robustness.distributions import (
     fit_two_groups,
     information_criterion,
 )
+from mixdpo_pyro.inference.robustness.errors.pair_errors import estimate_pair_errors
 from mixdpo_pyro.inference.robustness.nesting import examine_nesting
-from mixdpo_pyro.inference.robustness.pair_errors import estimate_pair_errors
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
 from mixdpo_pyro.inference.robustness.taste import compare_taste

@@ -1,0 +1,1 @@
+"""Errors of the margins: how large they are, and what cv is without them."""
