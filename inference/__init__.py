@@ -12,13 +12,14 @@ from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.export import to_arviz, to_inference_data
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, compare_loo, leave_one_out
-from mixdpo_pyro.inference.maximum_likelihood import JointFit, fit_joint
 from mixdpo_pyro.inference.methods.bounds import BoundedModel, LocalGuide
 from mixdpo_pyro.inference.methods.guides import build_strength_guide
 from mixdpo_pyro.inference.methods.log_joint import Maximum
+from mixdpo_pyro.inference.methods.maximum_likelihood import JointFit, fit_joint
 from mixdpo_pyro.inference.methods.nuts import NUTSRun, run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import SVIProgress, SVIState, run_svi
+from mixdpo_pyro.inference.people.reliability import Reliability, estimate_reliability
 from mixdpo_pyro.inference.posterior import Posterior, save_arviz
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
@@ -44,6 +45,7 @@ __all__ = [
     "Maximum",
     "NUTSRun",
     "Posterior",
+    "Reliability",
     "RobustnessCheck",
     "SBCResult",
     "SVIProgress",
@@ -57,6 +59,7 @@ __all__ = [
     "choice_probabilities",
     "compare_loo",
     "diagnose_choices",
+    "estimate_reliability",
     "fit",
     "fit_joint",
     "leave_one_out",

@@ -70,7 +70,8 @@ def simulate_margins(num_annotators=8, choices_each=40):
     prefers_first = rng.random(len(annotator)) < 1 / (1 + np.exp(-strength * difference))
     ids = [f"user{k}" for k in annotator]
     margin = np.where(prefers_first, difference, -difference)
-    return pd.DataFrame({"margin": margin, "annotator": ids, "user_id": ids})
+    topic = np.tile(["cats", "dogs"], len(annotator) // 2)
+    return pd.DataFrame({"margin": margin, "annotator": ids, "user_id": ids, "topic": topic})
 
 
 def simulate_outcomes(kind, num_annotators=8, choices_each=20):

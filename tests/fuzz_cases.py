@@ -529,6 +529,7 @@ BASES: dict[str, list[str]] = {
     "compare": ["run"],
     "diagnose": ["few.csv"],
     "check": ["m.csv", "p.nc", "--num_replications", "50"],
+    "reliability": ["m.csv", "--num_splits", "1", "--num_bootstrap", "100"],
     "power": ["--pairs", "20", "--annotators", "4", "--simulations", "1"],
     "init": ["--dataset_name", "few.csv", "-o", "out"],
     "simulate": ["-o", "out", "--num_annotators", "2", "--pairs_per_annotator", "2"],

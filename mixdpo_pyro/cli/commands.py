@@ -21,9 +21,11 @@ from mixdpo_pyro.data.config import DoctorConfig, SimulateConfig
 from mixdpo_pyro.diagnosis.config import (
     CHECK_FILE,
     DIAGNOSIS_FILE,
+    RELIABILITY_FILE,
     CheckConfig,
     DiagnoseConfig,
     PowerConfig,
+    ReliabilityConfig,
 )
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io import (
@@ -240,6 +242,27 @@ def _check(parser: "CommandParser", words: Words) -> Iterable[str]:
     return [*check_lines(found, config.seed), "", f"wrote {config.output_dir}"]
 
 
+def _reliability(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_columns(named.margins, config.annotator, config.choice_set, *config.group)
+    if config.output_dir is None:
+        from mixdpo_pyro.diagnosis.reliability import measure_reliability, reliability_lines
+
+        return reliability_lines(measure_reliability(named.margins, config))
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=RELIABILITY_FILE, inputs=(named.margins,)
+    ) as folder:
+        from mixdpo_pyro.diagnosis.reliability import (
+            measure_reliability,
+            reliability_lines,
+            write_reliability,
+        )
+
+        found = measure_reliability(named.margins, config)
+        write_reliability(found, folder)
+    return [*reliability_lines(found), "", f"wrote {config.output_dir}"]
+
+
 def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
     from mixdpo_pyro.diagnosis.power import power_lines, simulate_power
@@ -317,6 +340,10 @@ COMMANDS = {
             "check", "does a posterior predict the choices", _check, CheckConfig,
             {"margins": _MARGINS, "posterior": "posterior.nc of a diagnosis or a run"},
             "MARGINS POSTERIOR",
+        ),
+        Command(
+            "reliability", "is a person's strength a trait", _reliability, ReliabilityConfig,
+            {"margins": _MARGINS}, "MARGINS [--group topic]",
         ),
         Command(
             "power", "how much data would settle it", _power, PowerConfig,

@@ -1,4 +1,4 @@
-"""Options of `mixdpo diagnose`, `mixdpo check` and `mixdpo power`."""
+"""Options of `mixdpo diagnose`, `mixdpo check`, `mixdpo reliability` and `mixdpo power`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,13 +14,24 @@ from mixdpo_pyro.config_fields import (
 )
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["CHECK_FILE", "DIAGNOSIS_FILE", "CheckConfig", "DiagnoseConfig", "PowerConfig"]
+__all__ = [
+    "CHECK_FILE",
+    "DIAGNOSIS_FILE",
+    "RELIABILITY_FILE",
+    "CheckConfig",
+    "DiagnoseConfig",
+    "PowerConfig",
+    "ReliabilityConfig",
+]
 
 CHECK_FILE = "check.json"
 """The file that makes a folder a check folder."""
 
 DIAGNOSIS_FILE = "diagnosis.json"
 """The file that makes a folder a diagnosis folder."""
+
+RELIABILITY_FILE = "reliability.json"
+"""The file that makes a folder one of a test-retest."""
 
 
 @explained
@@ -110,6 +121,43 @@ class CheckConfig:
         # 20,000 choices times 5,000 replications take 0.8 GB per array of float64.
         reason = "all are held in memory, and p-values are then known to 0.01"
         check_range("num_replications", self.num_replications, 50, 5_000, reason)
+        check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True)
+class ReliabilityConfig:
+    """Is the strength of a person a trait: the same over halves of their choices, over topics?"""
+
+    annotator: str | None = option(
+        "Column of annotator ids. Default: `annotator` where there is one.", None
+    )
+    group: list[str] = option(
+        "Columns of groups, such as topic, over which strengths of the same people are compared "
+        "too.",
+        [],
+    )
+    choice_set: str | None = option(
+        "Column of choice sets: rows of one set are one choice among several responses. Default: "
+        "`choice_set` where there is one; `none` keeps rows apart.",
+        None,
+    )
+    ties: Literal["rao-kupper", "davidson"] = option(
+        "Model of ties, where there is a column `outcome` (win, tie, loss).", "rao-kupper"
+    )
+    num_splits: int = option("Random splits of everybody's choices into halves.", 10)
+    num_bootstrap: int = option("Times that people are resampled.", 500)
+    seed: int = option("Seed of splits and resampling.", 0)
+    output_dir: str | None = option(
+        "Folder for the figure and `reliability.json`. Default: print only.", None, short="-o"
+    )
+    overwrite: bool = option("Replace an earlier result in that folder.", False)
+
+    def __post_init__(self) -> None:
+        # A split of a thousand people takes a second, and ten differ little from a hundred.
+        check_range("num_splits", self.num_splits, 1, 1_000, "each one is a fit")
+        reason = "a quantile is then known to 0.02 standard deviations"
+        check_range("num_bootstrap", self.num_bootstrap, 100, 10_000, reason)
         check_seed(self.seed)
 
 

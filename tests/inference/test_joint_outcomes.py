@@ -8,8 +8,9 @@ import torch
 from scipy.special import log_expit, logsumexp
 from scipy.stats import norm
 
-from mixdpo_pyro.inference import fit_joint, maximum_likelihood
+from mixdpo_pyro.inference import fit_joint
 from mixdpo_pyro.inference.likelihood.observed import marginal_log_prob
+from mixdpo_pyro.inference.methods import maximum_likelihood
 from mixdpo_pyro.inference.outcomes import Outcomes
 from mixdpo_pyro.models.observation import Ranking
 

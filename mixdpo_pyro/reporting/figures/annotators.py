@@ -1,4 +1,4 @@
-"""The figure of annotators' strengths."""
+"""Figures of annotators' strengths, and of how well those of the same annotator agree."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from mixdpo_pyro.reporting.figures.style import (
     make_figure,
 )
 
-__all__ = ["plot_annotator_intervals", "plot_annotators"]
+__all__ = ["plot_annotator_intervals", "plot_annotators", "plot_correlations"]
 
 _MAX_ANNOTATORS = 40
 
@@ -63,4 +63,25 @@ def plot_annotator_intervals(
     )  # fmt: skip
     axes.tick_params(axis="y", labelsize=7)
     axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def plot_correlations(values: dict[str, tuple[float, float, float]], half: float = 0.5) -> Figure:
+    """Correlation of the strengths of one annotator in two parts of their choices.
+
+    Args:
+        values: What the parts are -> the correlation and the ends of its 90% interval.
+        half: Above this, strength counts as stable.
+    """
+    figure, axes = make_figure(height=1.3 + 0.45 * len(values))
+    rows = np.arange(len(values))[::-1]
+    middle, low, high = np.array(list(values.values())).T
+    axes.axvline(half, color=PRIOR, linewidth=1, linestyle="--")
+    axes.hlines(rows, low, high, color=HELD_OUT, linewidth=3)
+    axes.plot(middle, rows, "o", color=TRUTH, markersize=5)
+    axes.set(
+        yticks=rows, yticklabels=[literal(abridged(name)) for name in values], xlim=(0, 1),
+        ylim=(-0.7, len(rows) - 0.3),
+        xlabel="correlation of log strengths of one annotator, 90% interval",
+    )  # fmt: skip
     return figure

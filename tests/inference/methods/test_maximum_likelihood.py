@@ -185,7 +185,7 @@ def test_bounds_and_minibatches_find_the_maximum_of_all_data(objective, options,
 
 def test_minibatches_hold_all_choices_of_a_respondent(monkeypatch):
     """Every evaluation of the likelihood sees 12 choices of each of 20 respondents."""
-    from mixdpo_pyro.inference import maximum_likelihood
+    from mixdpo_pyro.inference.methods import maximum_likelihood
 
     x, person = _simulate("lognormal", 80, 12)
     shuffle = np.random.default_rng(0).permutation(len(person))
