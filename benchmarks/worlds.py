@@ -143,12 +143,19 @@ def pair_errors(streams, cv=0.0, size=1.0):
     return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
 
 
-def own_pair_errors(streams, cv=0.0, size=1.0):
-    """Errors of the margins, every pair judged by one person."""
+def own_pair_errors(streams, cv=0.0, size=1.0, common=None):
+    """Errors of the margins, every pair judged by one person.
+
+    With `common` a second policy is given, whose errors share that part of their variance.
+    """
     delta = streams["margin"].normal(0, SPREAD, len(PERSON))
-    observed = delta + streams["error"].normal(0, size * SPREAD, len(delta))
-    margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta, observed)
+    error = streams["error"].normal(0, size * SPREAD, len(delta))
+    margin, turn = choose(streams, lognormal(streams, cv)[PERSON] * delta, delta + error)
     arguments = {"margin": margin, "annotator": PERSON}
+    if common is not None:
+        own = streams["second"].normal(0, size * SPREAD, len(delta))
+        other = np.sqrt(common) * error + np.sqrt(1 - common) * own
+        arguments["second"] = turn * (delta + other)
     return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
 
 
@@ -237,6 +244,8 @@ WORLDS = {
     "errors of shared pairs 1, cv .8": lambda s: pair_errors(s, 0.8, 1.0),
     "errors of own pairs .6, cv .8": lambda s: own_pair_errors(s, 0.8, 0.6),
     "errors of own pairs 1, cv .8": lambda s: own_pair_errors(s, 0.8, 1.0),
+    "errors of own pairs 1, cv 0": lambda s: own_pair_errors(s, 0.0, 1.0),
+    "errors of own pairs .6, cv .8, second policy": lambda s: own_pair_errors(s, 0.8, 0.6, 0.3),
     "errors of shared responses, cv 0": shared_response_errors,
     "errors of shared responses, cv .8": lambda s: shared_response_errors(s, 0.8),
     "errors of recurring responses, cv 0": lambda s: shared_response_errors(s, recurring=True),

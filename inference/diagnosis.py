@@ -306,8 +306,8 @@ def _further_checks(
     outcomes = result.choices.outcomes
     if outcomes is not None and not outcomes.are_sets:
         checks.insert(1, lambda: check_thresholds(main, result))
-    if thorough or result.choices.pair is not None:
-        checks.append(lambda: check_pair_errors(main, result))
+    if thorough or result.choices.pair is not None or known.second is not None:
+        checks.append(lambda: check_pair_errors(main, result, known.second))
     return checks
 
 

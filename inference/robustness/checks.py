@@ -374,9 +374,9 @@ def check_margin_noise(
     average = first / np.sqrt(first @ first) + second / np.sqrt(second @ second)
     check = _refitted(main, name, problem.fit(family, average))
     sentence = (
-        f"The two policies' margins correlate with {reliability:.2f}, so that about "
-        f"{100 * (1 - reliability):.0f}% of the variance of one is error; with their average, "
-        f"which has half of it, {check.sentence}"
+        f"The two policies' margins correlate with {reliability:.2f}, so that at least about "
+        f"{100 * (1 - reliability):.0f}% of the variance of one is error (errors that both share "
+        f"do not show); with their average, which has half of it, {check.sentence}"
     )
     numbers |= check.numbers
     return RobustnessCheck(name, sentence, check.status, check.p_value, check.cv_interval, numbers)

@@ -291,16 +291,21 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
     )
 
 
-def check_pair_errors(main: Verdict, result: Fit) -> RobustnessCheck:
+def check_pair_errors(
+    main: Verdict, result: Fit, second: Float[np.ndarray, " pairs"] | None = None
+) -> RobustnessCheck:
     """The answer with errors of the margins, the same for all who judge a pair or response."""
     name = PAIR_ERRORS
     choices = result.choices
     if choices.outcomes is not None or not choices.has_panels:
         sentence = "This needs pairs, and annotators who judged several."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
-    errors = estimate_pair_errors(result)
+    try:
+        errors = estimate_pair_errors(result, second)
+    except ValueError as error:
+        return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED)
     if errors.source is not None:
-        return _shared_pair_check(main, errors)
+        return _known_size_check(main, errors)
     lead = "No pair or response is known to have been judged by several people"
     if choices.pair is None:
         lead = "The data do not say which pairs several people judged"
@@ -322,14 +327,22 @@ def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:
     return 0.0
 
 
-def _shared_pair_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
-    assert errors.source is not None
-    low, high = map(float, np.quantile(errors.cv, [0.05, 0.95]))
-    sentence = (
-        f"By {errors.num_shared:,} choices on {_COMMON[errors.source]} are {_size(errors)}; "
-        f"without them cv is between {low:.2f} and {high:.2f}, in place of the attenuated "
-        f"{_interval(main)}."
-    )
+def _known_size_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
+    low, middle, high = map(float, np.quantile(errors.cv, [0.05, 0.5, 0.95]))
+    if errors.source == "second policy":
+        sentence = (
+            "By the second policy, and nothing that several people judged, errors are at least "
+            f"{_size(errors)}, since those that both policies share do not show; without them cv "
+            f"is between {low:.2f} and {high:.2f} (median {middle:.2f}), itself a lower bound, in "
+            f"place of the more attenuated {_interval(main)}."
+        )
+    else:
+        assert errors.source is not None
+        sentence = (
+            f"By {errors.num_shared:,} choices on {_COMMON[errors.source]} are {_size(errors)}; "
+            f"without them cv is between {low:.2f} and {high:.2f}, in place of the attenuated "
+            f"{_interval(main)}."
+        )
     if main.value == "homogeneous":
         status = RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS
     else:

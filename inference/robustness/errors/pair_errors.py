@@ -17,6 +17,7 @@ from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.likelihood.marginal import build_likelihood
 from mixdpo_pyro.inference.methods.log_joint import LogJoint, Maximum, maximise
 from mixdpo_pyro.inference.robustness.errors.responses import without_recurring
+from mixdpo_pyro.inference.robustness.errors.second_policy import implied_ratio
 from mixdpo_pyro.inference.robustness.errors.shared import (
     Evidence,
     find_evidence,
@@ -52,6 +53,9 @@ _FLATTENING = 0.35
 """16 sqrt(3) / (15 pi) squared, of the logistic link as a normal one."""
 
 
+Source = Literal["pairs", "responses", "second policy"]
+
+
 @dataclass(frozen=True)
 class PairErrors:
     """The posterior of mean and cv with errors of the margins integrated out.
@@ -63,18 +67,21 @@ class PairErrors:
         p_value: P-value of equal strengths, averaged over the draws of the errors' size.
         num_shared: Choices on pairs, or responses, that somebody else judged too, which give the
             errors' size.
-        source: What people have in common: `"pairs"`, `"responses"`, or nothing (None).
+        source: What says how large errors are: `"pairs"` or `"responses"` that people have in
+            common, a `"second policy"`, or the likelihood's shape and a prior (None).
     """
 
     ratio: Float[np.ndarray, " samples"]
     mean: Float[np.ndarray, " samples"]
     cv: Float[np.ndarray, " samples"]
     p_value: float
-    num_shared: int
-    source: Literal["pairs", "responses"] | None
+    num_shared: int = 0
+    source: Source | None = None
 
 
-def estimate_pair_errors(result: Fit) -> PairErrors:
+def estimate_pair_errors(
+    result: Fit, second: Float[np.ndarray, " pairs"] | None = None
+) -> PairErrors:
     r"""Let the margin of every pair have an error, the same for all who judge it.
 
     .. math:: \text{logit} P = \beta_g (\Delta_p + e_p), \qquad
@@ -82,7 +89,7 @@ def estimate_pair_errors(result: Fit) -> PairErrors:
 
     Within one person pairs differ, so that errors are independent given the strength and enter the
     likelihood of a person as :math:`\mathbb{E}_e \sigma(\beta(\Delta + e))`; where responses recur
-    within a person, choices that share one with an earlier choice are dropped. The errors' size
+    within a person and errors add up, choices that share one with another are dropped. The size
     comes from pairs that several people judged, by the pseudo-likelihood (Besag, JRSS B 36, 1974)
 
     .. math:: \sum_p \log \mathbb{E}_{e} \prod_{g \in p} \mathbb{E}_{\beta_g \mid y_{g,-p}}
@@ -94,26 +101,38 @@ def estimate_pair_errors(result: Fit) -> PairErrors:
     pseudo-likelihood is that of two choices at a time whose errors have correlation 1/2 or -1/2.
     Its curvature is put right by Godambe's sandwich, clustered by connected responses (Ribatet,
     Cooley and Davison, Statistica Sinica 22, 2012). Mean and cv then follow given
-    :math:`\omega`, from the likelihood of the people alone. Where nothing is shared, that
-    likelihood and the prior, :math:`\omega / \text{sd}(\Delta) \sim \mathrm{HalfNormal}(0.7)`, are
+    :math:`\omega`, from the likelihood of the people alone. Where nothing is shared, a second
+    policy's margins say how large errors are at least, see :func:`implied_ratio`; without them
+    that likelihood and the prior, :math:`\omega / \text{sd}(\Delta) \sim \mathrm{HalfNormal}(0.7)`, are
     all there is.
 
     Args:
         result: A fit of pairs with annotator ids, without errors.
+        second: Margins of another policy for the same pairs.
+
+    Raises:
+        ValueError: If nothing is shared and the second margins do not agree with the first.
     """
+    choices, draws = result.choices, (result.posterior.num_samples, result.posterior.seed)
     kept = random_people(result.choices, np.random.default_rng(31), max_choices=_MAX_CHOICES)
     if kept is not None:
         result = replace(result, choices=select_annotators(result.choices, kept))
     result = replace(result, choices=without_recurring(result.choices))
     evidence = find_evidence(result.choices)
+    source: Source | None = None
     if evidence is not None:
+        source = evidence.source
         ratios, fits, log_weight = _from_evidence(result, evidence)
+    elif second is not None:
+        source = "second policy"
+        ratios, fits, log_weight = _from_second(result, choices, second)
     else:
         ratios, fits = _RATIOS, _fit_with_errors(result, _RATIOS)
         log_weight = np.array([_log_evidence(each) for each in fits])
     log_weight = log_weight - 0.5 * (ratios / _PRIOR_SD) ** 2
-    ratio = _draw_ratios(ratios, log_weight, result.posterior.num_samples, result.posterior.seed)
-    return _mix(ratios, fits, ratio, evidence)
+    found = _mix(ratios, fits, _draw_ratios(ratios, log_weight, *draws))
+    num_shared = 0 if evidence is None else evidence.num_choices
+    return replace(found, num_shared=num_shared, source=source)
 
 
 def margin_scale(choices: Choices) -> float:
@@ -131,6 +150,19 @@ def _from_evidence(result: Fit, evidence: Evidence) -> tuple[np.ndarray, list[Fi
     profile = np.stack([evidence.terms(each.choices, each.maximum) for each in fits], axis=1)
     factor = _calibrate(ratios, profile, evidence)[2]
     return ratios, fits, factor * (profile.sum(0) - profile.sum(0).max())
+
+
+def _from_second(
+    result: Fit, choices: Choices, second: np.ndarray
+) -> tuple[np.ndarray, list[Fit], np.ndarray]:
+    """The same by a second policy's margins of all choices."""
+    assert choices.annotator is not None
+    best, error = implied_ratio(choices.margin, second, choices.annotator)
+    error = max(error, _SMALLEST_SE)
+    ratios = np.linspace(max(0.0, best - 4 * error), best + 4 * error, len(_COARSE))
+    # Without the prior, which is put on top of it.
+    log_weight = -0.5 * ((ratios - best) / error) ** 2 + 0.5 * (ratios / _PRIOR_SD) ** 2
+    return ratios, _fit_with_errors(result, ratios), log_weight
 
 
 def _best_points(result: Fit) -> list[tuple[Choices, Maximum]]:
@@ -200,9 +232,7 @@ def _draw_ratios(
     return np.random.default_rng((seed, 23)).permutation(ratio)
 
 
-def _mix(
-    ratios: np.ndarray, fits: list[Fit], ratio: np.ndarray, evidence: Evidence | None
-) -> PairErrors:
+def _mix(ratios: np.ndarray, fits: list[Fit], ratio: np.ndarray) -> PairErrors:
     """Draws between those of the fits with the next smaller and the next larger errors.
 
     Draws are paired by the rank of their cv, which moves little between the two.
@@ -221,5 +251,4 @@ def _mix(
         boundary_p_value(2 * max(0.0, f.maximum.penalised - f.null.penalised)) for f in fits
     ]
     p_value = float(np.interp(ratio, ratios, p_values).mean())
-    num_shared, source = (0, None) if evidence is None else (evidence.num_choices, evidence.source)
-    return PairErrors(ratio, np.exp(between(log_mean)), between(cv), p_value, num_shared, source)
+    return PairErrors(ratio, np.exp(between(log_mean)), between(cv), p_value)

@@ -21,6 +21,10 @@ __all__ = [
 _NEIGHBOURS = 6
 """Later choices of one response, in random order, that each choice is paired with."""
 
+_NEGLIGIBLE = 0.25
+"""Correlation of a choice's error with all others of its person together; that of the choices is
+a third of it at most, where errors are as large as the margins."""
+
 _TOLERANCE = 1e-3
 """Of the typical margin: how far margins may lie from differences of the responses' log-ratios."""
 
@@ -59,7 +63,15 @@ def without_recurring(choices: Choices, seed: int = 0) -> Choices:
 
 
 def rows_without_recurring(choices: Choices, seed: int = 0) -> Bool[np.ndarray, " pairs"]:
-    """Rows that are taken in random order, as long as nothing in them recurs within a person.
+    r"""Rows that are taken in random order, as long as nothing in them recurs within a person.
+
+    All are kept where errors hardly add up. Those of a response that is favoured by one margin
+    and not by another cancel, so that a choice's error correlates with all others of the person by
+
+    .. math:: \frac{1}{N} \sum_{g, i} \frac{(\sum_t s_{git})^2 - n_{gi}}{2}
+
+    together, with :math:`s_{git} = \pm 1` the side on which response i stands in each of the
+    :math:`n_{gi}` choices; 1 for all where sides are not known.
 
     Args:
         choices: Pairs, ties or grades with annotator ids; without other ids all are kept.
@@ -70,7 +82,7 @@ def rows_without_recurring(choices: Choices, seed: int = 0) -> Bool[np.ndarray, 
     items = choices.responses
     if items is None and choices.pair is not None:
         items = choices.pair[:, None]
-    if items is None:
+    if items is None or _added_up(choices, items) <= _NEGLIGIBLE:
         return is_kept
     cells = choices.annotator[:, None] * (int(items.max()) + 1) + items
     seen: set[int] = set()
@@ -80,6 +92,19 @@ def rows_without_recurring(choices: Choices, seed: int = 0) -> Bool[np.ndarray, 
         if is_kept[row]:
             seen |= own
     return is_kept
+
+
+def _added_up(choices: Choices, items: Int[np.ndarray, "pairs items"]) -> float:
+    """Correlation of a choice's error with all others of its person together, on average."""
+    assert choices.annotator is not None
+    side = np.ones(items.shape)
+    if items.shape[1] == 2 and chosen_is_first(choices):
+        side = np.sign(choices.margin)[:, None] * [1.0, -1.0]
+    cell = choices.annotator[:, None] * (int(items.max()) + 1) + items
+    number = np.unique(cell, return_inverse=True)[1].ravel()
+    total = np.bincount(number, side.ravel())
+    each = np.bincount(number, np.square(side).ravel())
+    return float(np.square(total).sum() - each.sum()) / items.shape[1] / choices.num_pairs
 
 
 def chosen_is_first(choices: Choices) -> bool:

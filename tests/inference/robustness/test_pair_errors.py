@@ -5,15 +5,18 @@ import pytest
 import torch
 from scipy.special import expit
 
-from mixdpo_pyro.inference import fit, permute_annotators, read_choices
+from mixdpo_pyro.inference import assess_heterogeneity, fit, permute_annotators, read_choices
+from mixdpo_pyro.inference.robustness.differences import check_pair_errors
 from mixdpo_pyro.inference.robustness.errors import shared
 from mixdpo_pyro.inference.robustness.errors.pair_errors import estimate_pair_errors
 from mixdpo_pyro.inference.robustness.errors.responses import (
+    _added_up,
     chosen_is_first,
     link_responses,
     rows_without_recurring,
     without_recurring,
 )
+from mixdpo_pyro.inference.robustness.errors.second_policy import implied_ratio
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
 
 PAIRS = np.array([(i, j) for i in range(4) for j in range(i)])
@@ -55,6 +58,8 @@ def turned(choices, rows):
 
 def test_nothing_recurs_within_a_person_in_what_is_kept():
     choices = draw(0, 0.0, 1.0, people=9, prompts=30, a_prompt=2, block=3)
+    assert rows_without_recurring(choices).all()  # errors nearly cancel
+    choices = turned(choices, [0])  # which was chosen is not known
     kept = rows_without_recurring(choices)
     cells = choices.annotator[:, None] * 10_000 + choices.responses
     assert len(np.unique(cells[kept])) == 2 * kept.sum()
@@ -66,6 +71,21 @@ def test_nothing_recurs_within_a_person_in_what_is_kept():
     again = read_choices([1.0, 2.0, 3.0, -1.0], [0, 0, 1, 1], pair=["x", "x", "x", "y"])
     assert rows_without_recurring(again).sum() == 3
     assert rows_without_recurring(read_choices([1.0, 2.0, 3.0], [0, 0, 1])).all()
+
+
+def test_errors_add_up_as_the_sides_of_responses_say():
+    """All six pairs of four responses with log-ratios in order: sums of 3, 1, -1 and -3."""
+    value = np.array([0.0, 1.0, 2.5, 4.0])
+    high, low = PAIRS.T
+    choices = read_choices(
+        np.tile(value[high] - value[low], 2), np.repeat([0, 1], 6),
+        response_a=np.tile(high, 2), response_b=np.tile(low, 2),
+    )  # fmt: skip
+    assert _added_up(choices, choices.responses) == pytest.approx((20 - 12) / 2 / 6)
+    unknown = turned(choices, [0])
+    assert _added_up(unknown, unknown.responses) == pytest.approx((36 - 12) / 2 / 6)
+    repeated = read_choices([1.0, 2.0, 1.0], [0, 0, 1], pair=["x", "x", "y"])
+    assert _added_up(repeated, repeated.pair[:, None]) == pytest.approx(2 / 3)
 
 
 def test_margins_tell_whether_the_first_response_is_the_chosen_one():
@@ -151,6 +171,48 @@ def test_pairs_come_before_responses_where_people_share_them():
     assert len(found.responses) == choices.num_pairs
     few = draw(6, 0.0, 1.0, people=3, prompts=10, block=3)  # ten blocks of responses
     assert shared.find_evidence(few) is None
+
+
+# A second policy
+
+
+def two_policies(seed, cv, common=0.0):
+    """Margins with errors as large as they, and those of a policy on another scale."""
+    rng, person = np.random.default_rng(seed), np.repeat(np.arange(100), 40)
+    value, error, other = rng.normal(0, 2, (3, len(person)))
+    scale = np.sqrt(np.log1p(cv**2))
+    strength = np.exp(scale * rng.normal(size=100) - scale**2 / 2)
+    sign = np.where(rng.random(len(person)) < expit(strength[person] * value), 1, -1)
+    second = value + 0.5 * (np.sqrt(common) * error + np.sqrt(1 - common) * other)
+    return sign * (value + error), sign * 7 * second, person
+
+
+def test_a_second_policy_shows_the_errors_that_it_does_not_share():
+    """Its own errors and its scale do not matter; standard errors are those of 40 datasets."""
+    found = np.array([implied_ratio(*two_policies(seed, 0.5)) for seed in range(40)])
+    assert found[:, 0].mean() == pytest.approx(1, abs=4 * found[:, 0].std() / 40**0.5)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.45)
+    assert implied_ratio(*two_policies(0, 0.5, common=0.5))[0] < 0.75  # a lower bound
+    first, second, person = two_policies(0, 0.5)
+    np.testing.assert_allclose(implied_ratio(first, first, person), 0, atol=1e-6)
+    with pytest.raises(ValueError, match="two policies that agree"):
+        implied_ratio(first, -second, person)
+
+
+def test_cv_is_given_with_the_errors_that_a_second_policy_shows():
+    first, second, person = two_policies(3, 0.8)
+    result = fit(
+        first, annotator=person, beta=0.5, num_samples=300, draw_strengths=False
+    )  # fmt: skip
+    found = estimate_pair_errors(result, second)
+    assert found.source == "second policy"
+    assert np.median(found.ratio) == pytest.approx(1, abs=0.15)
+    low, high = np.quantile(found.cv, [0.005, 0.995])
+    assert low < 0.8 < high and result.posterior.interval("cv")[1] < 0.75
+    check = check_pair_errors(assess_heterogeneity(result), result, second)
+    assert "errors are at least" in check.sentence and "itself a lower bound" in check.sentence
+    unrelated = check_pair_errors(assess_heterogeneity(result), result, -second)
+    assert unrelated.status == "not checked" and "agree" in unrelated.sentence
 
 
 # Tests
