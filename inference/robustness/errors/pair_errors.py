@@ -103,8 +103,8 @@ def estimate_pair_errors(
     Cooley and Davison, Statistica Sinica 22, 2012). Mean and cv then follow given
     :math:`\omega`, from the likelihood of the people alone. Where nothing is shared, a second
     policy's margins say how large errors are at least, see :func:`implied_ratio`; without them
-    that likelihood and the prior, :math:`\omega / \text{sd}(\Delta) \sim \mathrm{HalfNormal}(0.7)`, are
-    all there is.
+    that likelihood and the prior, :math:`\omega / \text{sd}(\Delta) \sim
+    \mathrm{HalfNormal}(0.7)`, are all there is.
 
     Args:
         result: A fit of pairs with annotator ids, without errors.
