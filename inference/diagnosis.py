@@ -74,6 +74,8 @@ class Diagnosis:
         margin_p_value: P-value of "the margins say nothing about the choices".
         share_not_positive: Probability of a strength at or below zero under the normal family,
             5%, 50% and 95% posterior quantiles; None where that family was not fitted.
+        beside: Strength, care and taste, each beside the others; None where people were not found
+            to differ.
     """
 
     verdict: Verdict
@@ -88,6 +90,7 @@ class Diagnosis:
     contraction: dict[str, float]
     margin_p_value: float
     share_not_positive: tuple[float, float, float] | None
+    beside: Differences | None = None
 
     @property
     def choices(self) -> Choices:
@@ -201,9 +204,10 @@ def diagnose_choices(
     answer = _Answer.of(result, main).including(checks)
     margin_p_value = margin_evidence(choices)
     verdict = _judge(main, answer, checks, choices, margin_p_value)
+    beside = None
     if verdict.value == "heterogeneous":
         if thorough:
-            verdict = _find_kind(verdict, main, fits, family, known, checks)
+            verdict, beside = _find_kind(verdict, main, fits, family, known, checks)
         else:
             lead = "Annotators differ; in what was not looked at: if in strength,"
             verdict = replace(verdict, reason=f"{lead} {verdict.reason}")
@@ -220,6 +224,7 @@ def diagnose_choices(
         contraction=result.posterior.contraction(),
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
+        beside=beside,
     )
 
 
@@ -240,13 +245,13 @@ def _find_kind(
     family: Family,
     known: "_Known",
     checks: list[RobustnessCheck],
-) -> Verdict:
+) -> tuple[Verdict, Differences]:
     """In what people differ, and cv over distributions; both become checks."""
     result = fits[family]
     found = compare_differences(result, known.wanted, known_error(checks, result.choices))
     spread = check_distribution(main, fits, family)
     checks += [found.check(), spread]
-    return _with_kind(verdict, found, spread.cv_interval)
+    return _with_kind(verdict, found, spread.cv_interval), found
 
 
 def _check_columns(

@@ -14,7 +14,7 @@ from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.inference.verdict import boundary_p_value
 from mixdpo_pyro.models import Family
 
-__all__ = ["Care", "agreement_of_careless", "compare_care"]
+__all__ = ["Care", "LapseRates", "agreement_of_careless", "compare_care"]
 
 _RATES = np.array(
     [0, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.32, 0.43, 0.56, 0.7, 0.85, 0.999]
@@ -34,6 +34,44 @@ _CARELESS = 0.5
 
 
 @dataclass(frozen=True)
+class LapseRates:
+    """How carelessly each annotator chose, at the likeliest distributions of rate and strength.
+
+    Attributes:
+        weight: Mass of each rate under the likeliest Beta distribution.
+        mean: The likeliest mean strength.
+        cv: Its coefficient of variation.
+        lapse_rate: Posterior mean of each annotator's lapse rate.
+        careless: Posterior probability that they answer at random at least half of the time.
+    """
+
+    weight: Float[np.ndarray, " rates"]
+    mean: float
+    cv: float
+    lapse_rate: Float[np.ndarray, " annotators"]
+    careless: Float[np.ndarray, " annotators"]
+
+    @classmethod
+    def of(
+        cls, weight: np.ndarray, mean: float, cv: float, value: Float[np.ndarray, "rates people"]
+    ) -> "LapseRates":
+        """From the log-likelihood of each annotator's choices at every rate."""
+        log_mass = np.log(weight + 1e-300)[:, None] + value
+        mass = np.exp(log_mass - logsumexp(log_mass, axis=0))
+        return cls(weight, mean, cv, _RATES @ mass, mass[_RATES >= _CARELESS].sum(0))
+
+    @torch.no_grad()
+    def of_others(self, choices: Choices, family: Family) -> "LapseRates":
+        """Those of other annotators under the same distributions."""
+        point = torch.tensor([self.mean]).double(), torch.tensor([self.cv]).double()
+        value = [
+            tabulate(choices, family, float(rate) / 2).per_annotator(*point)[:, 0].numpy()
+            for rate in _RATES
+        ]
+        return self.of(self.weight, self.mean, self.cv, np.stack(value))
+
+
+@dataclass(frozen=True)
 class Care:
     r"""Strength and care, each with and without the other.
 
@@ -42,14 +80,19 @@ class Care:
         care_p_value: P-value of no lapses where strengths may differ.
         advantage: Log-likelihood of lapses alone minus that of strengths alone, in nats.
         mean_rate: Mean lapse rate where both may differ.
-        careless: Posterior probability that a person answers at random at least half of the time.
+        rates: The rate of each person who was looked at.
     """
 
     strength_p_value: float
     care_p_value: float
     advantage: float
     mean_rate: float
-    careless: Float[np.ndarray, " annotators"]
+    rates: LapseRates
+
+    @property
+    def careless(self) -> Float[np.ndarray, " annotators"]:
+        """Posterior probability that a person answers at random at least half of the time."""
+        return self.rates.careless
 
 
 def compare_care(choices: Choices, family: Family, mean: float) -> Care:
@@ -78,8 +121,8 @@ def compare_care(choices: Choices, family: Family, mean: float) -> Care:
         strength_p_value=boundary_p_value(2 * max(0.0, both - alike)),
         care_p_value=float(chdtrc(2, 2 * max(0.0, both - no_lapses))),
         advantage=alike - no_lapses,
-        mean_rate=lattice.mean_rate,
-        careless=lattice.careless,
+        mean_rate=float(_RATES @ lattice.rates.weight),
+        rates=lattice.rates,
     )
 
 
@@ -132,20 +175,11 @@ class _Lattice:
         return float(spline(fine, np.linspace(0, columns[-1], 61)).max())
 
     @cached_property
-    def _posterior(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mass of the best Beta, and posterior mass of each person's rate under it."""
+    def rates(self) -> LapseRates:
+        """The rate of each person at the best Beta, mean and cv."""
         prior, mean, cv = np.unravel_index(self.mixed.argmax(), self.mixed.shape)
-        weight = self.weights[prior]
-        log_mass = np.log(weight + 1e-300)[:, None] + self.value[:, :, mean, cv]
-        return weight, np.exp(log_mass - logsumexp(log_mass, axis=0))
-
-    @property
-    def mean_rate(self) -> float:
-        return float(_RATES @ self._posterior[0])
-
-    @property
-    def careless(self) -> np.ndarray:
-        return self._posterior[1][_RATES >= _CARELESS].sum(0)
+        best = float(np.exp(self.log_mean[mean])), float(_CV[cv])
+        return LapseRates.of(self.weights[prior], *best, self.value[:, :, mean, cv])
 
 
 def agreement_of_careless(

@@ -10,7 +10,12 @@ from scipy.special import bdtrc
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.fitting import Fit
-from mixdpo_pyro.inference.robustness.care import Care, agreement_of_careless, compare_care
+from mixdpo_pyro.inference.robustness.care import (
+    Care,
+    LapseRates,
+    agreement_of_careless,
+    compare_care,
+)
 from mixdpo_pyro.inference.robustness.checks import (
     LEVEL,
     RobustnessCheck,
@@ -40,6 +45,7 @@ __all__ = [
     "check_nesting",
     "check_pair_errors",
     "compare_differences",
+    "estimate_lapse_rates",
     "known_error",
 ]
 
@@ -85,6 +91,7 @@ class Differences:
         num_agreements: How often people who seem careless agreed with each other on a pair.
         num_compared: Of how many pairs.
         num_drawn: Annotators whose care was looked at, where they are a random part of all.
+        margin_error: Standard deviation of the errors of the margins that was allowed for.
     """
 
     care: Care
@@ -92,6 +99,7 @@ class Differences:
     num_agreements: int
     num_compared: int
     num_drawn: int | None = None
+    margin_error: float = 0.0
 
     @property
     def kind(self) -> Kind:
@@ -188,7 +196,22 @@ def compare_differences(
         taste = compare_taste(choices, attributes, mean)
     agreements, compared = agreement_of_careless(some, care.careless)
     num_drawn = some.num_annotators if some.num_annotators < choices.num_annotators else None
-    return Differences(care, taste, agreements, compared, num_drawn)
+    return Differences(care, taste, agreements, compared, num_drawn, margin_error)
+
+
+def estimate_lapse_rates(result: Fit, found: Differences | None = None) -> LapseRates:
+    """How carelessly each annotator chose, whatever people turned out to differ in.
+
+    Args:
+        result: A fit with annotator ids.
+        found: What was compared already; default, care is compared with strength here.
+    """
+    found = compare_differences(result, {}) if found is None else found
+    rates = found.care.rates
+    if len(rates.careless) == result.choices.num_annotators:
+        return rates
+    choices = replace(result.choices, margin_error=found.margin_error)
+    return rates.of_others(choices, result.posterior.family)
 
 
 def check_nesting(

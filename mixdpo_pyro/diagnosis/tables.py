@@ -10,6 +10,7 @@ from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.inference.outcomes import Ties
+from mixdpo_pyro.inference.robustness.differences import estimate_lapse_rates
 from mixdpo_pyro.margins.table import MarginData
 
 __all__ = ["annotator_table", "group_table"]
@@ -22,7 +23,9 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
 
     Columns: `annotator`, `pairs` (of choice sets: choices), `agreement` (share of choices that
     agree with the sign of the margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative`
-    (mean over the distribution's mean), `shrinkage`, and `p_not_positive` under the normal family.
+    (mean over the distribution's mean), `shrinkage`, `lapse_rate` and `p_careless` (see
+    :class:`~mixdpo_pyro.inference.robustness.care.LapseRates`), and `p_not_positive` under the
+    normal family.
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
     the weight of the distribution beside the annotator's own choices, were both normal: 1 says
@@ -33,6 +36,8 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
         return None
     table = _strength_table(diagnosis.result, seed)
     table.insert(0, "annotator", choices.labels)
+    rates = estimate_lapse_rates(diagnosis.result, diagnosis.beside)
+    table["lapse_rate"], table["p_careless"] = rates.lapse_rate, rates.careless
     if "normal" in diagnosis.fits:
         normal = _strengths(diagnosis.fits["normal"], seed)
         table["p_not_positive"] = normal["p_not_positive"]

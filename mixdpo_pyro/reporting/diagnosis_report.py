@@ -59,6 +59,7 @@ def write_diagnosis_report(
         record=record,
         figures=figures,
         annotators=None if annotators is None else _ends(annotators),
+        num_careless=0 if annotators is None else int((annotators["p_careless"] > 0.9).sum()),
         groups=None if groups is None else _rows(groups, "group"),
     )
     write_images(images, folder)

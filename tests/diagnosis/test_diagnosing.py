@@ -87,6 +87,7 @@ def test_diagnose_writes_everything(capsys, tmp_path):
     people = pd.read_csv(out / "annotators.csv")
     assert len(people) == 40 and people["mean"].is_monotonic_decreasing
     assert people["pairs"].sum() == 800 and people["shrinkage"].between(0, 1).all()
+    assert people[["lapse_rate", "p_careless"]].stack().between(0, 1).all()
     groups = pd.read_csv(out / "groups.csv")
     assert groups["group"].tolist() in (["cats", "dogs"], ["dogs", "cats"])
     assert groups["annotators"].tolist() == [40, 40]
@@ -116,6 +117,20 @@ def test_annotators_of_the_table_are_those_of_the_truth(tmp_path):
     assert np.corrcoef(truth, table["mean"])[0, 1] > 0.85
     assert ((table["q05"] <= truth) & (truth <= table["q95"])).mean() > 0.6
     assert truth[:25].mean() > 1.6 and truth[-25:].mean() < 0.4
+
+
+def test_annotators_who_answer_at_random_are_careless(tmp_path):
+    table = choices(cv=0.2)
+    coin = np.random.default_rng(2).choice([-1, 1], len(table))
+    at_random = table["annotator"].isin(["p0", "p1", "p2"])
+    table["margin"] = np.where(at_random, coin, 1) * table["margin"]
+    table.to_csv(tmp_path / "m.csv", index=False)
+    diagnosis, _ = diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(num_samples=200))
+    people = annotator_table(diagnosis).set_index("annotator")
+    first = people.loc[["p0", "p1", "p2"]]
+    others = people.drop(first.index)
+    assert first["p_careless"].mean() > 0.6 and others["p_careless"].mean() < 0.1
+    assert first["lapse_rate"].min() > 2 * others["lapse_rate"].mean()
 
 
 def test_without_ids_the_summary_says_so(tmp_path):

@@ -22,7 +22,10 @@ from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
 from mixdpo_pyro.inference.loo import leave_one_out
 from mixdpo_pyro.inference.robustness import checks
 from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
-from mixdpo_pyro.inference.robustness.differences import compare_differences
+from mixdpo_pyro.inference.robustness.differences import (
+    compare_differences,
+    estimate_lapse_rates,
+)
 from mixdpo_pyro.inference.robustness.distributions import (
     fit_two_groups,
     information_criterion,
@@ -150,6 +153,7 @@ def test_people_who_flip_coins_are_careless_and_not_weak():
     assert found.advantage > 10
     assert found.mean_rate == pytest.approx(0.1, abs=0.06)
     assert found.careless[:10].mean() > 0.9 and found.careless[10:].mean() < 0.05
+    assert found.rates.lapse_rate[:10].mean() > 0.8 and found.rates.lapse_rate[10:].mean() < 0.1
 
 
 def test_people_of_different_strength_are_not_careless():
@@ -217,6 +221,17 @@ def test_care_of_many_people_is_that_of_a_random_part(monkeypatch):
     found = compare_differences(simple_fit(margin), {})
     assert len(found.care.careless) == found.num_drawn == 12
     assert "(Care is that of 12 annotators drawn at random.)" in found.sentence()
+
+
+def test_everybody_has_a_lapse_rate_where_some_were_looked_at(monkeypatch):
+    result = simple_fit(careless(0, 0.1, 1.0, 0.0))
+    everybody = estimate_lapse_rates(result)
+    again = everybody.of_others(result.choices, "lognormal")
+    assert again.careless == pytest.approx(everybody.careless, abs=1e-6)
+    monkeypatch.setattr(checks, "_MAX_ANNOTATORS", 50)
+    some = estimate_lapse_rates(result, compare_differences(result, {}))
+    assert len(some.careless) == PEOPLE
+    assert some.careless[:10].mean() > 0.8 and some.careless[10:].mean() < 0.1
 
 
 def test_strength_is_found_beside_one_taste_for_all():
