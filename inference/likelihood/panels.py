@@ -37,6 +37,7 @@ __all__ = [
     "describe_draws",
     "log_likelihood_at",
     "panel_sizes",
+    "strength_grid",
     "tabulate",
 ]
 
@@ -263,6 +264,17 @@ class PanelGrid:
         described = describe_draws(torch.stack(draws).numpy())
         return {name: torch.from_numpy(value) for name, value in described.items()}
 
+    @torch.no_grad()
+    def posterior_nodes(
+        self, mean: Float[Tensor, " 1"], cv: Float[Tensor, " 1"]
+    ) -> tuple[Float[Tensor, " nodes"], Float[Tensor, "annotators nodes"]]:
+        """Strengths, and the log posterior mass of each annotator's strength there."""
+        if self._is_wide(cv):
+            log_weight = self.log_likelihood + self._log_mass(mean, cv)[:, 0]
+            return self._strength, log_weight.log_softmax(1)
+        beta, log_mass = (x[0] for x in self._narrow_rule(mean, cv))
+        return beta, (self._at(beta) + log_mass).log_softmax(1)
+
     def _mixture(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "annotators grid"]:
         """Each annotator's posterior density over the grid, summed over draws of (mean, cv)."""
         factor, likelihood = torch.zeros_like(self.log_likelihood), self._relative_likelihood
@@ -322,7 +334,7 @@ class PanelGrid:
 
     @cached_property
     def _strength(self) -> Tensor:
-        return _strength_at(self.z, self.origin, self.family)
+        return strength_grid(self.z, self.origin, self.family)
 
     @cached_property
     def _log_jacobian(self) -> Tensor:
@@ -509,12 +521,13 @@ def _tabulate_alike(
         origin = math.log(0.3 / energy)
         grid = np.arange(-6.5, high - origin, step)
     z = torch.from_numpy(grid)
-    beta = _strength_at(z, origin, family)
+    beta = strength_grid(z, origin, family)
     log_likelihood = log_likelihood_at(beta, choices, flip_probability)
     return PanelGrid(family, z, origin, log_likelihood, is_smooth)
 
 
-def _strength_at(z: Tensor, origin: float, family: Family) -> Tensor:
+def strength_grid(z: Float[Tensor, " grid"], origin: float, family: Family) -> Tensor:
+    """The strength at each coordinate, see :class:`PanelGrid`."""
     if family == "normal":
         return math.exp(origin) * z.sinh()
     return torch.exp(origin + z - torch.exp(-z))
@@ -567,7 +580,7 @@ def _compressed_log_likelihood(
     position = _coordinate_at(margin.abs().clamp(min=tiny), origin) / _MARGIN_STEP
     low, pad = float(position.min()), _MARGIN_ORDER // 2 - 1
     steps = torch.arange(int(position.max() - low) + _MARGIN_ORDER, dtype=torch.float64) - pad
-    node = _strength_at((low + steps) * _MARGIN_STEP, origin, "lognormal")
+    node = strength_grid((low + steps) * _MARGIN_STEP, origin, "lognormal")
     node = torch.cat([node, -node])
     at_nodes = torch.empty(len(node), len(beta), dtype=torch.float64)
     for part in torch.arange(len(beta)).split(max(1, CHUNK // len(node))):

@@ -86,15 +86,26 @@ class SimulateConfig:
         "other numbers likewise.",
         "pairs",
     )
+    judges_per_pair: int = option(
+        "How many annotators judge the same prompt and responses; a divisor of num_annotators.", 1
+    )
     seed: int = option("Seed of everything that is drawn.", 0)
 
     def __post_init__(self) -> None:
         check_kind("kind", self.kind)
-        check_world(self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed)
+        check_world(
+            self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed,
+            self.judges_per_pair,
+        )  # fmt: skip
 
 
 def check_world(
-    num_annotators: int, pairs_per_annotator: int, mean: float, cv: float, seed: int
+    num_annotators: int,
+    pairs_per_annotator: int,
+    mean: float,
+    cv: float,
+    seed: int,
+    judges_per_pair: int = 1,
 ) -> None:
     """Refuse a world that cannot be simulated.
 
@@ -105,6 +116,12 @@ def check_world(
     check_range("num_annotators", num_annotators, 1, _MOST_PAIRS, reason)
     most = _MOST_PAIRS // num_annotators
     check_range("pairs_per_annotator", pairs_per_annotator, 1, most, reason)
+    check_range("judges_per_pair", judges_per_pair, 1)
+    if num_annotators % judges_per_pair:
+        raise ConfigError(
+            f"judges_per_pair: expected a divisor of num_annotators ({num_annotators:,}), "
+            f"got {judges_per_pair}"
+        )
     check_positive("mean", mean)
     if not 1 / _LARGEST_MEAN <= mean <= _LARGEST_MEAN:
         raise ConfigError(

@@ -151,6 +151,7 @@ def simulate_preferences(
     cv: float = 0.6,
     seed: int = 0,
     kind: str = "pairs",
+    judges_per_pair: int = 1,
 ) -> World:
     r"""Draw a world: prompts, responses, annotators and what they did.
 
@@ -170,6 +171,8 @@ def simulate_preferences(
         seed: Seed of everything that is drawn.
         kind: What is asked of annotators: `"pairs"`, `"ties"`, `"grades:G"` (3 to 11 grades),
             `"best-of:K"` or `"ranking:K"` (2 to 26 responses).
+        judges_per_pair: How many annotators judge the same prompt and responses, a divisor of
+            `num_annotators`; who judges what is random.
 
     Returns:
         The dataset with its truth. Reward differences have mean 0 and standard deviation 3.16.
@@ -179,13 +182,17 @@ def simulate_preferences(
     """
     if family not in ("lognormal", "gamma"):
         raise ConfigError(f"family: expected lognormal or gamma, got {family!r}")
-    check_world(num_annotators, pairs_per_annotator, mean, cv, seed)
+    check_world(num_annotators, pairs_per_annotator, mean, cv, seed, judges_per_pair)
     observation, size = _read_kind(kind)
     rng = np.random.default_rng(seed)
     strengths = _draw_strengths(rng, family, mean, cv, num_annotators)
     annotator = np.repeat(np.arange(num_annotators), pairs_per_annotator)
-    prompts = _draw_prompts(rng, len(annotator))
-    options = _draw_options(rng, len(annotator), size)
+    num_judged = len(annotator) // judges_per_pair
+    prompts = _draw_prompts(rng, num_judged)
+    options = _draw_options(rng, num_judged, size)
+    if judges_per_pair > 1:
+        judged = np.concatenate([rng.permutation(num_judged) for _ in range(judges_per_pair)])
+        prompts, options = [prompts[i] for i in judged], options[judged]
     reward = _OPTION_WORTHS[options].sum(2)
     if kind == "pairs":
         difference = reward[:, 0] - reward[:, 1]

@@ -22,10 +22,10 @@ from mixdpo_pyro.training.mean_drift import MEAN_DRIFT, why_mean_drifts
 
 __all__ = [
     "CALIBRATION", "CALIBRATION_FAIL", "CALIBRATION_LEVEL", "DRIFT_FAIL", "DRIFT_REVIEW",
-    "DROPPED_FAIL", "DROPPED_REVIEW", "MATERIAL_LOSS", "MAX_EDGE", "MAX_R_HAT",
-    "MAX_SEED_DISAGREEMENT", "MIN_ANNOTATORS", "MIN_CALIBRATION_PAIRS", "MIN_CONTRACTION",
-    "MIN_ESS", "MIN_STEPS", "SLOPE_LEVEL", "HealthCheck", "HealthReport", "Status",
-    "check_run",
+    "DROPPED_FAIL", "DROPPED_REVIEW", "MATERIAL_LOSS", "MATERIAL_PROBABILITY", "MAX_EDGE",
+    "MAX_R_HAT", "MAX_SEED_DISAGREEMENT", "MIN_ANNOTATORS", "MIN_CALIBRATION_PAIRS",
+    "MIN_CONTRACTION", "MIN_ESS", "MIN_STEPS", "SLOPE_LEVEL", "HealthCheck", "HealthReport",
+    "Status", "check_run",
 ]  # fmt: skip
 
 CALIBRATION = "predicted probabilities"
@@ -57,6 +57,13 @@ SLOPE_LEVEL = 0.05
 DRIFT_REVIEW, DRIFT_FAIL = 0.5, 2.0
 """In standard deviations. A 90% interval of a normal posterior that is off by 0.5 of them covers
 the truth in 86%, by 2 of them in 36%."""
+
+MATERIAL_PROBABILITY = 0.01
+r"""A drift that moves no predicted probability by more is no reason to look again, however narrow
+the guide. To second order cv moves a probability by :math:`\tfrac12 x^2 \sigma''(x)` times the
+change of its square, which is at most 0.19 of it."""
+
+_CURVATURE = 0.19
 
 CALIBRATION_LEVEL = 0.01
 """Share of runs with right predictions whose calibration error is to be reviewed."""
@@ -252,7 +259,7 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
     verdict rests on that one. Under `free` the guide is a point, and the held-out posterior is the
     only measure.
     """
-    name, threshold = "drift of cv", f"drift up to {DRIFT_REVIEW:g} sd"
+    name, threshold = "drift of cv", f"drift up to {DRIFT_REVIEW:g} sd or {MATERIAL_PROBABILITY:g}"
     if run.record.not_learned:
         return _inapplicable(name, threshold, run.record.not_learned)
     found = tail.change("strength/cv")
@@ -263,15 +270,19 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
     if not (np.isfinite([scale, held_out]).all() and scale > 0):
         return _unavailable(name, threshold, "The draws of cv have no finite spread.")
     drift = abs(found[0]) / scale
-    status = Status.PASS if drift <= DRIFT_REVIEW else Status.REVIEW
+    last = run.record.learned.cv
+    moved = _CURVATURE * abs(last**2 - (last - found[0]) ** 2)
+    is_small = drift <= DRIFT_REVIEW or moved <= MATERIAL_PROBABILITY
+    status = Status.PASS if is_small else Status.REVIEW
     if abs(found[0]) > DRIFT_FAIL * max(scale, held_out):
         status = Status.FAIL
     measure = f"the guide has sd {guide:.2g}, the held-out posterior {held_out:.2g}"
     if guide == 0:
         measure = f"the guide is a point, the held-out posterior has sd {held_out:.2g}"
     sentence = (
-        f"cv moved by {found[0]:+.2g} over the last third of the training; {measure}. More than "
-        f"{DRIFT_FAIL:g} of the larger sd fails."
+        f"cv moved by {found[0]:+.2g} over the last third of the training, predicted "
+        f"probabilities by at most {moved:.1g}; {measure}. More than {DRIFT_FAIL:g} of the larger "
+        "sd fails."
     )
     return HealthCheck(name, status, f"{drift:.2f} sd", threshold, sentence)
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from trl import DPOConfig
 
-from mixdpo_pyro.config_fields import check_positive
+from mixdpo_pyro.config_fields import check_positive, check_range
 from mixdpo_pyro.data.choice_kinds import NO_SETS
-from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.models.pyro_models import MeanAnchor
 from mixdpo_pyro.training.batches.columns import ChoiceColumns, TieModel, check_choices
 from mixdpo_pyro.training.learned_strength import EstimatorName, Family, StrengthConfig
@@ -37,10 +36,12 @@ class MixDPOConfig(DPOConfig):
         strength_learning_rate: Learning rate of the strength's parameters (log scale).
         strength_initial_cv: Coefficient of variation that training starts from.
         learn_cv: Whether cv is learned; otherwise it stays at `strength_initial_cv`, a control.
-        annotator_column: Column with annotator ids. Pairs of one annotator then stand together in
-            blocks, and the pairs of a block share their strength; without ids every pair has its
-            own. Not for `family="fixed"`, where there is nothing to share.
-        annotator_block_size: Pairs of one annotator that stand together in a batch.
+        annotator_column: Column with annotator ids. An annotator's pairs then share their
+            strength, which is inferred from all of them, in whatever order they come; without ids
+            every pair has its own. Not for `family="fixed"`, where there is nothing to share.
+        annotator_block_size: Infer the strength from the pairs of one annotator that stand
+            together in a batch, at most so many. Default: from all pairs; and from blocks of 8
+            where that is not possible (streams, choice sets, ties, grades, `estimator="draws"`).
         choice_set_column: Column with ids of choice sets: rows of one set are one choice, its
             chosen response over each other one. The loss is the set's likelihood, a batch holds
             whole sets, and each response is run once. Sets of one row are pairs. `none` is as
@@ -101,8 +102,12 @@ class MixDPOConfig(DPOConfig):
     annotator_column: str | None = field(
         default=None, metadata={"help": "Column with annotator ids."}
     )
-    annotator_block_size: int = field(
-        default=8, metadata={"help": "Pairs of one annotator that stand together in a batch."}
+    annotator_block_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of one annotator that stand together in a batch and alone tell their "
+            "strength. Default: all pairs of the annotator tell it."
+        },
     )
     choice_set_column: str | None = field(
         default=None,
@@ -214,8 +219,7 @@ class MixDPOConfig(DPOConfig):
         check_positive("strength_learning_rate", self.strength_learning_rate)
         at_least = {"annotator_block_size": 1, "strength_warmup_steps": 0, "bootstrap_samples": 2}
         for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+            check_range(name, getattr(self, name), least)
         shares = self.annotator_column is not None and self.family != "fixed"
         check_losses(self, shares, self.baseline is not None)
         check_choices(self, self.choice_columns(), self.estimator, self.baseline)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from scipy.special import gammaincinv, ndtri
@@ -15,6 +16,7 @@ from torch import Tensor
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
 from mixdpo_pyro.inference.methods.objectives import Objective
+from mixdpo_pyro.inference.methods.running_panels import PanelObjective
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.io import write_json, written_whole
 from mixdpo_pyro.models import Draws, PreferenceModel
@@ -24,6 +26,7 @@ from mixdpo_pyro.training.losses.baselines import BaselineName, build_baseline
 from mixdpo_pyro.training.losses.observed import ObservedObjective, build_observation
 
 __all__ = [
+    "PANELS_FILE",
     "STRENGTH_FILE",
     "TENSORS_FILE",
     "EstimatorName",
@@ -40,6 +43,12 @@ EstimatorName = Literal["auto", "draws", "quadrature", "series"]
 STRENGTH_FILE = "strength.json"
 
 TENSORS_FILE = "strength.safetensors"
+
+PANELS_FILE = "panels.safetensors"
+"""In checkpoints only: what is known of each annotator belongs to a run, not to a policy."""
+
+_OF_PANELS = "log_scale"
+"""The parameter that is kept with the panels."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,15 @@ class Strength:
         self.config = config
         self.objective = config.build()
 
+    def keep_panels(self, annotator: Int[np.ndarray, " pairs"]) -> None:
+        """Infer each annotator's strength from all their choices, and not from a batch's.
+
+        Args:
+            annotator: Number of each training pair's annotator.
+        """
+        assert isinstance(self.objective, StrengthObjective)
+        self.objective = PanelObjective(self.objective.model, self.objective.guide, annotator)
+
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "Strength":
         """Load the strength that was saved beside a policy or in a checkpoint.
@@ -143,21 +161,44 @@ class Strength:
             for name, value in tensors.items():
                 if not value.isfinite().all():
                     raise OutputError(f"{path}: tensor '{name}' is not finite: {value.tolist()}")
-            self.objective.load_state_dict(tensors)
+            kept = {k: v for k, v in self.objective.state_dict().items() if k == _OF_PANELS}
+            self.objective.load_state_dict(tensors | kept)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise OutputError(f"{path}: cannot be read as a saved strength ({error})") from error
 
     def save(self, folder: str | Path) -> None:
         """Write `strength.safetensors` and `strength.json` into `folder`."""
-        tensors = {
-            k: v.detach().cpu().contiguous() for k, v in self.objective.state_dict().items()
-        }
-        with written_whole(Path(folder) / TENSORS_FILE) as temporary:
-            temporary.write_bytes(save(tensors))
+        tensors = {k: v for k, v in self.objective.state_dict().items() if k != _OF_PANELS}
+        _save_tensors(tensors, Path(folder) / TENSORS_FILE)
         write_json(
             {"config": asdict(self.config), "learned": self.summary() | self.thresholds()},
             Path(folder) / STRENGTH_FILE,
         )
+
+    def save_panels(self, folder: str | Path) -> None:
+        """Write `panels.safetensors` into `folder`, where panels are kept."""
+        if isinstance(self.objective, PanelObjective):
+            tensors = self.objective.panels.state_dict()
+            if self.objective.log_scale is not None:
+                tensors[_OF_PANELS] = self.objective.log_scale
+            _save_tensors(tensors, Path(folder) / PANELS_FILE)
+
+    def load_panels(self, folder: str | Path) -> None:
+        """Load `panels.safetensors` from `folder`, where panels are kept.
+
+        Raises:
+            OutputError: If the file is missing, damaged, or of other training pairs.
+        """
+        if not isinstance(self.objective, PanelObjective):
+            return
+        path = Path(folder) / PANELS_FILE
+        try:
+            tensors = load_file(path)
+            self.objective.panels.load_state_dict(tensors)
+            if self.objective.log_scale is not None:
+                self.objective.log_scale.data.copy_(tensors[_OF_PANELS])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise OutputError(f"{path}: cannot be read as saved panels ({error})") from error
 
     def summary(self) -> dict[str, float]:
         """Mean, cv and the 5% and 95% quantiles of beta, at the guide's median."""
@@ -209,6 +250,13 @@ class Strength:
         words += f" {found['q05']} to {found['q95']}"
         words += "".join(f", {name} {value:.3g}" for name, value in self.thresholds().items())
         return f"Strength({self.config.family}: {words})"
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(
+            save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+        )
 
 
 def _read_config(path: Path) -> StrengthConfig:

@@ -32,6 +32,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
+from mixdpo_pyro.inference.methods.running_panels import PanelObjective
 from mixdpo_pyro.margins.weights import (
     TELL_ALL,
     load_quietly,
@@ -52,6 +53,7 @@ from mixdpo_pyro.training.batches.distinct_rows import distinct_rows_only
 from mixdpo_pyro.training.batches.numbering import (
     ANNOTATOR_INDEX,
     GROUP_INDEX,
+    PAIR_INDEX,
     number_stream,
     number_values,
 )
@@ -78,6 +80,13 @@ __all__ = ["MixDPOTrainer"]
 logger = logging.getLogger(__name__)
 
 _SEED_STRIDE = 1_000_003  # far from the small seeds that people use
+
+_BETAS = (0.9, 0.98)
+"""Of Adam for the strength, where whole panels are kept: their gradients grow as choices come in,
+and have little noise, so that sizes of long ago would only make the steps small."""
+
+_BLOCK_SIZE = 8
+"""Pairs of one annotator in a block, where whole panels are not kept and no size is given."""
 
 
 class MixDPOTrainer(DPOTrainer):
@@ -144,6 +153,10 @@ class MixDPOTrainer(DPOTrainer):
         self._order: AnnotatorBlockSampler | ChoiceBatchSampler | None = None
         self._deals_choices = args.group_by_pair or self._has_sets()
         self.strength = Strength(replace(args.strength_config(), **vars(self._kind)))
+        if self._has_whole_panels():
+            data = self.train_dataset
+            self.train_dataset = data.add_column(PAIR_INDEX, np.arange(len(data)))
+            self.strength.keep_panels(np.asarray(data[ANNOTATOR_INDEX][:]))
         self.strength.objective.to(self.accelerator.device)
         self.add_callback(_StrengthGradients(self))
         self.add_callback(_OrderOfEpochs(self))
@@ -258,6 +271,13 @@ class MixDPOTrainer(DPOTrainer):
         self._num_sets = int(max(self.train_dataset[CHOICE_INDEX])) + 1
         return self._num_sets < len(self.train_dataset)
 
+    def _has_whole_panels(self) -> bool:
+        """Whether each annotator's strength is inferred from all their choices."""
+        args = self.args
+        is_asked = args.annotator_block_size is None and args.estimator != "draws"
+        is_known = isinstance(self.train_dataset, Dataset) and self._kind.observation == "pairs"
+        return self._shares_strengths and is_asked and is_known
+
     def _with_annotators(self, dataset: Any) -> Any:
         column = self.args.annotator_column
         if isinstance(dataset, Dataset):
@@ -296,7 +316,7 @@ class MixDPOTrainer(DPOTrainer):
         In training its value is the misfit (and TRL's other losses), which is what is logged; its
         gradient is that of the negative evidence lower bound, the divergence included.
         """
-        rows, annotator, group, *what = (inputs.pop(name, None) for name in KEPT_COLUMNS)
+        rows, annotator, group, pair, *what = (inputs.pop(name, None) for name in KEPT_COLUMNS)
         done = Done(*what)
         batch = self._forward(model, inputs, return_outputs, num_items_in_batch)
         margin = batch.margin
@@ -306,7 +326,7 @@ class MixDPOTrainer(DPOTrainer):
         if is_bad.any():
             raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
         if self.model.training:
-            misfit, divergence = self._terms(margin, annotator, batch.weight, done)
+            misfit, divergence = self._terms(margin, annotator, batch.weight, done, pair)
             seen = self.accelerator.gather(divergence.detach()).mean().item()
             self._metrics["train"]["strength/kl"].append(seen)
             scale = self.args.choice_weight * self._share_of_choices(done, len(margin))
@@ -413,10 +433,15 @@ class MixDPOTrainer(DPOTrainer):
         annotator: Tensor | None,
         weight: Tensor | None = None,
         done: Done = PAIRS,
+        pair: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Misfit and divergence per choice, in the units of DPO's loss."""
         num_choices, objective = self._num_choices(), self.strength.objective
         margin, extra = self._for_objective(margin, done)
+        if pair is not None:
+            assert isinstance(objective, PanelObjective)
+            objective.panels.update(*self.accelerator.gather((pair, margin.detach())))
+            return objective.panel_terms(margin, pair)
         if annotator is None:
             if weight is not None:
                 extra["weight"] = weight
@@ -547,13 +572,14 @@ class MixDPOTrainer(DPOTrainer):
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = [p for p in self.strength.objective.parameters() if id(p) not in known]
         if parameters:
-            optimizer.add_param_group(
-                {
-                    "params": parameters,
-                    "lr": self.args.strength_learning_rate,
-                    "weight_decay": 0.0,
-                }
-            )
+            group = {
+                "params": parameters,
+                "lr": self.args.strength_learning_rate,
+                "weight_decay": 0.0,
+            }
+            if self._has_whole_panels() and "betas" in optimizer.defaults:
+                group["betas"] = _BETAS
+            optimizer.add_param_group(group)
             if self.lr_scheduler is not None:
                 _follow_new_group(self.lr_scheduler)
         return optimizer
@@ -607,7 +633,7 @@ class MixDPOTrainer(DPOTrainer):
         if args.group_by_pair:
             owner = number_shared_pairs(data)
         elif self._shares_strengths:
-            owner, block_size = np.asarray(data[ANNOTATOR_INDEX][:]), args.annotator_block_size
+            owner, block_size = np.asarray(data[ANNOTATOR_INDEX][:]), self._block_size()
         return ChoiceBatchSampler(
             choice,
             args.train_batch_size,
@@ -618,14 +644,19 @@ class MixDPOTrainer(DPOTrainer):
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        if not self._shares_strengths or not isinstance(self.train_dataset, Dataset):
+        data = self.train_dataset
+        needs_blocks = self._shares_strengths and isinstance(data, Dataset)
+        if not needs_blocks or PAIR_INDEX in data.column_names:
             return super()._get_train_sampler(train_dataset)
         self._order = AnnotatorBlockSampler(
             np.asarray((train_dataset or self.train_dataset)[ANNOTATOR_INDEX]),
-            min(self.args.annotator_block_size, self.args.train_batch_size),
+            min(self._block_size(), self.args.train_batch_size),
             self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
         return self._order
+
+    def _block_size(self) -> int:
+        return self.args.annotator_block_size or _BLOCK_SIZE
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = output_dir or self.args.output_dir
@@ -634,6 +665,8 @@ class MixDPOTrainer(DPOTrainer):
             super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.strength.save(folder)
+            if is_checkpoint:
+                self.strength.save_panels(folder)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -643,6 +676,7 @@ class MixDPOTrainer(DPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.strength.load(checkpoint)
+            self.strength.load_panels(checkpoint)
 
 
 def _refuse_missing_weights(name: str, args: MixDPOConfig) -> None:

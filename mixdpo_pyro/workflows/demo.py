@@ -33,6 +33,7 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
             mean=config.mean,
             cv=config.cv,
             seed=config.seed,
+            judges_per_pair=config.judges_per_pair,
         )
         world.save(folder / "world")
         show_stage("Fitting a small Llama to the responses (the reference)")
@@ -56,7 +57,6 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "output_dir": str(folder),
         "family": config.family,
         "beta": 1.0,
-        "mean_anchor": "prior",  # learned: the report compares it with the truth
         "test_fraction": 0.2,
         "num_train_epochs": 1,
         "per_device_train_batch_size": 32,

@@ -68,12 +68,16 @@ class DemoConfig:
     cv: float = option("True coefficient of variation of the strengths.", 0.8)
     num_annotators: int = option("Annotators of the world.", 200)
     pairs_per_annotator: int = option("Choices of each annotator.", 40)
+    judges_per_pair: int = option("Annotators who judge the same pair.", 4)
     seed: int = option("Seed of everything.", 0)
     output_dir: str = option("Folder for the results.", "mixdpo-demo", short="-o")
     overwrite: bool = option("Replace an earlier demo there.", False)
 
     def __post_init__(self) -> None:
-        check_world(self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed)
+        check_world(
+            self.num_annotators, self.pairs_per_annotator, self.mean, self.cv, self.seed,
+            self.judges_per_pair,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

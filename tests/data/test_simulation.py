@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_no_pair_has_identical_responses():
     assert all(p["chosen"] != p["rejected"] for p in world.dataset)
 
 
+def test_as_many_different_annotators_judge_every_pair_as_asked():
+    world = simulate_preferences(12, 10, judges_per_pair=4, seed=1).dataset
+    judges = {}
+    for row in world:
+        pair = (row["prompt"], *sorted([row["chosen"], row["rejected"]]))
+        judges.setdefault(pair, []).append(row["annotator"])
+    assert len(judges) == 30
+    assert all(len(set(who)) == len(who) == 4 for who in judges.values())
+    assert set(Counter(world["annotator"]).values()) == {10}
+    partners = {frozenset(who) for who in judges.values()}
+    assert len(partners) > 20  # who judges what is random
+
+
 def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
     world = simulate_preferences(3, 4, cv=0.0)
     world.save(tmp_path)
@@ -75,6 +89,8 @@ def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
     [
         ({"num_annotators": 0}, "num_annotators: expected at least 1, got 0"),
         ({"pairs_per_annotator": 0}, "pairs_per_annotator: expected at least 1, got 0"),
+        ({"judges_per_pair": 0}, "judges_per_pair: expected at least 1, got 0"),
+        ({"judges_per_pair": 3}, r"judges_per_pair: expected a divisor of num_annotators \(200\)"),
         ({"family": "normal"}, "family: expected lognormal or gamma, got 'normal'"),
         ({"mean": 0.0}, "mean: expected a finite value > 0, got 0.0"),
         ({"mean": float("nan")}, "mean: expected a finite value > 0, got nan"),

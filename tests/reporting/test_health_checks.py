@@ -172,6 +172,22 @@ def test_narrow_guide_that_drifts_is_reviewed_but_leaves_the_verdict_standing():
     assert row(run, "drift of cv").status == "REVIEW"
 
 
+def test_drift_of_a_small_cv_is_no_reason_to_look_again():
+    """From 0.14 to 0.1, many deviations of a narrow guide; no probability moves by a point."""
+    run = passing_run()
+    training = replace(run.training, cv=np.random.default_rng(0).normal(0.1, 0.005, 500))
+    learned = replace(run.record.learned, cv=0.1)
+    history = history_of(np.full(60, 0.5), cv=np.linspace(0.22, 0.1, 60))
+    run = changed(replace(run, history=history, training=training), learned=learned)
+    assert row(run, "drift of cv").status == "PASS"
+
+
+def test_no_probability_moves_more_than_its_bound_says():
+    x = np.linspace(-30, 30, 6001)
+    p = 1 / (1 + np.exp(-x))
+    assert np.abs(x**2 * p * (1 - p) * (1 - 2 * p) / 2).max() == pytest.approx(0.19, abs=0.005)
+
+
 def test_thresholds_of_the_drift_are_what_their_docstring_says():
     def coverage(shift):
         return stats.norm.cdf(1.6449 - shift) - stats.norm.cdf(-1.6449 - shift)

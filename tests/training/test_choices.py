@@ -508,7 +508,10 @@ def test_training_on_sets_resumes_within_its_second_epoch(tmp_path, policy_folde
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("settings", [{"choice_set_column": "set"}, {"annotator_column": "who"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"choice_set_column": "set"}, {"annotator_column": "who", "annotator_block_size": 4}],
+)
 def test_order_of_the_data_learns_the_epoch_that_is_resumed(tmp_path, policy_folder, settings):
     """Not from the loader: where several processes resume, accelerate's does not hand it on."""
     trainer = trainer_on(tmp_path, policy_folder, best_of_four(), **settings)
@@ -568,7 +571,7 @@ def test_people_share_their_strength_with_what_stands_in_the_same_batch(tmp_path
     dataset = pairs.select(np.tile(np.arange(4), 3)).add_column("who", list("aaaabbbbcccc"))
     trainer = trainer_on(
         tmp_path, policy_folder, dataset, group_by_pair=True, annotator_column="who",
-        per_device_train_batch_size=6, **POINT,
+        annotator_block_size=6, per_device_train_batch_size=6, **POINT,
     )  # fmt: skip
     batch = first_batch(shaken(trainer))
     annotator = batch["mixdpo_annotator_index"]

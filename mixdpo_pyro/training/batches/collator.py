@@ -8,12 +8,14 @@ import torch
 
 from mixdpo_pyro.data.validation import ROW_COLUMN
 from mixdpo_pyro.training.batches.choices import CHOICE_CODE, CHOICE_INDEX
-from mixdpo_pyro.training.batches.numbering import ANNOTATOR_INDEX, GROUP_INDEX
+from mixdpo_pyro.training.batches.numbering import ANNOTATOR_INDEX, GROUP_INDEX, PAIR_INDEX
 
 __all__ = ["KEPT_COLUMNS", "KeepColumns"]
 
-KEPT_COLUMNS = (ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX, CHOICE_INDEX, CHOICE_CODE)
-"""Columns of whole numbers that a batch keeps: row, annotator, group, choice and what was done."""
+KEPT_COLUMNS = (
+    ROW_COLUMN, ANNOTATOR_INDEX, GROUP_INDEX, PAIR_INDEX, CHOICE_INDEX, CHOICE_CODE,
+)  # fmt: skip
+"""What a batch keeps of a row, in whole numbers; the last two are its choice and what was done."""
 
 
 @dataclass

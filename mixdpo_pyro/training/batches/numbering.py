@@ -13,8 +13,8 @@ from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import number_ids
 
 __all__ = [
-    "ANNOTATOR_INDEX", "GROUP_INDEX", "need_column", "number_stream", "number_values",
-    "source_rows", "values_of",
+    "ANNOTATOR_INDEX", "GROUP_INDEX", "PAIR_INDEX", "need_column", "number_stream",
+    "number_values", "source_rows", "values_of",
 ]  # fmt: skip
 
 ANNOTATOR_INDEX = "mixdpo_annotator_index"
@@ -22,6 +22,9 @@ ANNOTATOR_INDEX = "mixdpo_annotator_index"
 
 GROUP_INDEX = "mixdpo_group_index"
 """Column with the number of the evaluation group, likewise."""
+
+PAIR_INDEX = "mixdpo_pair_index"
+"""Column with the number of the row in the training data, where whole panels are kept."""
 
 
 def number_values(
