@@ -273,10 +273,11 @@ class MixDPOTrainer(DPOTrainer):
 
     def _has_whole_panels(self) -> bool:
         """Whether each annotator's strength is inferred from all their choices."""
-        args = self.args
-        is_asked = args.annotator_block_size is None and args.estimator != "draws"
-        is_known = isinstance(self.train_dataset, Dataset) and self._kind.observation == "pairs"
-        return self._shares_strengths and is_asked and is_known
+        args, data = self.args, self.train_dataset
+        if args.annotator_block_size is not None or args.estimator == "draws":
+            return False
+        are_pairs = self._shares_strengths and self._kind.observation == "pairs"
+        return are_pairs and isinstance(data, Dataset) and len(data) > 0
 
     def _with_annotators(self, dataset: Any) -> Any:
         column = self.args.annotator_column

@@ -1,0 +1,199 @@
+"""What do whole panels gain a policy? Win rates against DPO at equal KL, without sampling error.
+
+    python benchmarks/exact_policy.py                 # both worlds, 16 seeds
+    python benchmarks/exact_policy.py --seeds 4 --worlds strong
+
+The policy is log-linear in the demo's grammar: a weight for each of sixteen options of four slots,
+the reference uniform. Rewards, KL to the reference and the win rate of one policy over another are
+then sums over the grammar. Every policy is trained to the end and brought to KL 2 by scaling its
+weights, which interpolates between the logits of reference and policy. Worlds: people differ a lot
+(`strong`, cv 1.5), and those who hardly care answer most (`imbalanced`).
+
+Last answers, 16 seeds from 500: see `docs/training.md`.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+from scipy.special import xlogy
+from torch.nn.functional import logsigmoid
+
+from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
+from mixdpo_pyro.inference.methods.running_panels import PanelObjective
+from mixdpo_pyro.models import PreferenceModel
+from mixdpo_pyro.training.batches.sampler import AnnotatorBlockSampler
+
+SLOTS, OPTIONS, KL = 4, 16, 2.0
+WORTH = np.repeat([1.5, 0.5, -0.5, -1.5], OPTIONS // 4)
+EPOCHS, BATCH, BLOCK = 40, 32, 8
+
+
+def draw_world(name, seed):
+    """Differences of options, chosen minus rejected, who chose, and their strengths."""
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
+    scale = np.sqrt(np.log1p(1.5**2))
+    strength = np.exp(scale * streams[0].normal(size=150) - scale**2 / 2)
+    number = np.full(len(strength), 20)
+    if name == "imbalanced":
+        number = np.where(strength < np.median(strength), 35, 5)
+    annotator = np.repeat(np.arange(len(strength)), number)
+    options = streams[1].integers(OPTIONS, size=(len(annotator), 2, SLOTS))
+    reward = WORTH[options].sum(2)
+    utility = strength[annotator] * (reward[:, 0] - reward[:, 1]) / 2
+    is_first = streams[2].random(len(annotator)) < 1 / (1 + np.exp(-utility))
+    one_hot = np.eye(OPTIONS)[options].reshape(len(annotator), 2, -1)
+    difference = (one_hot[:, 0] - one_hot[:, 1]) * np.where(is_first, 1, -1)[:, None]
+    order = streams[3].permutation(len(annotator))
+    return torch.from_numpy(difference[order]), annotator[order], strength
+
+
+def distribution(weights):
+    """Probabilities of the options of each slot."""
+    return torch.from_numpy(weights).reshape(SLOTS, OPTIONS).softmax(1).numpy()
+
+
+def divergence(weights):
+    """KL to the uniform reference, in nats."""
+    p = distribution(weights)
+    return float(xlogy(p, p * OPTIONS).sum())
+
+
+def at_equal_divergence(weights):
+    """The policy with this KL whose weights are a multiple of these."""
+    factor = brentq(lambda f: divergence(f * weights) - KL, 1e-3, 1e3)
+    return distribution(factor * weights)
+
+
+def reward_distribution(policy):
+    """Probability of each total reward, from -6 to 6."""
+    total = np.ones(1)
+    for slot in policy:
+        total = np.convolve(total, slot.reshape(4, -1).sum(1))
+    return total
+
+
+def win_rate(policy, other):
+    """In percent, ties as one half; rewards fall along the array."""
+    joint = np.outer(reward_distribution(policy), reward_distribution(other))
+    return 100 * float(np.triu(joint, 1).sum() + np.trace(joint) / 2)
+
+
+def full_batch(loss, *extra):
+    """Weights that minimise a smooth loss, by L-BFGS."""
+    weights = torch.zeros(SLOTS * OPTIONS, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights, *extra], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        value = loss(weights) + 1e-4 * weights.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    return weights.detach().numpy()
+
+
+def batches(annotator, order, epoch, seed):
+    """Rows of each batch: shuffled, sorted by person, or in blocks of a person."""
+    if order == "sorted":
+        rows = np.argsort(annotator, kind="stable")
+    elif order == "blocks":
+        sampler = AnnotatorBlockSampler(annotator, BLOCK, seed)
+        sampler.set_epoch(epoch)
+        rows = np.array(list(sampler))
+    else:
+        rows = np.random.default_rng((seed, epoch)).permutation(len(annotator))
+    return torch.from_numpy(rows).split(BATCH)
+
+
+def by_batches(difference, annotator, order, seed):
+    """Policy and strength learned as the trainer learns them."""
+    torch.manual_seed(seed)
+    model = PreferenceModel("lognormal", mean_anchor="fixed", beta=1.0)
+    guide = build_strength_guide(model, 0.5)
+    objective = (
+        StrengthObjective(model, guide)
+        if order == "blocks"
+        else PanelObjective(model, guide, annotator)
+    )
+    weights = torch.zeros(SLOTS * OPTIONS, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam(
+        [{"params": [weights], "lr": 0.03}, {"params": objective.parameters(), "lr": 0.05}],
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 1 - epoch / EPOCHS)
+    who = torch.from_numpy(annotator)
+    for epoch in range(EPOCHS):
+        for rows in batches(annotator, order, epoch, seed):
+            optimiser.zero_grad()
+            margin = difference[rows] @ weights
+            if order == "blocks":
+                share = len(who[rows].unique()) / len(rows)
+                terms = objective.terms(margin, who[rows], num_total=len(who) // BLOCK)
+                loss = share * sum(terms)
+            else:
+                objective.panels.update(rows, margin)
+                loss = sum(objective.panel_terms(margin, rows))
+            (loss + 1e-4 * weights.square().sum()).backward()
+            optimiser.step()
+        schedule.step()
+    return weights.detach().numpy(), objective.location()["cv"].item()
+
+
+def panel_loss(difference, annotator, log_cv):
+    """Mean negative log-likelihood of whole panels at mean one and any cv."""
+    model = PreferenceModel("lognormal", mean_anchor="fixed", beta=1.0)
+    who = torch.from_numpy(annotator)
+
+    def loss(weights):
+        cv = log_cv.exp().clamp(0.02, 5)
+        return -model.log_prob(difference @ weights, mean=1.0, cv=cv, annotator=who).sum() / len(
+            who
+        )
+
+    return loss
+
+
+def measure(name, seed):
+    """Win rates over DPO of every way to train, in points above 50, and the cv that was learned."""
+    difference, annotator, strength = draw_world(name, seed)
+    known = torch.from_numpy(strength[annotator])
+    dpo = at_equal_divergence(full_batch(lambda w: -logsigmoid(difference @ w).mean()))
+    log_cv = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    found = {
+        "known strengths": full_batch(lambda w: -logsigmoid(known * (difference @ w)).mean()),
+        "full panel, full batch": full_batch(panel_loss(difference, annotator, log_cv), log_cv),
+    }
+    cv = {"full panel, full batch": log_cv.exp().item()}
+    for order in ("shuffled", "sorted", "blocks"):
+        label = f"blocks of {BLOCK}" if order == "blocks" else f"running panels, {order}"
+        found[label], cv[label] = by_batches(difference, annotator, order, seed)
+    gains = {k: win_rate(at_equal_divergence(w), dpo) - 50 for k, w in found.items()}
+    return gains, cv
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--worlds", nargs="*", default=["strong", "imbalanced"])
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--first_seed", type=int, default=500)
+    arguments = parser.parse_args()
+    print("| world | trained with | gain over DPO at KL 2, points | learned cv, median |")
+    print("| --- | --- | --- | --- |")
+    for name in arguments.worlds:
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        results = [measure(name, seed) for seed in seeds]
+        for label in results[0][0]:
+            gain = np.array([gains[label] for gains, _ in results])
+            cv = [cv[label] for _, cv in results if label in cv]
+            half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain))
+            median = f"{np.median(cv):.2f}" if cv else ""
+            print(
+                f"| {name} | {label} | {gain.mean():+.2f} +- {half:.2f} | {median} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
