@@ -157,7 +157,7 @@ def panel_loss(difference, annotator, log_cv):
 
 
 def measure(name, seed):
-    """Win rates over DPO of every way to train, in points above 50, and the cv that was learned."""
+    """Points above 50% that each way to train wins over DPO, and the cv that was learned."""
     difference, annotator, strength = draw_world(name, seed)
     known = torch.from_numpy(strength[annotator])
     dpo = at_equal_divergence(full_batch(lambda w: -logsigmoid(difference @ w).mean()))
