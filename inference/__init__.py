@@ -20,6 +20,7 @@ from mixdpo_pyro.inference.methods.nuts import NUTSRun, run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import SVIProgress, SVIState, run_svi
 from mixdpo_pyro.inference.people.reliability import Reliability, estimate_reliability
+from mixdpo_pyro.inference.people.strength_effects import StrengthEffects, fit_strength_effects
 from mixdpo_pyro.inference.posterior import Posterior, save_arviz
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
@@ -51,6 +52,7 @@ __all__ = [
     "SVIProgress",
     "SVIState",
     "SimulatedChoices",
+    "StrengthEffects",
     "StrengthObjective",
     "Verdict",
     "assess_heterogeneity",
@@ -62,6 +64,7 @@ __all__ = [
     "estimate_reliability",
     "fit",
     "fit_joint",
+    "fit_strength_effects",
     "leave_one_out",
     "mean_choice_probability",
     "permute_annotators",

@@ -22,6 +22,7 @@ from mixdpo_pyro.inference.loo import (
     leave_one_out,
 )
 from mixdpo_pyro.inference.outcomes import Ties
+from mixdpo_pyro.inference.people.strength_effects import StrengthEffects
 from mixdpo_pyro.inference.robustness.checks import (
     LEVEL,
     DiagnosisFits,
@@ -76,6 +77,7 @@ class Diagnosis:
             5%, 50% and 95% posterior quantiles; None where that family was not fitted.
         beside: Strength, care and taste, each beside the others; None where people were not found
             to differ.
+        effects: How strength goes with columns; None where none were given.
     """
 
     verdict: Verdict
@@ -91,6 +93,7 @@ class Diagnosis:
     margin_p_value: float
     share_not_positive: tuple[float, float, float] | None
     beside: Differences | None = None
+    effects: StrengthEffects | None = None
 
     @property
     def choices(self) -> Choices:

@@ -71,7 +71,10 @@ def simulate_margins(num_annotators=8, choices_each=40):
     ids = [f"user{k}" for k in annotator]
     margin = np.where(prefers_first, difference, -difference)
     topic = np.tile(["cats", "dogs"], len(annotator) // 2)
-    return pd.DataFrame({"margin": margin, "annotator": ids, "user_id": ids, "topic": topic})
+    return pd.DataFrame(
+        {"margin": margin, "annotator": ids, "user_id": ids, "topic": topic,
+         "age": 20 + annotator}
+    )  # fmt: skip
 
 
 def simulate_outcomes(kind, num_annotators=8, choices_each=20):

@@ -26,6 +26,7 @@ from mixdpo_pyro.diagnosis.config import (
     DiagnoseConfig,
     PowerConfig,
     ReliabilityConfig,
+    split_formula,
 )
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io import (
@@ -190,7 +191,8 @@ def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    columns = (*config.group, *config.stratum, *config.attribute)
+    strength = split_formula(config.strength)
+    columns = (*config.group, *config.stratum, *config.attribute, *strength)
     check_columns(named.margins, config.annotator, config.choice_set, *columns)
     if config.second is not None:
         check_columns(config.second)

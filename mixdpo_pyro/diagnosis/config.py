@@ -1,5 +1,6 @@
 """Options of `mixdpo diagnose`, `mixdpo check`, `mixdpo reliability` and `mixdpo power`."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,11 @@ __all__ = [
     "DiagnoseConfig",
     "PowerConfig",
     "ReliabilityConfig",
+    "split_formula",
 ]
+
+_OPERATORS = re.compile(r"[*:()~|^]")
+"""What other programs take in a formula beside `+`."""
 
 CHECK_FILE = "check.json"
 """The file that makes a folder a check folder."""
@@ -55,6 +60,12 @@ class DiagnoseConfig:
         "of lists: what people may want besides what the margins say. Length is one by itself.",
         [],
     )
+    strength: str | None = option(
+        "Columns that strengths may go with, of annotators or of choices, joined with + and "
+        "nothing else, such as 'topic + age'. A column of numbers has one effect, per standard "
+        "deviation; text has one for each level.",
+        None,
+    )
     choice_set: str | None = option(
         "Column of choice sets: rows of one set are one choice among several responses. Default: "
         "`choice_set` where there is one; `none` keeps rows apart.",
@@ -86,11 +97,32 @@ class DiagnoseConfig:
     overwrite: bool = option("Replace an earlier diagnosis in that folder.", False)
 
     def __post_init__(self) -> None:
+        split_formula(self.strength)
         check_positive("beta", self.beta)
         # Independent draws: the 5% quantile is then known to 0.02 posterior standard deviations.
         reason = "every annotator has a column of them, and more change no interval"
         check_range("num_samples", self.num_samples, 100, 10_000, reason)
         check_seed(self.seed)
+
+
+def split_formula(formula: str | None) -> list[str]:
+    """Columns of a formula such as `topic + age`; None has none.
+
+    Raises:
+        ConfigError: If it is anything but different columns joined with `+`.
+    """
+    if formula is None:
+        return []
+    names = [name.strip() for name in formula.split("+")]
+    if not all(names) or _OPERATORS.search(formula):
+        raise ConfigError(
+            "strength: expected columns joined with + and nothing else, such as 'topic + age', "
+            f"got {formula!r}"
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"strength: expected each column once, got {twice!r} twice")
+    return names
 
 
 @explained

@@ -7,16 +7,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE, DiagnoseConfig
-from mixdpo_pyro.diagnosis.tables import annotator_table, group_table
+from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE, DiagnoseConfig, split_formula
+from mixdpo_pyro.diagnosis.tables import (
+    annotator_table,
+    differences_table,
+    effect_table,
+    group_table,
+)
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.inference import save_arviz, to_arviz
-from mixdpo_pyro.inference.choices import typical_size
+from mixdpo_pyro.inference import fit_strength_effects, save_arviz, to_arviz
+from mixdpo_pyro.inference.choices import Choices, read_choices, typical_size
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
+from mixdpo_pyro.inference.people.columns import read_columns
 from mixdpo_pyro.inference.posterior import format_interval
 from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
+from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import (
     DiagnosisData,
     DiagnosisRecord,
@@ -30,6 +37,9 @@ __all__ = ["data_notes", "diagnose_margins", "diagnosis_lines", "make_record", "
 
 _ALIKE = 0.02
 """Share of rows that look like parts of one choice from which on there is no answer."""
+
+_LEVEL, _SHOWN = 0.05, 10
+"""Adjusted p-value below which levels of columns are named, and how many are at most."""
 
 _EXTREME = 100
 """Margins of this many times the median size are named; of a million normal ones none is."""
@@ -54,24 +64,24 @@ def diagnose_margins(
     config = config or DiagnoseConfig()
     columns = list(dict.fromkeys([*config.group, *config.stratum]))
     data = read_margins(
-        path, config.annotator, columns, config.choice_set, attributes=config.attribute
-    )
+        path, config.annotator, columns, config.choice_set, attributes=config.attribute,
+        covariates=split_formula(config.strength),
+    )  # fmt: skip
     second = None if config.second is None else _read_second(config.second, data)
     data = data.pseudonymised(config.pseudonymise)
     try:
+        choices = read_choices(
+            data.margin, data.annotator, **data.done, ties=config.ties, **data.judged
+        )
+        if data.covariates:
+            _check_covariates(choices, data)
         diagnosis = diagnose_choices(
-            data.margin,
-            annotator=data.annotator,
-            **data.done,
-            ties=config.ties,
+            choices,
             family=config.family,
             length=data.length,
             normalised=data.normalised,
             second=second,
             stratum=_stratum(data, config.stratum),
-            pair=data.judged.get("pair"),
-            response_a=data.judged.get("response_a"),
-            response_b=data.judged.get("response_b"),
             attributes=data.attributes,
             groups=data.groups,
             beta=config.beta,
@@ -79,11 +89,24 @@ def diagnose_margins(
             seed=config.seed,
             draw_strengths=config.draw_strengths,
         )
+        if data.covariates:
+            effects = fit_strength_effects(diagnosis.result, data.covariates, seed=config.seed)
+            diagnosis = replace(diagnosis, effects=effects)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     if data.num_alike >= _ALIKE * len(data.margin):
         diagnosis = replace(diagnosis, verdict=_doubt(diagnosis.verdict, data))
     return diagnosis, data
+
+
+def _check_covariates(choices: Choices, data: MarginData) -> None:
+    """Refuse early what would end in an error after all fits."""
+    if not choices.has_panels:
+        names = ", ".join(data.covariates)
+        raise ValueError(
+            f"Expected annotators with several choices each for effects of columns ({names})"
+        )
+    read_columns(choices, data.covariates)
 
 
 def _doubt(verdict: Verdict, data: MarginData) -> Verdict:
@@ -141,14 +164,21 @@ def write_diagnosis(
     config = config or DiagnoseConfig()
     annotators = annotator_table(diagnosis, config.seed)
     groups = group_table(diagnosis, data, config.seed, config.ties)
-    for name, table in (("annotators.csv", annotators), ("groups.csv", groups)):
+    differences, effects = differences_table(diagnosis), effect_table(diagnosis)
+    tables = {
+        "annotators.csv": annotators,
+        "groups.csv": groups,
+        "differences.csv": differences,
+        "strength_effects.csv": effects,
+    }
+    for name, table in tables.items():
         if table is not None:
             with written_whole(folder / name) as temporary:
                 table.to_csv(temporary, index=False, float_format="%.6g")
     save_arviz(to_arviz(diagnosis.result, seed=config.seed), folder / "posterior.nc")
     record = make_record(diagnosis, data, config, command)
     write_record(record, folder / DIAGNOSIS_FILE)
-    write_diagnosis_report(diagnosis, record, annotators, groups, folder)
+    write_diagnosis_report(diagnosis, record, annotators, groups, differences, folder)
 
 
 def make_record(
@@ -182,6 +212,7 @@ def make_record(
             name: Quantiles.of(draws) for name, draws in diagnosis.result.posterior.scalars.items()
         },
         share_not_positive=diagnosis.share_not_positive,
+        effects=diagnosis.effects,
         beta=diagnosis.result.posterior.beta,
         config=asdict(config),
         command=command,
@@ -250,6 +281,36 @@ def _count_lines(diagnosis: Diagnosis) -> list[str]:
     return [", ".join(f"{name}: {number:,}" for name, number in outcomes.count().items())]
 
 
+def _effect_lines(diagnosis: Diagnosis) -> list[str]:
+    """With what strength goes: each column, and the levels that stand out."""
+    effects = diagnosis.effects
+    if effects is None:
+        return []
+    drawn = "" if effects.num_drawn is None else f" ({effects.num_drawn:,} annotators, at random)"
+    lines = ["", f"log strength goes with{drawn}"]
+    for column in effects.columns:
+        middle, low, high = column.sd
+        lines.append(
+            f"  {column.column}, of {column.belongs_to}: sd {middle:.2f} ({low:.2f} to "
+            f"{high:.2f}), p = {column.p_value:.2g}"
+        )
+    found = sorted(
+        (row for row in effects.levels if row.p_adjusted < _LEVEL), key=lambda row: row.p_value
+    )
+    lines += [
+        f"    {abridged(row.column)} {abridged(row.level)}: strength {row.ratio:.2f} times "
+        f"({row.q05:.2f} to {row.q95:.2f}), adjusted p = {row.p_adjusted:.2g}"
+        for row in found[:_SHOWN]
+    ]
+    if not found:
+        lines.append("    no level stands out once all of them are allowed for")
+    parts = (
+        f"{part.name} {100 * part.share:.0f}% ({100 * part.q05:.0f} to {100 * part.q95:.0f})"
+        for part in effects.shares
+    )
+    return [*lines, f"  of the variance of log strength: {'; '.join(parts)}"]
+
+
 def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     """The diagnosis in a few lines of text, the verdict first."""
     verdict, choices = diagnosis.verdict, diagnosis.choices
@@ -280,6 +341,7 @@ def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
             f"normal family: {100 * middle:.1f}% of annotators ({100 * low:.1f} to "
             f"{100 * high:.1f}%) have a strength at or below zero"
         )
+    lines += _effect_lines(diagnosis)
     lines += ["", "other explanations"]
     lines += [f"  {check.name}: {check.status}. {check.sentence}" for check in diagnosis.checks]
     return lines

@@ -10,10 +10,11 @@ from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.inference.outcomes import Ties
-from mixdpo_pyro.inference.robustness.differences import estimate_lapse_rates
+from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS, estimate_lapse_rates
+from mixdpo_pyro.inference.robustness.errors.pair_errors import margin_scale
 from mixdpo_pyro.margins.table import MarginData
 
-__all__ = ["annotator_table", "group_table"]
+__all__ = ["annotator_table", "differences_table", "effect_table", "group_table"]
 
 # Tables
 
@@ -78,6 +79,84 @@ def group_table(
             table.insert(2, "annotators", counts.loc[list(grouped.choices.labels)].to_numpy())
         tables.append(table.sort_values("mean", ascending=False))
     return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def effect_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
+    """How strength goes with each level of the columns that were given; None without any.
+
+    Columns: those of :class:`~mixdpo_pyro.inference.people.strength_effects.LevelEffect`.
+    """
+    effects = diagnosis.effects
+    return None if effects is None else pd.DataFrame([vars(row) for row in effects.levels])
+
+
+def differences_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
+    r"""In what people differ, a row for each part; None without repeated choices.
+
+    Columns: `part`, `measure`, `value` (not a number where it was not estimated), `q05`, `q95`,
+    and `share`, that of the variance of the logit :math:`\beta_g(\Delta + e) + \theta_g^\top a`
+    over choices: :math:`m^2 cv^2 \overline{\Delta^2}` for strength, :math:`\sum_k T_k^2` for
+    taste and :math:`m^2 (1 + cv^2) \omega^2` for errors, beside
+    :math:`m^2 \overline{\Delta^2}`, which is common to everybody. Lapses have no such variance.
+    """
+    choices = diagnosis.choices
+    if not choices.has_panels:
+        return None
+    rows = [_strength_part(diagnosis), *_taste_parts(diagnosis), _care_part(diagnosis)]
+    rows.append(_error_part(diagnosis))
+    table = pd.DataFrame(rows, columns=["part", "measure", "value", "q05", "q95", "variance"])
+    mean = float(np.median(diagnosis.result.posterior.mean))
+    common = mean**2 * float((choices.margin**2).mean())
+    variance = table.pop("variance")
+    return table.assign(share=variance / (common + variance.sum()))
+
+
+_Part = tuple[str, str, float, float, float, float]
+"""Part, measure, value, 5% and 95% quantiles, variance of the logit."""
+
+_UNKNOWN = (np.nan,) * 4
+
+
+def _strength_part(diagnosis: Diagnosis) -> _Part:
+    posterior, margin = diagnosis.result.posterior, diagnosis.choices.margin
+    cv, mean = float(np.median(posterior.cv)), float(np.median(posterior.mean))
+    variance = (mean * cv) ** 2 * float((margin**2).mean())
+    return "strength", "coefficient of variation", cv, *diagnosis.verdict.cv_interval, variance
+
+
+def _taste_parts(diagnosis: Diagnosis) -> list[_Part]:
+    beside = diagnosis.beside
+    if beside is None or beside.taste is None:
+        why = "needs people who differ, pairs and attributes (--attribute, numbers of tokens)"
+        return [("taste", why, *_UNKNOWN)]
+    measure = "sd of its weight between annotators, in logits per sd of the attribute"
+    taste = beside.taste
+    return [
+        (f"taste: {name}", measure, float(sd), np.nan, np.nan, float(sd) ** 2)
+        for name, sd in zip(taste.attributes, taste.sd, strict=True)
+    ]
+
+
+def _care_part(diagnosis: Diagnosis) -> _Part:
+    if diagnosis.beside is None:
+        return "care", "needs people who differ", *_UNKNOWN
+    return "care", "mean lapse rate", diagnosis.beside.care.mean_rate, np.nan, np.nan, np.nan
+
+
+def _error_part(diagnosis: Diagnosis) -> _Part:
+    part = "errors of the margins"
+    check = next((c for c in diagnosis.checks if c.name == PAIR_ERRORS), None)
+    names = [f"error over margin, {each}" for each in ("median", "5%", "95%")]
+    if check is None or names[0] not in check.numbers:
+        return part, "needs pairs, and annotators who judged several", *_UNKNOWN
+    middle, low, high = (check.numbers[name] for name in names)
+    measure = "sd over that of the margins"
+    if check.cv_interval is None:
+        measure += ", by the shape of the likelihood and a prior alone"
+    posterior = diagnosis.result.posterior
+    mean, cv = np.median(posterior.mean), np.median(posterior.cv)
+    error = middle * margin_scale(diagnosis.choices)
+    return part, measure, middle, low, high, float(mean**2 * (1 + cv**2) * error**2)
 
 
 def _strength_table(result: Fit, seed: int) -> pd.DataFrame:

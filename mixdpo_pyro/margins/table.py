@@ -40,6 +40,9 @@ _LOGPS = (
 
 _TOKENS = ("chosen_tokens", "rejected_tokens")
 
+_MOSTLY = 0.5
+"""Share of numbers from which on a column is one of numbers, and anything else in it a fault."""
+
 _JUDGED = ("pair", "response_a", "response_b")
 """Columns that say what was judged, as hashes or as any other ids."""
 
@@ -62,6 +65,7 @@ class MarginData:
         judged: What was judged: `pair`, `response_a` and `response_b`, as `read_choices` takes
             them, where the table has such columns.
         attributes: Column -> difference of an attribute, chosen minus rejected.
+        covariates: Column -> what strengths may go with, float64 where it holds numbers, or text.
         num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among
             several responses: one annotator, one chosen response by its log-probabilities,
             another rejected one.
@@ -77,10 +81,11 @@ class MarginData:
     done: dict[str, Any] = field(default_factory=dict)
     judged: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
     num_alike: int = 0
 
     def pseudonymised(self, salt: str | None) -> "MarginData":
-        """The same with pseudonyms of annotators and groups, by a salt file, or as it is.
+        """The same with pseudonyms of annotators, groups and levels, by a salt file, or as it is.
 
         Raises:
             DataError: If the salt file cannot be used.
@@ -92,6 +97,10 @@ class MarginData:
             self,
             annotator=None if self.annotator is None else hashed(self.annotator),
             groups={name: hashed(labels) for name, labels in self.groups.items()},
+            covariates={
+                name: values if values.dtype.kind == "f" else hashed(values)
+                for name, values in self.covariates.items()
+            },
         )
 
 
@@ -101,6 +110,7 @@ def read_margins(
     groups: Sequence[str] = (),
     choice_set: str | None = None,
     attributes: Sequence[str] = (),
+    covariates: Sequence[str] = (),
 ) -> MarginData:
     """Read a file of margins and check it.
 
@@ -114,6 +124,7 @@ def read_margins(
         choice_set: Column of choice sets; default, `choice_set` where there is one; `"none"` keeps
             rows apart.
         attributes: Columns of differences of attributes, chosen minus rejected.
+        covariates: Columns that strengths may go with, of numbers or of labels.
 
     Columns `rank`, `outcome`, `grade`, `pair`, `response_a` and `response_b` are read where there
     are any.
@@ -121,7 +132,9 @@ def read_margins(
     Raises:
         DataError: Naming the file, and the column and row (counted from 0) that cannot be used.
     """
-    columns = _Columns.read(Path(path), annotator, [*groups, *attributes], choice_set)
+    asked = [*groups, *attributes, *covariates]
+    columns = _Columns.read(Path(path), annotator, asked, choice_set)
+    _check_covariates(columns, covariates)
     margin, column = _margin(columns), columns.annotator
     tokens = columns.numbers(_TOKENS)
     ids = None if column is None else columns.texts(column, id_rule())
@@ -138,6 +151,7 @@ def read_margins(
         done=done,
         judged=_what_was_judged(columns),
         attributes=dict(zip(attributes, columns.numbers(attributes) or (), strict=True)),
+        covariates={name: columns.numbers_or_labels(name) for name in covariates},
         num_alike=0 if is_told else _count_alike(columns, ids),
     )
     _check_variety(data)
@@ -234,6 +248,14 @@ class _Columns:
         values = _to_list(self.table.column(name))
         return rule.read(values, lambda index, words: self.fail(index, name, words + hint))
 
+    def numbers_or_labels(self, name: str) -> np.ndarray:
+        """A column as float64 where all of it are numbers, as text where few are."""
+        values = _to_list(self.table.column(name))
+        is_number = np.isfinite([as_number(value) for value in values])
+        if is_number.all() or is_number.mean() > _MOSTLY:
+            return self._numbers(name)
+        return self.texts(name, label_rule())
+
     def choices(self, kind: str, name: str | None = None) -> np.ndarray:
         """What was done, from the column of that kind, or that of another name."""
         name = name or kind
@@ -242,6 +264,21 @@ class _Columns:
         return read_choice_values(
             kind, values, lambda index, expected: self.fail(index, name, expected + hint)
         )
+
+
+def _check_covariates(columns: _Columns, names: Sequence[str]) -> None:
+    """Refuse columns that strengths cannot go with."""
+    for name in names:
+        if name in ("margin", *_LOGPS):
+            raise DataError(
+                f"{columns.source}: column '{name}' is no column that strengths may go with: it "
+                "depends on which response was chosen"
+            )
+        if name == columns.annotator:
+            raise DataError(
+                f"{columns.source}: column '{name}' holds the annotators, whose strengths differ "
+                "without columns too"
+            )
 
 
 def _what_was_done(columns: _Columns, choice_set: str | None) -> dict[str, Any]:

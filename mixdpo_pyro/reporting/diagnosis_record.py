@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mixdpo_pyro.inference.people.strength_effects import StrengthEffects
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.verdict import Verdict
 
@@ -105,6 +106,7 @@ class DiagnosisRecord:
         contraction: How much the data narrowed the priors.
         parameters: Thresholds of ties or grades, in units of strength times margin.
         share_not_positive: Share of strengths at or below zero under the normal family.
+        effects: How strength goes with the columns of `--strength`; None without any.
         beta: Median of the mean's prior.
         config: Options of the command.
         command: The command line.
@@ -121,6 +123,7 @@ class DiagnosisRecord:
     contraction: dict[str, float | None]
     parameters: dict[str, Quantiles]
     share_not_positive: tuple[float, float, float] | None
+    effects: StrengthEffects | None
     beta: float
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""

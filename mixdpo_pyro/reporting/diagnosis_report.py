@@ -39,6 +39,7 @@ def write_diagnosis_report(
     record: DiagnosisRecord,
     annotators: pd.DataFrame | None,
     groups: pd.DataFrame | None,
+    differences: pd.DataFrame | None,
     folder: Path,
 ) -> Path:
     """Write `report.html` and `figures/*.png` into a diagnosis folder.
@@ -48,6 +49,7 @@ def write_diagnosis_report(
         record: Content of `diagnosis.json`.
         annotators: Table of annotators, strongest first, or None.
         groups: Table of groups, or None.
+        differences: Table of what people differ in, or None.
         folder: The folder.
 
     Returns:
@@ -61,6 +63,8 @@ def write_diagnosis_report(
         annotators=None if annotators is None else _ends(annotators),
         num_careless=0 if annotators is None else int((annotators["p_careless"] > 0.9).sum()),
         groups=None if groups is None else _rows(groups, "group"),
+        differences=None if differences is None else _rows(differences, "part"),
+        levels=_level_rows(record),
     )
     write_images(images, folder)
     return write_page(page, folder / "report.html")
@@ -76,6 +80,16 @@ def _rows(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
     """Rows of a table whose names fit into a cell."""
     rows = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
     return [row | {name: abridged(str(row[name]))} for row in rows]
+
+
+def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
+    """Levels of the columns of `--strength`, those that stand out most first."""
+    effects = record.effects
+    rows = [] if effects is None else sorted(effects.levels, key=lambda row: row.p_value)
+    return [
+        {**vars(row), "column": abridged(row.column), "level": abridged(row.level)}
+        for row in rows[: 2 * _ROWS]
+    ]
 
 
 def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:

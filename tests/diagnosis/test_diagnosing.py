@@ -8,7 +8,7 @@ from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose_margins, diagnosis_lines
-from mixdpo_pyro.diagnosis.tables import annotator_table
+from mixdpo_pyro.diagnosis.tables import annotator_table, differences_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.margins.table import read_margins
 
@@ -57,6 +57,59 @@ def test_what_was_judged_and_wanted_is_read_from_columns(capsys, tmp_path):
     assert "100% of the choices" in checks["what each person judged"]
     if facts["verdict"]["value"] == "heterogeneous":
         assert "lists" in checks["care and taste"]
+
+
+def test_strength_goes_with_columns(capsys, tmp_path):
+    table = choices()
+    age = {name: 20 + k for k, name in enumerate(table["annotator"].unique())}
+    table.assign(age=table["annotator"].map(age)).to_csv(tmp_path / "m.csv", index=False)
+    out = tmp_path / "out"
+    status, text, error = run_cli(
+        capsys, "diagnose", tmp_path / "m.csv", "-o", out, "--strength", "topic + age",
+        "--num_samples", 300,
+    )  # fmt: skip
+    assert (status, error) == (0, "")
+    rows = pd.read_csv(out / "strength_effects.csv")
+    assert rows["level"].tolist() == ["cats", "dogs", "per sd"]
+    assert rows["p_adjusted"].between(0, 1).all() and (rows["p_value"] <= rows["p_adjusted"]).all()
+    assert "topic, of choices: sd" in text and "age, of annotators: sd" in text
+    assert "of the variance of log strength: topic" in text
+    facts = json.loads((out / "diagnosis.json").read_text())
+    assert [c["column"] for c in facts["effects"]["columns"]] == ["topic", "age"]
+    assert facts["effects"]["columns"][1]["centre"] == pytest.approx(39.5)
+    page = (out / "report.html").read_text()
+    assert "For whom, and on what" in page and "In what people differ" in page
+
+
+def test_parts_of_the_differences_are_told_apart(tmp_path):
+    choices().to_csv(tmp_path / "m.csv", index=False)
+    diagnosis, _ = diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(num_samples=200))
+    table = differences_table(diagnosis).set_index("part")
+    assert table.index.tolist() == ["strength", "taste: length", "care", "errors of the margins"]
+    assert table["share"].drop("care").between(0, 1).all() and table["share"].sum() < 1
+    assert table.loc["strength", "q05"] < table.loc["strength", "value"]
+    assert 0 <= table.loc["care", "value"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("topic*age", "strength: expected columns joined with + and nothing else"),
+        ("topic +", "strength: expected columns joined with + and nothing else"),
+        ("topic + topic", "strength: expected each column once, got 'topic' twice"),
+        ("topik", "column 'topik' is missing; it has margin, annotator, topic"),
+        ("margin", "column 'margin' is no column that strengths may go with"),
+        ("annotator", "column 'annotator' holds the annotators"),
+        ("age", "row 3 has 'old' in column 'age', expected a finite number (1 of 800 rows"),
+        ("one", "Expected several levels in column 'one', got 'a' only"),
+    ],
+)
+def test_columns_of_strength_that_cannot_be_used_are_named(capsys, tmp_path, formula, message):
+    table = choices().assign(one="a", age=30)
+    set_cell(table, 3, "age", "old").to_csv(tmp_path / "m.csv", index=False)
+    status, out, error = run_cli(capsys, "diagnose", tmp_path / "m.csv", "--strength", formula)
+    assert status in (1, 2) and out == ""
+    assert message in error and "\n" not in error
 
 
 def test_an_attribute_that_is_no_number_is_named(tmp_path):
