@@ -30,6 +30,10 @@ from mixdpo_pyro.inference.predictive import (
     sample_new_strengths,
 )
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
+from mixdpo_pyro.inference.robustness.distributions.nonparametric import (
+    NonparametricStrength,
+    nonparametric_strength,
+)
 from mixdpo_pyro.inference.robustness.label_noise import profile_label_noise
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
 from mixdpo_pyro.inference.verdict import Verdict, assess_heterogeneity
@@ -45,6 +49,7 @@ __all__ = [
     "LocalGuide",
     "Maximum",
     "NUTSRun",
+    "NonparametricStrength",
     "Posterior",
     "Reliability",
     "RobustnessCheck",
@@ -67,6 +72,7 @@ __all__ = [
     "fit_strength_effects",
     "leave_one_out",
     "mean_choice_probability",
+    "nonparametric_strength",
     "permute_annotators",
     "plot_calibration",
     "profile_label_noise",

@@ -252,9 +252,10 @@ def _find_kind(
     """In what people differ, and cv over distributions; both become checks."""
     result = fits[family]
     found = compare_differences(result, known.wanted, known_error(checks, result.choices))
-    spread = check_distribution(main, fits, family)
+    spread = check_distribution(main, fits, family, checks)
     checks += [found.check(), spread]
-    return _with_kind(verdict, found, spread.cv_interval), found
+    has_errors = known_error(checks, result.choices) > 0
+    return _with_kind(verdict, found, spread.cv_interval, has_errors), found
 
 
 def _check_columns(
@@ -400,7 +401,10 @@ _KINDS = {
 
 
 def _with_kind(
-    verdict: Verdict, differences: Differences, cv_interval: tuple[float, float] | None
+    verdict: Verdict,
+    differences: Differences,
+    cv_interval: tuple[float, float] | None,
+    has_errors: bool,
 ) -> Verdict:
     """The verdict with the kind of the differences, its name first, and cv over distributions."""
     kind = differences.kind
@@ -409,9 +413,10 @@ def _with_kind(
     lead = _KINDS[kind].format(taste=taste)
     condition = "" if kind == "strength" else "if in strength, "
     interval = cv_interval or verdict.cv_interval
+    errors = ", with the errors of the margins allowed for, which attenuate it" * has_errors
     reason = (
-        f"{lead}: {condition}{verdict.reason} Over the fitted distributions that predict as well, "
-        f"cv is between {interval[0]:.2f} and {interval[1]:.2f}."
+        f"{lead}: {condition}{verdict.reason} Over all distributions that explain the choices "
+        f"about as well{errors}, cv is between {interval[0]:.2f} and {interval[1]:.2f}."
     )
     return replace(verdict, kind=kind, cv_interval=interval, reason=reason)
 

@@ -23,13 +23,18 @@ from mixdpo_pyro.inference.robustness.checks import (
     evidence_status,
     some_people,
 )
-from mixdpo_pyro.inference.robustness.distributions import (
+from mixdpo_pyro.inference.robustness.distributions.nonparametric import (
+    NonparametricStrength,
+    nonparametric_strength,
+)
+from mixdpo_pyro.inference.robustness.distributions.two_groups import (
     fit_two_groups,
     information_criterion,
 )
 from mixdpo_pyro.inference.robustness.errors.pair_errors import (
     PairErrors,
     estimate_pair_errors,
+    fit_with_errors,
     margin_scale,
 )
 from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
@@ -284,19 +289,34 @@ def _within_groups(
     return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
 
 
-def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> RobustnessCheck:
-    """Cv where strengths come in two groups, or are zero for some."""
+def check_distribution(
+    main: Verdict, fits: Mapping[str, Fit], family: str, checks: Sequence[RobustnessCheck] = ()
+) -> RobustnessCheck:
+    """Cv where strengths come in two groups, are zero for some, or have any distribution.
+
+    Errors of the margins are those that an earlier check found, where one did.
+    """
     name = "the distribution of the strength"
     if not fits[family].choices.has_panels:
         sentence = "This needs repeated choices of annotators."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
-    groups = fit_two_groups(fits[family])
+    errors = _known_errors(checks)
     smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits} or {family: fits[family]}
+    if errors is not None:
+        size = errors.numbers["error over margin, median"]
+        smooth = {n: fit_with_errors(each, [size])[0] for n, each in smooth.items()}
+    any_smooth = smooth.get(family, next(iter(smooth.values())))
+    groups, free = fit_two_groups(any_smooth), nonparametric_strength(any_smooth)
     elpd = {n: information_criterion(each, groups.annotators) for n, each in smooth.items()}
     best = max(*elpd.values(), groups.elpd)
-    intervals = [fits[n].posterior.interval("cv") for n in smooth if elpd[n] > best - _AS_WELL]
+    intervals = [
+        s.posterior.interval("cv") for n, s in smooth.items() if elpd[n] > best - _AS_WELL
+    ]
+    intervals.append(free.cv_interval)
     if is_grouped := groups.elpd > best - _AS_WELL:
         intervals.append(groups.cv_interval)
+    if errors is not None and errors.cv_interval is not None:
+        intervals.append(errors.cv_interval)
     low, high = min(i[0] for i in intervals), max(i[1] for i in intervals)
     gain = groups.elpd - max(elpd.values())
     than = "better" if gain > 0 else "worse"
@@ -304,13 +324,25 @@ def check_distribution(main: Verdict, fits: Mapping[str, Fit], family: str) -> R
     sentence = (
         f"Two groups of annotators ({100 * groups.share:.0f}% around {weak:.2g}, the others "
         f"around {strong:.2g}) predict {than} than a smooth distribution by {abs(gain):.1f} nats"
-        f"{'' if is_grouped else ' and do not count'}; over the fitted distributions within "
-        f"{_AS_WELL:.0f} nats of the best one, cv is between {low:.2f} and {high:.2f}."
+        f"{'' if is_grouped else ' and do not count'}. {_describe_free(free)} Over all that "
+        f"count{'' if errors is None else ', errors of the margins allowed for'}, cv is between "
+        f"{low:.2f} and {high:.2f}."
     )
-    numbers = {"elpd_gain": gain, "cv, 5%": low, "cv, 95%": high}
+    numbers = {
+        "elpd_gain": gain, "cv, 5%": low, "cv, 95%": high, "nonparametric cv": free.cv,
+        "nonparametric cv, 5%": free.cv_interval[0], "nonparametric cv, 95%": free.cv_interval[1],
+    }  # fmt: skip
     interval = (low, high) if main.value == "heterogeneous" else None
     return RobustnessCheck(
         name, sentence, RobustnessStatus.INFORMATION, cv_interval=interval, numbers=numbers
+    )
+
+
+def _describe_free(free: NonparametricStrength) -> str:
+    return (
+        f"With no form assumed, the likeliest distribution has cv {free.cv:.2f}, and those that "
+        f"the choices make nearly as likely between {free.cv_interval[0]:.2f} and "
+        f"{free.cv_interval[1]:.2f}."
     )
 
 
@@ -343,11 +375,18 @@ def check_pair_errors(
 
 
 def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:
-    """The errors' median size in nats, where shared pairs say it; else zero."""
+    """The errors' median size in nats, where shared pairs or a second policy say it; else zero."""
+    found = _known_errors(checks)
+    if found is None:
+        return 0.0
+    return found.numbers["error over margin, median"] * margin_scale(choices)
+
+
+def _known_errors(checks: Sequence[RobustnessCheck]) -> RobustnessCheck | None:
     for check in checks:
         if check.name == PAIR_ERRORS and check.cv_interval is not None:
-            return check.numbers["error over margin, median"] * margin_scale(choices)
-    return 0.0
+            return check
+    return None
 
 
 def _known_size_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:

@@ -1,5 +1,6 @@
 """Errors of the margins: how large are they, and what is cv without them?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +26,7 @@ from mixdpo_pyro.inference.robustness.errors.shared import (
 )
 from mixdpo_pyro.inference.verdict import boundary_p_value
 
-__all__ = ["PairErrors", "estimate_pair_errors", "margin_scale"]
+__all__ = ["PairErrors", "estimate_pair_errors", "fit_with_errors", "margin_scale"]
 
 _COARSE = np.array([0.0, 0.25, 0.5, 0.8, 1.15, 1.6])
 """Standard deviation of the errors over that of the margins, at first."""
@@ -127,7 +128,7 @@ def estimate_pair_errors(
         source = "second policy"
         ratios, fits, log_weight = _from_second(result, choices, second)
     else:
-        ratios, fits = _RATIOS, _fit_with_errors(result, _RATIOS)
+        ratios, fits = _RATIOS, fit_with_errors(result, _RATIOS)
         log_weight = np.array([_log_evidence(each) for each in fits])
     log_weight = log_weight - 0.5 * (ratios / _PRIOR_SD) ** 2
     found = _mix(ratios, fits, _draw_ratios(ratios, log_weight, *draws))
@@ -146,7 +147,7 @@ def _from_evidence(result: Fit, evidence: Evidence) -> tuple[np.ndarray, list[Fi
     best, error, _ = _calibrate(_COARSE, profile, evidence)
     half = 4 * max(error, _SMALLEST_SE)
     ratios = np.linspace(max(0.0, best - half), best + half, len(_COARSE))
-    fits = _fit_with_errors(result, ratios)
+    fits = fit_with_errors(result, ratios)
     profile = np.stack([evidence.terms(each.choices, each.maximum) for each in fits], axis=1)
     factor = _calibrate(ratios, profile, evidence)[2]
     return ratios, fits, factor * (profile.sum(0) - profile.sum(0).max())
@@ -162,7 +163,7 @@ def _from_second(
     ratios = np.linspace(max(0.0, best - 4 * error), best + 4 * error, len(_COARSE))
     # Without the prior, which is put on top of it.
     log_weight = -0.5 * ((ratios - best) / error) ** 2 + 0.5 * (ratios / _PRIOR_SD) ** 2
-    return ratios, _fit_with_errors(result, ratios), log_weight
+    return ratios, fit_with_errors(result, ratios), log_weight
 
 
 def _best_points(result: Fit) -> list[tuple[Choices, Maximum]]:
@@ -175,8 +176,8 @@ def _best_points(result: Fit) -> list[tuple[Choices, Maximum]]:
     return found
 
 
-def _fit_with_errors(result: Fit, ratios: np.ndarray) -> list[Fit]:
-    """Fits with errors of these sizes."""
+def fit_with_errors(result: Fit, ratios: Sequence[float] | np.ndarray) -> list[Fit]:
+    """Fits with errors of these sizes, relative to the margins', in ascending order."""
     posterior, fits = result.posterior, list[Fit]()
     for ratio in ratios:
         choices, beta = _erring(result, ratio, fits[-1].maximum.mean if fits else 0.0)

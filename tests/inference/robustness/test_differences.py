@@ -11,6 +11,7 @@ from scipy.stats import binom, norm
 
 from mixdpo_pyro.inference import (
     Design,
+    assess_heterogeneity,
     diagnose_choices,
     diagnosis,
     fit,
@@ -23,10 +24,16 @@ from mixdpo_pyro.inference.loo import leave_one_out
 from mixdpo_pyro.inference.robustness import checks
 from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
 from mixdpo_pyro.inference.robustness.differences import (
+    check_distribution,
+    check_pair_errors,
     compare_differences,
     estimate_lapse_rates,
 )
-from mixdpo_pyro.inference.robustness.distributions import (
+from mixdpo_pyro.inference.robustness.distributions.nonparametric import (
+    maximise_weights,
+    nonparametric_strength,
+)
+from mixdpo_pyro.inference.robustness.distributions.two_groups import (
     fit_two_groups,
     information_criterion,
 )
@@ -300,6 +307,96 @@ def test_one_smooth_group_is_predicted_as_well_by_its_family():
     assert found.elpd < elpd + 2
     low, high = found.cv_interval
     assert low < 0.6 < high
+
+
+# Any distribution
+
+
+def likelihoods(seed, num_people=60, size=40):
+    """Likelihoods of people at strengths of a grid, each at most one."""
+    rng = np.random.default_rng(seed)
+    centre = rng.choice([0.3, 1.7], num_people)
+    grid = np.linspace(0.1, 2.5, size)
+    value = -0.5 * ((grid - centre[:, None] - rng.normal(0, 0.3, (num_people, 1))) / 0.3) ** 2
+    return np.exp(value - value.max(1, keepdims=True)), grid
+
+
+def log_likelihood(likelihood, weight):
+    return np.log(likelihood @ weight).sum()
+
+
+def test_weights_meet_the_conditions_of_the_maximum():
+    """The gradient is n on the support and nowhere larger, and no other weights do better."""
+    likelihood, _ = likelihoods(0)
+    weight = maximise_weights(likelihood)
+    gradient = (likelihood / (likelihood @ weight)[:, None]).sum(0) / len(likelihood)
+    assert weight.sum() == pytest.approx(1) and weight.min() >= 0
+    assert gradient.max() < 1 + 1e-6
+    np.testing.assert_allclose(gradient[weight > 1e-4], 1, atol=1e-5)
+    best, rng = log_likelihood(likelihood, weight), np.random.default_rng(1)
+    for other in rng.dirichlet(np.ones(len(weight)), 20):
+        # By concavity the gradient bounds what others reach.
+        assert log_likelihood(likelihood, other) <= best + 1e-6
+        assert log_likelihood(likelihood, 0.99 * weight + 0.01 * other) <= best + 1e-6
+
+
+def test_weights_of_two_strengths_have_a_closed_form():
+    """People who can have one of two strengths only are counted."""
+    likelihood = np.repeat(np.eye(2), [3, 7], axis=0)
+    np.testing.assert_allclose(maximise_weights(likelihood), [0.3, 0.7], atol=1e-6)
+    tilted = maximise_weights(likelihood, np.array([10.0, 0.0]))
+    # 3 / w + 10 = 7 / (1 - w)
+    np.testing.assert_allclose(3 / tilted[0] + 10, 7 / tilted[1], rtol=1e-4)
+
+
+def test_interval_of_cv_holds_what_is_nearly_as_likely():
+    """No distribution within 1.35 nats that a random search finds has a cv outside."""
+    result = of_strengths(5, np.where(np.arange(PEOPLE) % 2 == 0, 0.3, 1.7))
+    found = nonparametric_strength(result)
+    low, high = found.cv_interval
+    assert low < found.cv < high and low < 0.7 < high
+    assert found.largest_gradient < 1e-6 and found.num_annotators == PEOPLE
+    table = log_likelihood_at(torch.from_numpy(found.strength.clip(1e-9)), result.choices).numpy()
+    value = np.exp(table - table.max(1, keepdims=True))
+    best, rng = log_likelihood(value, found.weight), np.random.default_rng(2)
+    assert best + table.max(1).sum() == pytest.approx(found.log_likelihood, abs=1e-3)
+    cvs = []
+    for scale in np.repeat([30.0, 100.0, 300.0], 200):
+        other = rng.dirichlet(scale * found.weight + 1e-3)
+        if log_likelihood(value, other) > best - 1.35:
+            mean = other @ found.strength
+            cvs.append(np.sqrt(other @ found.strength**2 / mean**2 - 1))
+    assert len(cvs) > 100 and low < min(cvs) and max(cvs) < high
+
+
+def test_no_strength_is_found_where_some_have_none():
+    result = of_strengths(6, np.where(np.arange(PEOPLE) % 5 == 0, 0.0, 1.25))
+    found = nonparametric_strength(result)
+    weak = found.strength < 0.2
+    assert found.weight[weak].sum() == pytest.approx(0.2, abs=0.12)
+    low, high = found.cv_interval
+    assert low < 0.5 < high
+    assert found.mean == pytest.approx(1, abs=0.25)
+
+
+def test_distributions_need_repeated_choices():
+    once = fit(np.random.default_rng(0).normal(1, 2, 50), draw_strengths=False)
+    with pytest.raises(ValueError, match="repeated choices"):
+        nonparametric_strength(once)
+
+
+def test_interval_over_distributions_allows_for_known_errors():
+    """Pairs that five people judged, with errors as large as the margins, which attenuate cv."""
+    margin, pair = shared_pairs(1, 0.8, 1.0)
+    result = simple_fit(margin, pair=pair)
+    main = assess_heterogeneity(result)
+    exact = check_distribution(main, {"lognormal": result}, "lognormal")
+    errors = check_pair_errors(main, result)
+    corrected = check_distribution(main, {"lognormal": result}, "lognormal", [errors])
+    assert exact.cv_interval[1] < 0.8 < corrected.cv_interval[1]
+    assert corrected.cv_interval[0] < 0.8
+    assert "With no form assumed" in exact.sentence
+    assert "errors of the margins allowed for" in corrected.sentence
 
 
 # What the ids can tell
