@@ -5,6 +5,7 @@ A linear utility with a random scale per respondent is the scale-heterogeneity l
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ JointObjective = Literal["marginal", "importance", "elbo"]
 
 _LOG_CV_BOUNDS = (math.log(1e-3), math.log(10.0))
 
+_AT_BOUND = 1e-6
+"""Distance in log cv within which an estimate stands at a bound."""
+
 _NUDGE = 0.01
 """Standard deviation of the move off a start where all margins are equal: at zero the gradient of
 a network with a hidden layer vanishes."""
@@ -55,11 +59,13 @@ class JointFit:
         estimates: Estimates, shape `(parameters,)`.
         covariance: Inverse Hessian of minus the log-likelihood (and the log prior of the mean, if
             any), or None where there are too many parameters; NaN where the Hessian is not
-            positive definite.
+            positive definite. Estimates at a bound are held there, and have no variance.
         log_likelihood: In nats, at the estimates, by quadrature whichever objective was maximised.
         null_log_likelihood: In nats, of choices all of whose outcomes are equally likely.
         num_choices: Number of choices.
-        is_converged: Whether the optimiser says so.
+        is_converged: Whether the optimiser says so; at a bound it does too.
+        at_bound: Names of estimates that stand at a bound of the search: the likelihood goes on
+            rising beyond it, and has no maximum within.
     """
 
     module: nn.Module
@@ -72,6 +78,7 @@ class JointFit:
     null_log_likelihood: float
     num_choices: int
     is_converged: bool
+    at_bound: tuple[str, ...] = ()
 
     @property
     def aic(self) -> float:
@@ -171,7 +178,9 @@ def fit_joint(
         options: Further arguments of :func:`minimise`, for Adam only.
 
     Returns:
-        Estimates with the output of a discrete-choice model.
+        Estimates with the output of a discrete-choice model. The search for cv ends at 0.001,
+        where strengths are equal, and 10. An estimate that stands there is named in `at_bound`;
+        of 10 there is a warning too.
 
     Raises:
         ValueError: If an argument cannot be used, or the margins at the start are not finite.
@@ -209,7 +218,19 @@ def fit_joint(
             )
         options |= {"batch_size": batch_size, "max_steps": max_steps or 4000, "seed": seed}
         point, is_converged = _descend(joint, model, start, options)
-    return joint.summarise(point, is_converged)
+    return _warned(joint.summarise(point, is_converged))
+
+
+def _warned(found: JointFit) -> JointFit:
+    """The fit, with a warning where cv grows without end; at 0.001 strengths are just equal."""
+    if found.at_bound and found.cv > 1:
+        warnings.warn(
+            f"cv stands at a bound, {found.cv:g}: the likelihood rises beyond it. Perhaps some "
+            "respondents follow the margins always and others not at all. It has no standard "
+            "error, and the other estimates depend on the bound",
+            stacklevel=4,  # the caller of fit_joint, whose decorator has a frame of its own
+        )
+    return found
 
 
 def _check_arguments(
@@ -382,17 +403,20 @@ class _JointLikelihood:
         mean = [parts.mean] if self._num_means else []
         estimates = np.concatenate([parts.theta, mean, parts.thresholds, [parts.cv]])
         is_small = len(estimates) <= _MAX_HESSIAN
+        is_at_bound = bool(np.isclose(point[-1], _LOG_CV_BOUNDS, rtol=0, atol=_AT_BOUND).any())
+        is_free = np.append(np.full(len(estimates) - 1, True), not is_at_bound)
         return JointFit(
             module=self._fitted(parts.theta),
             cv=parts.cv.item(),
             mean=parts.mean.item(),
             names=self.names,
             estimates=estimates,
-            covariance=self._covariance(estimates) if is_small else None,
+            covariance=self._covariance(estimates, is_free) if is_small else None,
             log_likelihood=log_likelihood.item(),
             null_log_likelihood=-self._log_num_outcomes(),
             num_choices=self.num_choices,
             is_converged=is_converged,
+            at_bound=("cv",) if is_at_bound else (),
         )
 
     @property
@@ -429,15 +453,16 @@ class _JointLikelihood:
         mean = mean if self._num_means else torch.tensor([self.beta], dtype=torch.float64)
         return _Parts(theta, mean[0], thresholds, cv[0])
 
-    def _covariance(self, estimates: np.ndarray) -> np.ndarray:
-        """Inverse Hessian of minus the log joint at the estimates."""
+    def _covariance(self, estimates: np.ndarray, is_free: np.ndarray) -> np.ndarray:
+        """Inverse Hessian of minus the log joint at the estimates, in those that are free."""
         hessian = torch.autograd.functional.hessian(
             lambda point: -self._log_joint(self._split(point)), torch.from_numpy(estimates)
         )
-        factor, info = torch.linalg.cholesky_ex(hessian)
-        if info.item() != 0:
-            return np.full(hessian.shape, np.nan)
-        return torch.cholesky_inverse(factor).numpy()
+        covariance = np.full(hessian.shape, np.nan)
+        factor, info = torch.linalg.cholesky_ex(hessian[is_free][:, is_free])
+        if info.item() == 0:
+            covariance[np.ix_(is_free, is_free)] = torch.cholesky_inverse(factor).numpy()
+        return covariance
 
     def _fitted(self, theta: Tensor) -> nn.Module:
         self.module.load_state_dict(self._parameters(theta), strict=False)

@@ -77,6 +77,33 @@ def test_estimates_lie_within_their_standard_errors_of_the_truth(family):
     assert (table["std_error"] < 0.15).all() and (table["p_value"][:3] < 1e-4).all()
 
 
+def test_strengths_that_spread_without_end_stand_at_a_bound():
+    """Half of the people follow the utility always, half answer at random."""
+    rng = np.random.default_rng(0)
+    person, x = np.repeat(np.arange(40), 15), rng.normal(size=(600, 2))
+    follows = person % 2 == 0
+    is_first = np.where(follows, x @ [1.0, -0.7] > 0, rng.random(600) < 0.5)
+    chosen = torch.from_numpy(np.where(is_first[:, None], x, -x))
+    with pytest.warns(UserWarning, match="cv stands at a bound, 10: the likelihood rises"):
+        result = fit_joint(_linear(2), chosen, annotator=person)
+    assert result.at_bound == ("cv",) and result.cv == pytest.approx(10)
+    log_likelihood = _quadrature_log_likelihood(
+        result.estimates, chosen.numpy(), person, "lognormal"
+    )
+    assert result.log_likelihood == pytest.approx(log_likelihood, abs=0.05)
+    # Held at the bound, cv has no standard error, and the coefficients keep theirs.
+    error = result.table()["std_error"]
+    assert np.isnan(error["cv"]) and np.isfinite(error[:2]).all()
+
+
+def test_equal_strengths_stand_at_the_lower_bound_without_a_warning():
+    x, person = _simulate("lognormal", 60, 10, cv=1e-3, seed=4)
+    result = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
+    assert (result.at_bound, result.cv) == (("cv",), pytest.approx(1e-3))
+    x, person = _simulate("lognormal", 60, 10)
+    assert fit_joint(_linear(), torch.from_numpy(x), annotator=person).at_bound == ()
+
+
 def test_output_of_a_choice_model_is_consistent():
     x, person = _simulate("lognormal", 60, 10)
     result = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
