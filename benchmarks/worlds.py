@@ -90,9 +90,13 @@ def _lapsing(streams, rate, cv):
     return World({"margin": margin, "annotator": PERSON}, ("heterogeneous", *ALIKE), kinds, cv)
 
 
-def opposed(streams, share=0.3, known=False):
-    """Equal strengths; some people want the opposite in two of four respects."""
-    respects = streams["margin"].normal(0, SPREAD / 2, (len(PERSON), 4))
+def opposed(streams, share=0.3, known=False, people_a_pair=1):
+    """Equal strengths; some people want the opposite in two of four respects.
+
+    Blocks of people, of as many as a pair, judge the same 50 pairs.
+    """
+    pair = (PERSON // people_a_pair) * CHOICES + np.tile(np.arange(CHOICES), PEOPLE)
+    respects = streams["margin"].normal(0, SPREAD / 2, (pair.max() + 1, 4))[pair]
     sign = np.ones((PEOPLE, 4))
     sign[streams["taste"].random(PEOPLE) < share, 2:] = -1
     delta = respects.sum(1)
@@ -100,6 +104,8 @@ def opposed(streams, share=0.3, known=False):
     arguments = {"margin": margin, "annotator": PERSON}
     if known:
         arguments["attributes"] = {f"respect_{k}": turn * respects[:, k] for k in range(4)}
+    if people_a_pair > 1:
+        arguments["pair"] = pair
     return World(arguments, ("heterogeneous", *ALIKE), ("taste", "undetermined"))
 
 
@@ -233,6 +239,7 @@ WORLDS = {
     "10% coin flippers": coin_flippers,
     "opposed tastes": opposed,
     "opposed tastes, respects given": lambda s: opposed(s, known=True),
+    "opposed tastes, shared pairs": lambda s: opposed(s, people_a_pair=5),
     "errors of own responses": response_errors,
     "topics with people nested": topics,
     "strata inside people": strata,

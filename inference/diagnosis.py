@@ -400,6 +400,12 @@ _KINDS = {
 }
 
 
+_IN_CAMPS = (
+    "Annotators differ in taste, since those who agreed on some pairs agree on others too; "
+    "whether they differ in strength or in care besides, these data do not say"
+)
+
+
 def _with_kind(
     verdict: Verdict,
     differences: Differences,
@@ -408,9 +414,14 @@ def _with_kind(
 ) -> Verdict:
     """The verdict with the kind of the differences, its name first, and cv over distributions."""
     kind = differences.kind
-    looked_at = " and in the tastes that were given explain"
-    taste = " explain (tastes were not looked at)" if differences.taste is None else looked_at
+    taste = " and in the tastes that were given explain"
+    if differences.taste is None:
+        camps = "no camps of different taste are seen; no attributes were given"
+        looked_at = "tastes were not looked at" if differences.shared_taste is None else camps
+        taste = f" explain ({looked_at})"
     lead = _KINDS[kind].format(taste=taste)
+    if kind == "undetermined" and differences.has_camps:
+        lead = _IN_CAMPS
     condition = "" if kind == "strength" else "if in strength, "
     interval = cv_interval or verdict.cv_interval
     errors = ", with the errors of the margins allowed for, which attenuate it" * has_errors

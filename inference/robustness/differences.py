@@ -36,9 +36,11 @@ from mixdpo_pyro.inference.robustness.errors.pair_errors import (
     estimate_pair_errors,
     fit_with_errors,
     margin_scale,
+    maximum_with_errors,
 )
 from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
+from mixdpo_pyro.inference.robustness.shared_taste import SharedTaste, compare_agreement
 from mixdpo_pyro.inference.robustness.taste import Taste, compare_taste
 from mixdpo_pyro.inference.verdict import ROPE, Verdict
 
@@ -97,6 +99,8 @@ class Differences:
         num_compared: Of how many pairs.
         num_drawn: Annotators whose care was looked at, where they are a random part of all.
         margin_error: Standard deviation of the errors of the margins that was allowed for.
+        shared_taste: Whether people who agreed with each other agree again, of pairs that several
+            judged.
     """
 
     care: Care
@@ -105,10 +109,22 @@ class Differences:
     num_compared: int
     num_drawn: int | None = None
     margin_error: float = 0.0
+    shared_taste: SharedTaste | None = None
 
     @property
     def kind(self) -> Kind:
         """In what people differ, if they do."""
+        kind = self._kind_without_camps
+        return "undetermined" if self.has_camps and kind != "taste" else kind
+
+    @property
+    def has_camps(self) -> bool:
+        """Whether people fall into camps of different taste."""
+        return self.shared_taste is not None and self.shared_taste.are_seen
+
+    @property
+    def _kind_without_camps(self) -> Kind:
+        """The same by attributes and care alone."""
         care, taste = self.care, self.taste
         beside_care = care.strength_p_value < _STRENGTH_LEVEL
         if taste is not None and taste.taste_p_value < _OTHER_LEVEL:
@@ -145,21 +161,38 @@ class Differences:
                 f"annotators who seem careless agree with each other on {share:.0f}% of "
                 f"{self.num_compared:,} pairs"
             )
-        if self.taste is None:
-            parts.append("tastes were not looked at, which needs pairs and attributes of them")
-        else:
-            taste = self.taste
-            spreads = ", ".join(
-                f"{name} {sd:.2g}" for name, sd in zip(taste.attributes, taste.sd, strict=True)
-            )
-            parts.append(
-                f"where each annotator has tastes (sd between annotators: {spreads}), p = "
-                f"{taste.strength_p_value:.2g} against equal strengths; where strengths "
-                f"differ, p = {taste.taste_p_value:.2g} against equal tastes"
-            )
+        parts += [self._sentence_of_taste(), self._sentence_of_camps()]
         drawn = self.num_drawn
         of = "" if drawn is None else f" (Care is that of {drawn:,} annotators drawn at random.)"
         return "; ".join(parts) + f".{of}"
+
+    def _sentence_of_taste(self) -> str:
+        taste = self.taste
+        if taste is None:
+            return "tastes for attributes were not looked at, which needs pairs and attributes"
+        spreads = ", ".join(
+            f"{name} {sd:.2g}" for name, sd in zip(taste.attributes, taste.sd, strict=True)
+        )
+        return (
+            f"where each annotator has tastes (sd between annotators: {spreads}), p = "
+            f"{taste.strength_p_value:.2g} against equal strengths; where strengths "
+            f"differ, p = {taste.taste_p_value:.2g} against equal tastes"
+        )
+
+    def _sentence_of_camps(self) -> str:
+        camps = self.shared_taste
+        if camps is None:
+            return (
+                "camps of different taste were not looked for, which needs several pairs that the "
+                "same people judged"
+            )
+        agree = "agree" if camps.are_seen else "do not agree"
+        return (
+            f"annotators who agreed on other pairs {agree} more than one ordering of the "
+            f"responses and their strengths explain (p = {camps.p_value:.2g}, {camps.gain:.1f} "
+            f"nats over {camps.num_choices:,} choices)"
+            f"{', so that tastes differ' if camps.are_seen else ''}"
+        )
 
     def check(self) -> RobustnessCheck:
         """The same as a check, which decides the kind and not the value of the verdict."""
@@ -173,6 +206,11 @@ class Differences:
                 "strength beside taste, p": self.taste.strength_p_value,
                 "taste beside strength, p": self.taste.taste_p_value,
             }
+        if self.shared_taste is not None:
+            numbers |= {
+                "camps, p": self.shared_taste.p_value,
+                "camps, nats gained": self.shared_taste.gain,
+            }
         return RobustnessCheck(
             "care and taste", self.sentence(), RobustnessStatus.INFORMATION, numbers=numbers
         )
@@ -181,7 +219,7 @@ class Differences:
 def compare_differences(
     result: Fit, attributes: Mapping[str, Float[np.ndarray, " pairs"]], margin_error: float = 0.0
 ) -> Differences:
-    """Compare strength with care, and with taste where attributes are given.
+    """Compare strength with care, and with taste where attributes, or shared pairs, show it.
 
     Args:
         result: A fit with annotator ids.
@@ -199,9 +237,13 @@ def compare_differences(
     taste = None
     if attributes and choices.outcomes is None:
         taste = compare_taste(choices, attributes, mean)
+    camps = None
+    if choices.outcomes is None and choices.pair is not None:
+        ratio = margin_error / margin_scale(choices)
+        camps = compare_agreement(*maximum_with_errors(result, ratio))
     agreements, compared = agreement_of_careless(some, care.careless)
     num_drawn = some.num_annotators if some.num_annotators < choices.num_annotators else None
-    return Differences(care, taste, agreements, compared, num_drawn, margin_error)
+    return Differences(care, taste, agreements, compared, num_drawn, margin_error, camps)
 
 
 def estimate_lapse_rates(result: Fit, found: Differences | None = None) -> LapseRates:

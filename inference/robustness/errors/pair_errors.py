@@ -26,7 +26,13 @@ from mixdpo_pyro.inference.robustness.errors.shared import (
 )
 from mixdpo_pyro.inference.verdict import boundary_p_value
 
-__all__ = ["PairErrors", "estimate_pair_errors", "fit_with_errors", "margin_scale"]
+__all__ = [
+    "PairErrors",
+    "estimate_pair_errors",
+    "fit_with_errors",
+    "margin_scale",
+    "maximum_with_errors",
+]
 
 _COARSE = np.array([0.0, 0.25, 0.5, 0.8, 1.15, 1.6])
 """Standard deviation of the errors over that of the margins, at first."""
@@ -168,12 +174,24 @@ def _from_second(
 
 def _best_points(result: Fit) -> list[tuple[Choices, Maximum]]:
     """The best mean and cv for the coarse sizes of errors, which need no draws."""
-    posterior, found = result.posterior, list[tuple[Choices, Maximum]]()
+    found: list[tuple[Choices, Maximum]] = []
     for ratio in _COARSE:
-        choices, beta = _erring(result, ratio, found[-1][1].mean if found else 0.0)
-        likelihood = build_likelihood(choices, posterior.family)
-        found.append((choices, maximise(LogJoint(likelihood, posterior.mean_anchor, beta))[0]))
+        found.append(maximum_with_errors(result, ratio, found[-1][1].mean if found else 0.0))
     return found
+
+
+def maximum_with_errors(result: Fit, ratio: float, least: float = 0.0) -> tuple[Choices, Maximum]:
+    """Choices with errors of this size, relative to the margins', and the best mean and cv.
+
+    Args:
+        result: A fit of these choices without errors.
+        ratio: Standard deviation of the errors over that of the margins.
+        least: What the prior's median of the mean is not to fall below.
+    """
+    posterior = result.posterior
+    choices, beta = _erring(result, ratio, least)
+    likelihood = build_likelihood(choices, posterior.family)
+    return choices, maximise(LogJoint(likelihood, posterior.mean_anchor, beta))[0]
 
 
 def fit_with_errors(result: Fit, ratios: Sequence[float] | np.ndarray) -> list[Fit]:

@@ -19,7 +19,14 @@ from mixdpo_pyro.inference.robustness.errors.responses import (
     link_responses,
 )
 
-__all__ = ["Evidence", "find_evidence", "sandwich_variance"]
+__all__ = [
+    "Evidence",
+    "find_evidence",
+    "given_others",
+    "log_error_mass",
+    "sandwich_variance",
+    "shared_rows",
+]
 
 _MAX_SHARED = 20_000
 """Choices on shared pairs that are looked at; of more, those of random pairs."""
@@ -59,7 +66,7 @@ class Evidence:
 
 def find_evidence(choices: Choices, seed: int = 0) -> Evidence | None:
     """What people judged in common: pairs where there are as many as half of shared responses."""
-    rows = _shared_choices(choices, seed)
+    rows = shared_rows(choices, seed)
     if chosen_is_first(choices):
         links = _some_links(link_responses(choices, seed), seed)
         num_linked = len(np.union1d(links.first, links.second))
@@ -91,7 +98,7 @@ def sandwich_variance(
     return max(independent, float(np.square(by_response).sum()) - independent)
 
 
-def _shared_choices(choices: Choices, seed: int) -> Int[np.ndarray, " rows"]:
+def shared_rows(choices: Choices, seed: int = 0) -> Int[np.ndarray, " rows"]:
     """Rows on pairs that several people judged; of many, those of random pairs."""
     if choices.pair is None:
         return np.array([], dtype=int)
@@ -118,7 +125,7 @@ def _pair_terms(
 ) -> Float[np.ndarray, " pairs"]:
     """Log-likelihood of each shared pair, given all else, at the best mean and cv."""
     assert choices.pair is not None
-    each, log_mass = _given_others(choices, best, rows).log(), _log_mass()
+    each, log_mass = given_others(choices, best, rows).log(), log_error_mass()
     number = torch.from_numpy(np.unique(choices.pair[rows], return_inverse=True)[1])
     total = torch.zeros(len(_ERRORS), int(number.max()) + 1, dtype=torch.float64)
     total.index_add_(1, number, each)
@@ -129,7 +136,7 @@ def _pair_terms(
 def _block_terms(choices: Choices, best: Maximum, links: Links) -> Float[np.ndarray, " blocks"]:
     """Log-likelihood of all links in each connected block of responses, likewise."""
     rows = np.union1d(links.first, links.second)
-    each = _given_others(choices, best, rows)
+    each = given_others(choices, best, rows)
     first, second = (np.searchsorted(rows, x) for x in (links.first, links.second))
     value = np.empty(len(links.first))
     for correlation in np.unique(links.correlation):
@@ -141,7 +148,7 @@ def _block_terms(choices: Choices, best: Maximum, links: Links) -> Float[np.ndar
     return np.bincount(np.unique(links.cluster, return_inverse=True)[1], value)
 
 
-def _given_others(
+def given_others(
     choices: Choices, best: Maximum, rows: Int[np.ndarray, " rows"]
 ) -> Float[Tensor, "errors rows"]:
     """Probability of each choice at errors of its margin, its maker's strength by their others."""
@@ -157,20 +164,21 @@ def _given_others(
         size, sign = margin.abs(), torch.where(margin >= 0, 1.0, -1.0).double()
         moved = sign[:, None] * (size[:, None] + choices.margin_error * _ERRORS)
         chosen = torch.sigmoid(moved[:, :, None] * beta)
-        own = torch.einsum("cek,e->ck", chosen, _log_mass().exp())
+        own = torch.einsum("cek,e->ck", chosen, log_error_mass().exp())
         others = (likelihood[person] + log_prior - own.log()).softmax(1)
         parts.append(torch.einsum("cek,ck->ec", chosen, others))
     return torch.cat(parts, 1).clamp(min=1e-300)
 
 
-def _log_mass() -> Float[Tensor, " errors"]:
+def log_error_mass() -> Float[Tensor, " errors"]:
+    """Log mass of a standard normal error at each node."""
     return (-_ERRORS.square() / 2).log_softmax(0)
 
 
 def _joint_mass(correlation: float) -> Float[Tensor, "errors errors"]:
     """Mass of two standard normal errors with a correlation, at the nodes of both."""
     if correlation == 1:
-        return torch.diag(_log_mass().exp())
+        return torch.diag(log_error_mass().exp())
     one, other = _ERRORS[:, None], _ERRORS[None, :]
     square = one.square() - 2 * correlation * one * other + other.square()
     log_density = -square / (2 * (1 - correlation**2))
