@@ -533,6 +533,6 @@ def test_odd_columns_and_families_do_not_end_a_diagnosis(world):
     )  # fmt: skip
     assert found.verdict.value == "heterogeneous"
     (care_and_taste,) = (c for c in found.checks if c.name == "care and taste")
-    assert "tastes were not looked at" in care_and_taste.sentence
+    assert "tastes for attributes were not looked at" in care_and_taste.sentence
     low, high = found.verdict.cv_interval
     assert low < 0.8 < high
