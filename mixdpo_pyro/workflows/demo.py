@@ -61,7 +61,7 @@ def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
         "num_train_epochs": 1,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 128,
-        "learning_rate": 5e-4,
+        "learning_rate": 2.5e-4,
         "max_length": 128,
         "precompute_ref_log_probs": True,
         "precompute_ref_batch_size": 128,
