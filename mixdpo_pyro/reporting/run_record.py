@@ -38,7 +38,8 @@ HISTORY_FILE = "log_history.json"
 
 _DISAGREEMENT = (
     "Training and the held-out pairs disagree about cv. Trust the held-out pairs: while a policy "
-    "is learning, the errors of its margins look like differences in strength."
+    "is learning, the errors of its margins hide differences between annotators, and without ids "
+    "they look like differences."
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from mixdpo_pyro.inference.choices import orient_at_random
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
@@ -72,6 +73,11 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
         for name, posterior in sources.items()
         if posterior.method != "none"
     ]
+    rows[1:1] = [
+        {"source": f"{rows[0]['source']}, errors allowed for", "cv": cv, "mean": "",
+         "reward_mean": ""}
+        for cv in _cv_with_errors(run)
+    ]  # fmt: skip
     truth = run.record.truth
     if truth is not None and run.reward_slope is not None:
         rows.append(
@@ -79,6 +85,16 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
              "reward_mean": f"{truth.mean:.2f}"}
         )  # fmt: skip
     return rows
+
+
+def _cv_with_errors(run: FinishedRun) -> list[str]:
+    """Cv with an error of each pair's margin, where shared pairs say how large errors are."""
+    found = []
+    for check in run.record.checks:
+        if check.name == PAIR_ERRORS and check.cv_interval is not None:
+            low, high = check.cv_interval
+            found.append(f"{check.numbers['cv, median']:.3g} [{low:.3g}, {high:.3g}]")
+    return found
 
 
 def threshold_rows(run: FinishedRun) -> list[dict[str, str]]:
@@ -111,17 +127,16 @@ def run_lines(folder: str | Path) -> list[str]:
         lines = [f"{distrust}{verdict.value}: {verdict.reason}"]
     lines += [f"{health.status}: {health.sentence}", ""]
     has_truth = run.reward_slope is not None
-    lines.append(f"{'':22}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
+    lines.append(f"{'':36}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
     for row in learned_rows(run):
-        lines.append(
-            f"{row['source']:22}{row['cv']:24}{row['reward_mean' if has_truth else 'mean']}"
-        )
+        mean = row["reward_mean" if has_truth else "mean"]
+        lines.append(f"{row['source']:36}{row['cv']:24}{mean}".rstrip())
     for row in threshold_rows(run):
-        words = f"{row['name']:22}{row['held_out']:24}"
+        words = f"{row['name']:36}{row['held_out']:24}"
         lines.append(f"{words}{row['learned']} in training" if row["learned"] else words.rstrip())
     if run.disagreement:
         lines += ["", run.disagreement]
-    lines += ["", f"held-out accuracy     {run.accuracy:.3f}", *run.record.notes]
+    lines += ["", f"{'held-out accuracy':36}{run.accuracy:.3f}", *run.record.notes]
     return [
         *lines,
         "",

@@ -64,8 +64,8 @@ def _section(strength: Strength) -> str:
 | {config.family} | {config.mean_anchor} | {summary["mean"]:.3g} | {cv} | {spread} |
 
 The coefficient of variation `cv` says how much strengths differ; its interval (90%, of the \
-guide) is conditional on the policy. Errors of a policy's margins look like differences in \
-strength, so judge heterogeneity on held-out pairs. Load it with \
+guide) is conditional on the policy. Errors of a policy's margins hide differences between \
+annotators, and without ids look like differences: judge on held-out pairs. Load it with \
 `mixdpo_pyro.Strength.from_pretrained(folder)`.
 {_choices(strength)}"""
 

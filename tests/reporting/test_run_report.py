@@ -12,6 +12,7 @@ from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import Posterior, assess_heterogeneity, fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessStatus
+from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.records import write_record
@@ -77,6 +78,18 @@ def test_table_holds_both_posteriors_and_the_truth_on_the_scale_of_the_reward(ru
     assert (truth["cv"], truth["reward_mean"]) == ("0.50", "2.00")
     low, middle, high = np.quantile(run.posterior.cv, [0.05, 0.5, 0.95])
     assert held_out["cv"] == f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def test_table_shows_cv_with_errors_where_shared_pairs_say_how_large_they_are(run_folder):
+    run = FinishedRun.load(run_folder)
+    numbers = {"cv, median": 0.612}
+    check = RobustnessCheck(
+        PAIR_ERRORS, "", RobustnessStatus.STANDS, 0.01, (0.41, 0.9), numbers=numbers
+    )
+    silent = replace(check, cv_interval=None)
+    for checks, cells in (([check], ["0.612 [0.41, 0.9]"]), ([silent], [])):
+        rows = learned_rows(replace(run, record=replace(run.record, checks=checks)))
+        assert [r["cv"] for r in rows if "errors allowed for" in r["source"]] == cells
 
 
 def test_annotators_come_with_their_labels(run_folder):
