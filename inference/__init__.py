@@ -19,6 +19,7 @@ from mixdpo_pyro.inference.methods.maximum_likelihood import JointFit, fit_joint
 from mixdpo_pyro.inference.methods.nuts import NUTSRun, run_nuts
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.inference.methods.svi import SVIProgress, SVIState, run_svi
+from mixdpo_pyro.inference.people.crossed import sample_differences
 from mixdpo_pyro.inference.people.reliability import Reliability, estimate_reliability
 from mixdpo_pyro.inference.people.strength_effects import StrengthEffects, fit_strength_effects
 from mixdpo_pyro.inference.posterior import Posterior, save_arviz
@@ -81,6 +82,7 @@ __all__ = [
     "replicate_outcomes",
     "run_nuts",
     "run_svi",
+    "sample_differences",
     "sample_new_strengths",
     "save_arviz",
     "simulate",

@@ -1,5 +1,6 @@
 """What we believe: the preference likelihood with a random strength (torch and Pyro only)."""
 
+from mixdpo_pyro.models.differences_model import DifferencesModel
 from mixdpo_pyro.models.distributions import GammaLogit, LogNormalLogit, MixedLogit, NormalLogit
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series
 from mixdpo_pyro.models.families import (
@@ -37,6 +38,7 @@ __all__ = [
     "BestWorst",
     "ConditionalStrength",
     "Davidson",
+    "DifferencesModel",
     "Draws",
     "Estimator",
     "Family",
