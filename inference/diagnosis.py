@@ -214,6 +214,9 @@ def diagnose_choices(
         else:
             lead = "Annotators differ; in what was not looked at: if in strength,"
             verdict = replace(verdict, reason=f"{lead} {verdict.reason}")
+    elif verdict.value == "inconclusive" and thorough and margin_p_value < LEVEL:
+        checks.append(check_distribution(main, fits, family, checks))
+        verdict = _over_distributions(verdict, checks)
     return Diagnosis(
         verdict=verdict,
         error_rate=_error_rate(verdict.value, answer, choices),
@@ -252,10 +255,8 @@ def _find_kind(
     """In what people differ, and cv over distributions; both become checks."""
     result = fits[family]
     found = compare_differences(result, known.wanted, known_error(checks, result.choices))
-    spread = check_distribution(main, fits, family, checks)
-    checks += [found.check(), spread]
-    has_errors = known_error(checks, result.choices) > 0
-    return _with_kind(verdict, found, spread.cv_interval, has_errors), found
+    checks += [found.check(), check_distribution(main, fits, family, checks)]
+    return _with_kind(verdict, found, checks), found
 
 
 def _check_columns(
@@ -407,10 +408,7 @@ _IN_CAMPS = (
 
 
 def _with_kind(
-    verdict: Verdict,
-    differences: Differences,
-    cv_interval: tuple[float, float] | None,
-    has_errors: bool,
+    verdict: Verdict, differences: Differences, checks: Sequence[RobustnessCheck]
 ) -> Verdict:
     """The verdict with the kind of the differences, its name first, and cv over distributions."""
     kind = differences.kind
@@ -423,13 +421,23 @@ def _with_kind(
     if kind == "undetermined" and differences.has_camps:
         lead = _IN_CAMPS
     condition = "" if kind == "strength" else "if in strength, "
-    interval = cv_interval or verdict.cv_interval
+    verdict = replace(verdict, kind=kind, reason=f"{lead}: {condition}{verdict.reason}")
+    return _over_distributions(verdict, checks)
+
+
+def _over_distributions(verdict: Verdict, checks: Sequence[RobustnessCheck]) -> Verdict:
+    """The verdict with cv over distributions, which the last check looked at."""
+    numbers = checks[-1].numbers
+    if "cv, 5%" not in numbers:
+        return verdict
+    low, high = numbers["cv, 5%"], numbers["cv, 95%"]
+    has_errors = any(c.name == PAIR_ERRORS and c.cv_interval is not None for c in checks)
     errors = ", with the errors of the margins allowed for, which attenuate it" * has_errors
     reason = (
-        f"{lead}: {condition}{verdict.reason} Over all distributions that explain the choices "
-        f"about as well{errors}, cv is between {interval[0]:.2f} and {interval[1]:.2f}."
+        f"{verdict.reason} Over all distributions that explain the choices about as well{errors}, "
+        f"cv is between {low:.2f} and {high:.2f}."
     )
-    return replace(verdict, kind=kind, cv_interval=interval, reason=reason)
+    return replace(verdict, cv_interval=(low, high), reason=reason)
 
 
 def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:

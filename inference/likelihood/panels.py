@@ -89,6 +89,9 @@ parameter look less likely still.
 _MASS_NATS = 60.0
 """Strengths whose distribution lies further below its top are left out where draws allow it."""
 
+_NEAR = 96
+"""Grid points that strengths span at most for their interpolation to be one product."""
+
 _OUTLYING = 1e-12
 """Share of the largest possible weight below which draws look at every strength after all."""
 
@@ -357,9 +360,11 @@ class PanelGrid:
         beta, log_mass = self._narrow_rule(mean, cv)
         if self.is_smooth:
             return self._smooth(beta, log_mass)
-        if len(mean) == 1:
-            return (self._at(beta[0]) + log_mass).logsumexp(-1, keepdim=True)
-        return (self._at(beta) + log_mass).logsumexp(-1)
+        value = self._by_node(beta)
+        expected = torch.bmm(log_mass.exp()[:, None], (value - self._peak).exp())[:, 0]
+        if (expected < _UNDERFLOW).any():
+            return (value + log_mass[..., None]).logsumexp(1).T
+        return (expected.log() + self._peak).T
 
     def _smooth(
         self, beta: Float[Tensor, "points nodes"], log_mass: Float[Tensor, "points nodes"]
@@ -395,14 +400,19 @@ class PanelGrid:
 
     def _at(self, beta: Float[Tensor, "*points"]) -> Float[Tensor, " annotators *points"]:
         """Log-likelihood at any strength inside the table, by interpolation of degree 7."""
+        return self._by_node(beta).movedim(-1, 0)
+
+    def _by_node(self, beta: Float[Tensor, "*points"]) -> Float[Tensor, "*points annotators"]:
+        """The same, a row per strength."""
         first, basis = self._interpolation(beta)
-        if first.ndim == 1 and first.max() - first.min() < 64:  # as a product, twice as fast
-            column = (first - first.min())[:, None] + torch.arange(ORDER)
-            weight = torch.zeros(len(first), int(column.max()) + 1, dtype=beta.dtype)
-            weight = weight.scatter(1, column, torch.stack(basis, 1))
-            return (weight @ self._by_strength[first.min() : first.max() + ORDER]).T
-        terms = (self._by_strength[first + k] * basis[k][..., None] for k in range(ORDER))
-        return sum_terms(terms).movedim(-1, 0)
+        low, high = (int(first.min()), int(first.max())) if len(first) else (0, 0)
+        if high - low < _NEAR:  # as a product, several times as fast
+            column = (first - low).reshape(-1, 1) + torch.arange(ORDER)
+            weight = torch.zeros(len(column), high - low + ORDER, dtype=beta.dtype)
+            weight = weight.scatter(1, column, torch.stack(basis, -1).reshape(-1, ORDER))
+            value = weight @ self._by_strength[low : high + ORDER]
+            return value.reshape(*beta.shape, value.shape[1])
+        return sum_terms(self._by_strength[first + k] * basis[k][..., None] for k in range(ORDER))
 
     def _interpolation(self, beta: Tensor) -> tuple[Tensor, list[Tensor]]:
         """First of the grid points beside each strength, and the weights of all of them."""

@@ -33,6 +33,9 @@ _PRIOR_SD = 1.5
 _DROP = 1.353
 """Half of the 90% quantile of a chi-squared variable with one degree of freedom."""
 
+_STEEPEST = 1e3
+"""Multiplier, per annotator, at which a linear function outweighs every likelihood."""
+
 _MAX_STEPS = 200
 
 
@@ -153,6 +156,8 @@ def maximise_weights(
             break
         rows = np.vstack([relative, np.full(size, far), linear / far])
         proposed = nnls(rows, target)[0]
+        if not proposed.any():  # the linear term leaves nothing of the rest
+            break
         move = proposed / proposed.sum() - weight
         step, value = 1.0, _log_likelihood(likelihood, weight) + linear @ weight
         while step > 1e-8:
@@ -211,7 +216,8 @@ def _at_bound(likelihood: np.ndarray, weight: np.ndarray, slope: np.ndarray) -> 
         start = 0.999 * weight + 0.001 / size
         found = maximise_weights(likelihood, multiplier * slope, start, 3e-5)
         drop = best - _log_likelihood(likelihood, found)
-        if abs(drop - _DROP) < 0.02:
+        # Where even the most extreme distribution is as likely as that, no multiplier will do.
+        if abs(drop - _DROP) < 0.02 or (drop < _DROP and multiplier > _STEEPEST * len(likelihood)):
             break
         low, high = (multiplier, high) if drop < _DROP else (low, multiplier)
         guess = multiplier * math.sqrt(_DROP / max(drop, _DROP / 16))

@@ -230,7 +230,7 @@ def test_weighted_nodes_give_the_likelihood_of_every_choice(simulate, family):
     margin[:3] = [0.0, 1e-9, -4e3]
     choices = read_choices(margin, annotator)
     grid = tabulate(choices, family).grids[0]
-    beta = panels._strength_at(grid.z, grid.origin, family)
+    beta = panels.strength_grid(grid.z, grid.origin, family)
     plain = panels._plain_log_likelihood(beta, choices, 0.0)
     np.testing.assert_allclose(grid.log_likelihood, plain, rtol=1e-12)
 

@@ -70,7 +70,7 @@ def simple_fit(margin, person=PERSON, **judged):
 # Errors of the margins
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.4, 1.5, 1.6, 5.0, 11.0, 20.0])
+@pytest.mark.parametrize("scale", [0.0, 0.4, 1.5, 1.6, 5.0, 11.0, 20.0, 301.0])
 @pytest.mark.parametrize("logit", [-20.0, -3.0, 0.0, 0.7, 12.0])
 def test_error_of_the_margin_is_integrated_out(logit, scale):
     def integrand(e):
@@ -377,6 +377,12 @@ def test_no_strength_is_found_where_some_have_none():
     low, high = found.cv_interval
     assert low < 0.5 < high
     assert found.mean == pytest.approx(1, abs=0.25)
+
+
+def test_equal_people_may_have_no_spread_at_all():
+    """One strength for all is within 1.35 nats of the best, so that cv may be zero."""
+    low, high = nonparametric_strength(of_strengths(7, np.ones(PEOPLE))).cv_interval
+    assert low < 0.06 < 0.15 < high < 0.6  # two points of the grid have a cv of 0.05
 
 
 def test_distributions_need_repeated_choices():
