@@ -26,6 +26,7 @@ def build_files(folder, policy, pages):
     write_utterances(folder / "utterances.jsonl")
     simulate_margins().to_parquet(folder / "margins.parquet")
     simulate_outcomes("ties").to_csv(folder / "ties.csv", index=False)
+    simulate_votes().to_csv(folder / "votes.csv", index=False)
     simulate_outcomes("best-of:4").to_parquet(folder / "best-of-4.parquet")
     for page in pages:
         for text, name in re.findall(r"^```yaml\n(# (\S+\.yaml).*?)^```", page, re.S | re.M):
@@ -87,6 +88,17 @@ def simulate_outcomes(kind, num_annotators=8, choices_each=20):
     if "outcome" in table:
         table["outcome"] = table["outcome"].map({-1: "loss", 0: "tie", 1: "win"})
     return table
+
+
+def simulate_votes():
+    """Votes between three models by four judges, as arenas write them."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(3, size=80)
+    right = (left + rng.integers(1, 3, size=80)) % 3
+    winner = rng.choice(["model_a", "model_b", "tie"], 80)
+    return pd.DataFrame(
+        {"model_a": left, "model_b": right, "winner": winner, "judge": np.arange(80) % 4}
+    )
 
 
 def copy_run(run, folder):

@@ -530,6 +530,7 @@ BASES: dict[str, list[str]] = {
     "diagnose": ["few.csv"],
     "check": ["m.csv", "p.nc", "--num_replications", "50"],
     "reliability": ["m.csv", "--num_splits", "1", "--num_bootstrap", "100"],
+    "judges": ["v.csv", "--left", "a", "--right", "b", "--winner", "w"],
     "power": ["--pairs", "20", "--annotators", "4", "--simulations", "1"],
     "init": ["--dataset_name", "few.csv", "-o", "out"],
     "simulate": ["-o", "out", "--num_annotators", "2", "--pairs_per_annotator", "2"],
@@ -556,6 +557,7 @@ def _inputs(folder: Path) -> dict[str, bytes]:
         folder / "m.csv",
         {"margin": [0.5 * k - 2 for k in range(ROWS)], "annotator": ["a", "b"] * 7},
     )
+    (folder / "v.csv").write_text("a,b,w,who\nx,y,left,1\ny,x,tie,2\nx,y,right,1\n")
     write_csv(folder / "p.csv", {"chosen": ["yes", "sure"], "rejected": ["no", "never"]})
     (folder / "few.csv").write_text("margin\n")
     (folder / "p.nc").write_bytes(b"no posterior")

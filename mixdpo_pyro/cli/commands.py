@@ -16,14 +16,17 @@ from mixdpo_pyro.cli.paths import (
     check_pairs,
     check_run,
     check_salt_file,
+    check_vote_columns,
 )
 from mixdpo_pyro.data.config import DoctorConfig, SimulateConfig
 from mixdpo_pyro.diagnosis.config import (
     CHECK_FILE,
     DIAGNOSIS_FILE,
+    JUDGES_FILE,
     RELIABILITY_FILE,
     CheckConfig,
     DiagnoseConfig,
+    JudgesConfig,
     PowerConfig,
     ReliabilityConfig,
     split_formula,
@@ -265,6 +268,23 @@ def _reliability(parser: "CommandParser", words: Words) -> Iterable[str]:
     return [*reliability_lines(found), "", f"wrote {config.output_dir}"]
 
 
+def _judges(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_vote_columns(named.votes, config.left, config.right, config.winner, config.judge)
+    if config.output_dir is None:
+        from mixdpo_pyro.diagnosis.judges import judges_lines, rate_votes
+
+        return judges_lines(*rate_votes(named.votes, config))
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=JUDGES_FILE, inputs=(named.votes,)
+    ) as folder:
+        from mixdpo_pyro.diagnosis.judges import judges_lines, rate_votes, write_judges
+
+        found = rate_votes(named.votes, config)
+        write_judges(*found, folder)
+    return [*judges_lines(*found), "", f"wrote {config.output_dir}"]
+
+
 def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
     from mixdpo_pyro.diagnosis.power import power_lines, simulate_power
@@ -346,6 +366,11 @@ COMMANDS = {
         Command(
             "reliability", "is a person's strength a trait", _reliability, ReliabilityConfig,
             {"margins": _MARGINS}, "MARGINS [--group topic]",
+        ),
+        Command(
+            "judges", "ratings from votes, and what each judge is like", _judges, JudgesConfig,
+            {"votes": "parquet, csv or jsonl file, a vote a row"},
+            "VOTES --left model_a --right model_b --winner winner --judge judge",
         ),
         Command(
             "power", "how much data would settle it", _power, PowerConfig,

@@ -14,6 +14,7 @@ __all__ = [
     "check_run",
     "check_salt_file",
     "check_source",
+    "check_vote_columns",
 ]
 
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$", re.IGNORECASE)
@@ -50,6 +51,16 @@ def check_columns(path: str, *columns: str | None) -> None:
     names = peek_names(Path(path))
     if names is not None:
         check_names(names, [name for name in columns if name not in (None, NO_SETS)], path)
+
+
+def check_vote_columns(path: str, *columns: str | None) -> None:
+    """The same of a file of votes, which needs no margins."""
+    from mixdpo_pyro.data.tables import check_has_columns, check_table, peek_names
+
+    check_table(Path(path))
+    names = peek_names(Path(path))
+    if names is not None:
+        check_has_columns(names, filter(None, columns), path)
 
 
 def check_pairs(name: str, reader: str | None, *columns: str | None) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "Table",
     "arrow_column",
     "arrow_table",
+    "check_has_columns",
     "check_table",
     "is_table",
     "json_text",
@@ -145,6 +146,23 @@ def read_table(path: Path, columns: Iterable[str] | None = None) -> Table:
     except _DAMAGE as error:
         message = " ".join(str(error).split())
         raise DataError(f"{path}: cannot be read as {_kind(path)} ({message})") from error
+
+
+def check_has_columns(names: Sequence[str], asked: Iterable[str], path: str | Path) -> None:
+    """Refuse a table that lacks a column.
+
+    Args:
+        names: Its columns.
+        asked: Columns that must be there.
+        path: Its file, for the message.
+
+    Raises:
+        DataError: Naming the column, and those that there are.
+    """
+    for name in asked:
+        if name not in names:
+            has = ", ".join(names) or "no rows"
+            raise DataError(f"{path}: column '{name}' is missing; it has {has}")
 
 
 def peek_names(path: Path) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Options of `mixdpo diagnose`, `mixdpo check`, `mixdpo reliability` and `mixdpo power`."""
+"""Options of the commands that say what choices and votes tell."""
 
 import re
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ from mixdpo_pyro.errors import ConfigError
 __all__ = [
     "CHECK_FILE",
     "DIAGNOSIS_FILE",
+    "JUDGES_FILE",
     "RELIABILITY_FILE",
     "CheckConfig",
     "DiagnoseConfig",
+    "JudgesConfig",
     "PowerConfig",
     "ReliabilityConfig",
     "split_formula",
@@ -34,6 +36,9 @@ CHECK_FILE = "check.json"
 
 DIAGNOSIS_FILE = "diagnosis.json"
 """The file that makes a folder a diagnosis folder."""
+
+JUDGES_FILE = "judges.json"
+"""The file that makes a folder one of ratings."""
 
 RELIABILITY_FILE = "reliability.json"
 """The file that makes a folder one of a test-retest."""
@@ -235,3 +240,31 @@ class PowerConfig:
         reason = "a probability is then known to 0.01"
         check_range("simulations", self.simulations, 2, 10_000, reason)
         check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True)
+class JudgesConfig:
+    """Rate items by votes of judges who differ in strength, lean to one side, or do not look."""
+
+    left: str = option("Column of what stood on the left.", "model_a")
+    right: str = option("Column of what stood on the right.", "model_b")
+    winner: str = option(
+        "Column of who won: left, right, tie, the name of the column, or the item.", "winner"
+    )
+    judge: str | None = option(
+        "Column of who voted. Default: all votes are of equal judges.", None
+    )
+    equal_judges: bool = option("Take all judges as equal and unbiased, to compare.", False)
+    output_dir: str | None = option(
+        "Folder for `ratings.csv`, `judges.csv`, `judges.json` and figures. Default: print only.",
+        None,
+        short="-o",
+    )
+    overwrite: bool = option("Replace an earlier result in that folder.", False)
+
+    def __post_init__(self) -> None:
+        named = [name for name in (self.left, self.right, self.winner, self.judge) if name]
+        twice = next((name for name in named if named.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"left, right, winner, judge: column '{twice}' is named twice")

@@ -20,7 +20,7 @@ from mixdpo_pyro.data.choice_kinds import (
     read_choice_values,
 )
 from mixdpo_pyro.data.problems import shorten
-from mixdpo_pyro.data.tables import Table, read_table
+from mixdpo_pyro.data.tables import Table, check_has_columns, read_table
 from mixdpo_pyro.data.validation import (
     DEFAULT_ANNOTATOR_COLUMN,
     TextRule,
@@ -169,9 +169,7 @@ def check_names(names: Sequence[str], asked: Sequence[str], path: str | Path) ->
     Raises:
         DataError: Naming the column, and those that there are.
     """
-    for name in asked:
-        if name not in names:
-            raise DataError(f"{path}: column '{name}' is missing; it has {', '.join(names)}")
+    check_has_columns(names, asked, path)
     if "margin" not in names and not set(_LOGPS) <= set(names):
         raise DataError(
             f"{path}: column 'margin' is missing, and so are the log-probabilities it could "
