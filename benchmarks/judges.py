@@ -85,7 +85,7 @@ def one_sided(datasets):
             np.abs(fit_judges(*both, equal_judges=True).rating - without).max() / without.std()
         )
     print(
-        f"| one-sided judge, {datasets} worlds, largest move in sd of the ratings: median and worst "
+        f"| one-sided judge, {datasets} worlds, largest move in sd of ratings, median and worst "
         f"| {np.median(moved):.3f}, {max(moved):.3f} (equal judges {np.median(naive):.2f}) |"
     )
 
