@@ -5,6 +5,7 @@ deviation over mean) tends to zero at fixed mean. Source: mixed logit (Train, *D
 Methods with Simulation*, 2009).
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
@@ -25,6 +26,7 @@ __all__ = [
     "mean_prior",
     "normal_parameters",
     "strength_distribution",
+    "strength_log_density",
 ]
 
 Family: TypeAlias = Literal["gamma", "lognormal", "normal", "fixed"]
@@ -131,6 +133,38 @@ def strength_distribution(
     }
     distribution, parameters = known[family]
     return distribution(*parameters(mean, cv))
+
+
+def strength_log_density(
+    strength: Float[Tensor, "*#batch"],
+    mean: Float[Tensor, "*#batch"],
+    cv: Float[Tensor, "*#batch"],
+    family: Family,
+) -> Float[Tensor, "..."]:
+    """Log density of :func:`strength_distribution`, without building it: several times as fast.
+
+    Args:
+        strength: Where, positive but for `"normal"`.
+        mean: Mean strength, positive.
+        cv: Coefficient of variation, positive.
+        family: `"gamma"`, `"lognormal"` or `"normal"`; not checked.
+
+    Example:
+        >>> one = torch.tensor(1.0)
+        >>> strength_log_density(one, one, one, "gamma")
+        tensor(-1.)
+    """
+    if family == "gamma":
+        shape, rate = gamma_parameters(mean, cv)
+        power = torch.xlogy(shape, rate) + torch.xlogy(shape - 1, strength)
+        return power - rate * strength - torch.lgamma(shape)
+    value, jacobian = strength, torch.zeros_like(strength)
+    location, scale = normal_parameters(mean, cv)
+    if family == "lognormal":
+        value = jacobian = strength.log()
+        location, scale = lognormal_parameters(mean, cv)
+    square = ((value - location) / scale).square()
+    return -square / 2 - scale.log() - math.log(2 * math.pi) / 2 - jacobian
 
 
 def mean_prior(beta: float | Tensor = 0.1, scale: float = 0.5) -> dist.LogNormal:

@@ -28,7 +28,8 @@ from mixdpo_pyro.inference.likelihood.observed import (
     observed_log_likelihood,
     with_lapses,
 )
-from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
+from mixdpo_pyro.models import Family, mixed_logit_log_prob
+from mixdpo_pyro.models.families import strength_log_density
 from mixdpo_pyro.models.quadrature import choice_log_prob
 
 __all__ = [
@@ -332,7 +333,7 @@ class PanelGrid:
 
     def _log_mass(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "grid points"]:
         """Log of the distribution's mass per grid step."""
-        density = _log_density(self._strength[:, None], mean, cv, self.family)
+        density = strength_log_density(self._strength[:, None], mean, cv, self.family)
         return density + self._log_jacobian[:, None] + math.log(self.step)
 
     @cached_property
@@ -395,7 +396,7 @@ class PanelGrid:
             beta, log_mass = mean * (1 + offset), -_NARROW.square().expand_as(offset) / 2
         else:
             beta = mean * offset.exp()
-            log_mass = _log_density(beta, mean, cv, self.family) + offset
+            log_mass = strength_log_density(beta, mean, cv, self.family) + offset
         return beta, log_mass - log_mass.logsumexp(1, keepdim=True)
 
     def _at(self, beta: Float[Tensor, "*points"]) -> Float[Tensor, " annotators *points"]:
@@ -618,10 +619,6 @@ def _flipped(log_prob: Tensor, flip_probability: float) -> Tensor:
     if not flip_probability:
         return log_prob
     return (flip_probability + (1 - 2 * flip_probability) * log_prob.exp()).log()
-
-
-def _log_density(beta: Tensor, mean: Tensor, cv: Tensor, family: Family) -> Tensor:
-    return strength_distribution(mean, cv, family).log_prob(beta)
 
 
 def _density(log_density: Float[Tensor, "rows nodes"]) -> Float[Tensor, "rows nodes"]:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from scipy.optimize import minimize_scalar
 
 from mixdpo_pyro.inference.likelihood.marginal import Likelihood
@@ -72,8 +73,11 @@ class LogJoint:
             value = self.likelihood(*point).numpy()
         if self.mean_anchor != "prior":
             return value
-        log_mean_prior = mean_prior(self.beta).base_dist
-        return value + log_mean_prior.log_prob(torch.from_numpy(log_mean)).numpy()
+        return value + self._log_mean_prior.log_prob(torch.from_numpy(log_mean)).numpy()
+
+    @cached_property
+    def _log_mean_prior(self) -> TorchDistributionMixin:
+        return mean_prior(self.beta).base_dist
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,17 @@ def maximise(log_joint: LogJoint) -> tuple[Maximum, Maximum]:
         partial(at_rows, log_joint.penalised, cv), start, log_joint.mean_anchor
     )
     best = int(np.argmax(log_joint.penalised(centre, cv)))
+    near = float(centre[best])
 
     def descent(log_cv: float) -> float:
-        return -maximum_at(log_joint, np.exp(log_cv), centre[best]).penalised
+        nonlocal near
+        found = maximum_at(log_joint, math.exp(log_cv), near)
+        near = math.log(found.mean)
+        return -found.penalised
 
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     log_cv = minimize_scalar(descent, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x
-    interior = maximum_at(log_joint, float(np.exp(log_cv)), centre[best])
+    interior = maximum_at(log_joint, math.exp(log_cv), near)
     return (interior if interior.penalised > null.penalised else null), null
 
 

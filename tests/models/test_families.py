@@ -9,6 +9,7 @@ from mixdpo_pyro.models.families import (
     lognormal_parameters,
     mean_prior,
     strength_distribution,
+    strength_log_density,
 )
 
 
@@ -19,6 +20,16 @@ def test_the_distribution_has_the_stated_mean_and_cv(family, mean, cv):
     distribution = strength_distribution(mean, cv, family)
     torch.testing.assert_close(distribution.mean, mean, rtol=1e-9, atol=0)
     torch.testing.assert_close(distribution.variance, (mean * cv).square(), rtol=1e-6, atol=0)
+
+
+@given(mean=st.floats(1e-3, 100.0), cv=st.floats(1e-6, 20.0), z=st.floats(-5, 5))
+@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+def test_density_without_a_distribution_is_the_distributions(family, mean, cv, z):
+    mean, cv = torch.tensor([mean, cv], dtype=torch.float64)
+    strength = mean * (cv.clamp(max=1.0) * z).exp()
+    expected = strength_distribution(mean, cv, family).log_prob(strength)
+    found = strength_log_density(strength, mean, cv, family)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-9)
 
 
 def test_fixed_strength_is_a_point():

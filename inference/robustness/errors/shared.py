@@ -164,9 +164,9 @@ def given_others(
         size, sign = margin.abs(), torch.where(margin >= 0, 1.0, -1.0).double()
         moved = sign[:, None] * (size[:, None] + choices.margin_error * _ERRORS)
         chosen = torch.sigmoid(moved[:, :, None] * beta)
-        own = torch.einsum("cek,e->ck", chosen, log_error_mass().exp())
+        own = log_error_mass().exp() @ chosen
         others = (likelihood[person] + log_prior - own.log()).softmax(1)
-        parts.append(torch.einsum("cek,ck->ec", chosen, others))
+        parts.append((chosen @ others[:, :, None])[:, :, 0].T)
     return torch.cat(parts, 1).clamp(min=1e-300)
 
 
