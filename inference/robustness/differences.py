@@ -239,8 +239,10 @@ def compare_differences(
         taste = compare_taste(choices, attributes, mean)
     camps = None
     if choices.outcomes is None and choices.pair is not None:
-        ratio = margin_error / margin_scale(choices)
-        camps = compare_agreement(*maximum_with_errors(result, ratio))
+        at_best = choices, result.maximum
+        if margin_error:
+            at_best = maximum_with_errors(result, margin_error / margin_scale(choices))
+        camps = compare_agreement(*at_best)
     agreements, compared = agreement_of_careless(some, care.careless)
     num_drawn = some.num_annotators if some.num_annotators < choices.num_annotators else None
     return Differences(care, taste, agreements, compared, num_drawn, margin_error, camps)

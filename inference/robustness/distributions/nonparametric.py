@@ -27,6 +27,9 @@ _NONE = 1e-6
 _COARSEST = 0.1
 """Largest step of the grid; finer where a likelihood is narrower than five steps."""
 
+_FINEST = 0.025
+"""Smallest step, 2.5% of a strength, which bounds the time where somebody chose very often."""
+
 _PRIOR_SD = 1.5
 """Standard deviation of a log strength in the estimates of individuals that bound the grid."""
 
@@ -175,7 +178,7 @@ def _tabulate(
 ) -> tuple[np.ndarray, Float[np.ndarray, "annotators strengths"], float]:
     """Strengths, each annotator's likelihood there over its largest, and the log of the latter."""
     information = LARGEST_INFORMATION * float(panel_sizes(choices).max())
-    step = min(_COARSEST, 0.2 / math.sqrt(information))
+    step = float(np.clip(0.2 / math.sqrt(information), _FINEST, _COARSEST))
     offset = np.arange(_LOG_RANGE[0], _LOG_RANGE[1], step)
     strength = centre * np.append(_NONE, np.exp(offset))
     value = log_likelihood_at(torch.from_numpy(strength), choices).numpy()

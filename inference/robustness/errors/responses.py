@@ -28,6 +28,9 @@ a third of it at most, where errors are as large as the margins."""
 _TOLERANCE = 1e-3
 """Of the typical margin: how far margins may lie from differences of the responses' log-ratios."""
 
+_MAX_STEPS = 300
+"""Steps towards these log-ratios; those of prompts with few responses take ten."""
+
 
 @dataclass(frozen=True)
 class Links:
@@ -129,7 +132,7 @@ def chosen_is_first(choices: Choices) -> bool:
     difference = coo_matrix(
         (value, (np.tile(row, 2), np.concatenate([first, second]))), (num_rows, num_responses)
     ).tocsr()
-    solution = lsqr(difference, choices.margin, atol=1e-9, btol=1e-9)[0]
+    solution = lsqr(difference, choices.margin, atol=1e-9, btol=1e-9, iter_lim=_MAX_STEPS)[0]
     residual = np.abs(difference @ solution - choices.margin)
     return bool(residual.max() <= _TOLERANCE * typical_size(choices.margin))
 
