@@ -40,6 +40,7 @@ class Expansion:
         centre: Where that is, without a prior.
         information: H.
         scores: Slope of the log-likelihood of each person where it is expanded.
+        pair_scores: The same summed over the choices on each pair, where pairs are known.
     """
 
     spread: float
@@ -48,6 +49,7 @@ class Expansion:
     centre: Float[np.ndarray, " parameters"]
     information: Float[np.ndarray, "parameters parameters"]
     scores: Float[np.ndarray, "annotators parameters"]
+    pair_scores: Float[np.ndarray, "pairs parameters"] | None
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,14 @@ class ShiftedPanels:
         design: Rows x, one per choice, in the order of people.
         person: Person of each choice, ascending.
         first: First choice of each person.
+        pair: Number of the pair of each choice, or None.
         log_prob: Log-probability of all choices at strengths, last axis the choices.
     """
 
     design: Float[np.ndarray, "choices parameters"]
     person: Int[np.ndarray, " choices"]
     first: Int[np.ndarray, " annotators"]
+    pair: Int[np.ndarray, " choices"] | None
     log_prob: Callable[[Tensor], Tensor]
 
     @classmethod
@@ -78,7 +82,10 @@ class ShiftedPanels:
         person = choices.by_choice(choices.annotator)
         order = np.argsort(person, kind="stable")
         first = np.searchsorted(person[order], np.arange(choices.num_annotators))
-        return cls(design[order], person[order], first, _log_prob(choices, order))
+        pair = None
+        if choices.pair is not None:
+            pair = np.unique(choices.by_choice(choices.pair), return_inverse=True)[1][order]
+        return cls(design[order], person[order], first, pair, _log_prob(choices, order))
 
     def expand(
         self,
@@ -92,19 +99,20 @@ class ShiftedPanels:
         for step in range(_MAX_STEPS):
             if step % 2 == 0:
                 nodes = self._place_nodes(theta, spread)
-            value, scores, information = self._evaluate(theta, spread, *nodes)
+            _, scores, information, _ = self._evaluate(theta, spread, *nodes)
             gradient = scores.sum(0) - precision * (theta - prior_mean)
             move = np.linalg.solve(_definite(information) + np.diag(precision), gradient)
             theta = theta + move * min(1.0, 1.0 / np.abs(move).max())
             if np.abs(move).max() < _TOLERANCE:
                 break
-        value, scores, information = self._evaluate(
+        value, scores, information, slopes = self._evaluate(
             theta, spread, *self._place_nodes(theta, spread)
         )
         information, slope = _definite(information), scores.sum(0)
         move = np.linalg.pinv(information, rcond=1e-9, hermitian=True) @ slope
         top = value + 0.5 * float(slope @ move)
-        return Expansion(spread, theta, top, theta + move, information, scores)
+        pair_scores = self._by_pair(slopes)
+        return Expansion(spread, theta, top, theta + move, information, scores, pair_scores)
 
     def log_likelihood(self, theta: Float[np.ndarray, " parameters"], spread: float) -> float:
         """Log-likelihood of all choices, in nats."""
@@ -129,8 +137,11 @@ class ShiftedPanels:
 
     def _evaluate(
         self, theta: np.ndarray, spread: float, z: np.ndarray, log_mass: np.ndarray
-    ) -> tuple[float, np.ndarray, np.ndarray]:
-        """Log-likelihood, its slope for each person, and minus its second derivatives (Louis)."""
+    ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        """Log-likelihood, its slope for each person, and minus its second derivatives (Louis).
+
+        And its slope over the log strength of each choice.
+        """
         shift = self.design @ theta
         at = self._at(shift, spread, z)
         above, below = (self._at(shift + h, spread, z) for h in (_STEP, -_STEP))
@@ -146,7 +157,15 @@ class ShiftedPanels:
             information -= score.T @ (share[:, None] * score)
             scores += share[:, None] * score
         information += scores.T @ scores
-        return float(log_evidence.sum()), scores, information
+        return float(log_evidence.sum()), scores, information, (weight * slope).sum(0)
+
+    def _by_pair(self, slopes: Float[np.ndarray, " choices"]) -> np.ndarray | None:
+        """Slopes of the log-likelihood, summed over the choices on each pair."""
+        if self.pair is None or len(np.unique(self.pair)) == len(self.pair):
+            return None
+        found = np.zeros((self.pair.max() + 1, self.design.shape[1]))
+        np.add.at(found, self.pair, slopes[:, None] * self.design)
+        return found
 
     def _at(self, shift: np.ndarray, spread: float, z: np.ndarray) -> np.ndarray:
         """Log-probability of each choice at each node of its person, `(nodes, choices)`."""

@@ -17,6 +17,7 @@ from mixdpo_pyro.inference.choices import Choices, number_labels, random_people,
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.observed import LARGEST_INFORMATION
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, panel_sizes
+from mixdpo_pyro.inference.robustness.nesting import examine_nesting
 
 __all__ = ["Reliability", "estimate_reliability"]
 
@@ -40,6 +41,11 @@ _CENTRES = np.linspace(-3.0, 1.5, 37)
 
 _NUM_FINE, _NUM_CENTRES = 13, 11
 """Points of spreads and means on the second lattice, which spans five deviations to each side."""
+
+_NESTED = (
+    "Annotators judge responses of their own again and again, and errors of these are the same in "
+    "every part: to tell, let several people judge the same pairs."
+)
 
 _LEVEL = 0.05
 
@@ -152,6 +158,8 @@ def estimate_reliability(
     else:
         parts = [_Parts.of(choices, label, centre).aligned(label)]
     found = _summarise(parts, name if group is not None else "halves", num_bootstrap, rng)
+    if examine_nesting(choices).is_nested:
+        found = replace(found, value="cannot tell", reason=_NESTED)
     return replace(found, num_drawn=None if kept is None else len(kept))
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,8 +87,8 @@ class ColumnEffect:
         sd: Standard deviation of the log strength that goes with it: posterior median, 5% and 95%
             quantiles.
         p_value: Of no effect at all (F test).
-        inflation: Factor of its variances: how much more the annotators' slopes spread than the
-            model says, at least 1.
+        inflation: Factor of its variances: how much more the slopes of annotators, and of pairs
+            that are known, spread than the model says; at least 1.
     """
 
     column: str
@@ -147,9 +147,10 @@ def fit_strength_effects(
     deviation of numbers is Normal(0, 1). Mean and s have the priors of :func:`fit`. Given s the
     likelihood, z integrated out, is expanded to second order in :math:`(\log m, \gamma)` around
     its maximum under the prior; s and all :math:`\tau` are summed over a lattice. Choices of one
-    annotator on one level may hang together in ways that the model lacks (a taste for a topic):
-    variances of a column's effects are multiplied by what the annotators' slopes spread beyond
-    the model (sandwich), where that is more than one.
+    annotator on one level may hang together in ways that the model lacks (a taste for a topic),
+    and so may those on one pair (an error of its margin): variances of a column's effects are
+    multiplied by what the slopes of annotators and of pairs spread beyond the model (sandwich),
+    where that is more than one.
 
     A difference between levels whose margins differ in scale or in error, such as topics, is one
     of margins and strength together: choices cannot tell.
@@ -344,18 +345,35 @@ def _conditional(
 
 
 def _inflation(expansion: Expansion, columns: list[Column]) -> dict[str, float]:
-    """Sandwich over model variance of each column's effects, at least 1."""
+    """Sandwich over model variance of each column's effects, at least 1.
+
+    Slopes are clustered by annotator and, where pairs are known, by pair too (Cameron, Gelbach and
+    Miller, Journal of Business & Economic Statistics 29, 2011).
+    """
     model = np.linalg.pinv(expansion.information, rcond=1e-9, hermitian=True)
-    scores = expansion.scores - expansion.scores.mean(0)
-    number = len(scores)
-    sandwich = model @ (scores.T @ scores) @ model * number / (number - 1)
     found, first = {}, 1
     for column in columns:
-        part, contrast = slice(first, first + column.size), column.contrasts()
-        robust, plain = (np.diag(contrast @ x[part, part] @ contrast.T) for x in (sandwich, model))
-        found[column.name] = max(1.0, float((robust / np.maximum(plain, 1e-300)).mean()))
+        part = slice(first, first + column.size)
+        clusters = [expansion.scores, expansion.pair_scores]
+        found[column.name] = 1 + sum(
+            max(0.0, _excess(each, model, part, column)) for each in clusters if each is not None
+        )
         first += column.size
     return found
+
+
+def _excess(
+    scores: Float[np.ndarray, "clusters parameters"],
+    model: np.ndarray,
+    part: slice,
+    column: Column,
+) -> float:
+    """How much larger a column's variances are by the slopes of clusters, as a share of them."""
+    contrast, number = column.contrasts(), len(scores)
+    effect = (scores - scores.mean(0)) @ model[:, part] @ contrast.T
+    robust = (effect**2).sum(0) * number / max(1, number - column.size)
+    plain = np.diag(contrast @ model[part, part] @ contrast.T)
+    return float((robust / np.maximum(plain, 1e-300)).mean()) - 1
 
 
 # The tables
@@ -383,10 +401,7 @@ def _summarise(
         rows.append(_column_row(column, variances[column.name], test, posterior.inflation))
         first += column.size
     adjusted = _holm(np.array([each.p_value for each in levels]))
-    levels = [
-        LevelEffect(**{**vars(each), "p_adjusted": float(p)})
-        for each, p in zip(levels, adjusted, strict=True)
-    ]
+    levels = [replace(each, p_adjusted=float(p)) for each, p in zip(levels, adjusted, strict=True)]
     variances["unexplained, between annotators"] = spread**2
     best = posterior.best
     return StrengthEffects(
@@ -418,8 +433,9 @@ class _Wald:
         estimate, variance = contrast @ centre, contrast @ covariance @ contrast.T
         se = np.sqrt(np.maximum(np.diag(variance), 1e-300))
         rank = max(1, column.size - 1)
-        freedom = choices.num_annotators - 1 - (rank if column.is_of_annotator else 0)
-        freedom = max(freedom, 1)
+        freedom = max(1, choices.num_annotators - 1 - (rank if column.is_of_annotator else 0))
+        if choices.pair is not None and not column.is_of_annotator:
+            freedom = min(freedom, max(1, len(np.unique(choices.pair)) - 1 - rank))
         p_values = 2 * stdtr(freedom, -np.abs(estimate / se))
         inverse = np.linalg.pinv(variance, rcond=1e-9, hermitian=True)
         joint = fdtrc(rank, freedom, max(0.0, float(estimate @ inverse @ estimate)) / rank)

@@ -77,7 +77,9 @@ def _fit(data: MarginData, config: ReliabilityConfig) -> Fit:
             "Expected annotator ids; name their column with --annotator: how stable a person's "
             "strength is shows in several choices of each"
         )
-    choices = read_choices(data.margin, data.annotator, **data.done, ties=config.ties)
+    choices = read_choices(
+        data.margin, data.annotator, **data.done, ties=config.ties, **data.judged
+    )
     if not choices.has_panels:
         raise ValueError(
             f"Expected several choices of each annotator, got one in column "

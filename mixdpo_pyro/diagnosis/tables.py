@@ -127,19 +127,31 @@ def _strength_part(diagnosis: Diagnosis) -> _Part:
 def _taste_parts(diagnosis: Diagnosis) -> list[_Part]:
     beside = diagnosis.beside
     if beside is None or beside.taste is None:
-        why = "needs people who differ, pairs and attributes (--attribute, numbers of tokens)"
-        return [("taste", why, *_UNKNOWN)]
-    measure = "sd of its weight between annotators, in logits per sd of the attribute"
-    taste = beside.taste
-    return [
-        (f"taste: {name}", measure, float(sd), np.nan, np.nan, float(sd) ** 2)
-        for name, sd in zip(taste.attributes, taste.sd, strict=True)
-    ]
+        why = _why_not(diagnosis) or "needs attributes (--attribute, or numbers of tokens)"
+        parts: list[_Part] = [("taste", why, *_UNKNOWN)]
+    else:
+        measure = "sd of its weight between annotators, in logits per sd of the attribute"
+        parts = [
+            (f"taste: {name}", measure, float(sd), np.nan, np.nan, float(sd) ** 2)
+            for name, sd in zip(beside.taste.attributes, beside.taste.sd, strict=True)
+        ]
+    if beside is not None and beside.shared_taste is not None:
+        measure = "nats by which people who agreed elsewhere predict better than one ordering"
+        gain = beside.shared_taste.gain
+        parts.append(("taste: camps of annotators", measure, gain, np.nan, np.nan, np.nan))
+    return parts
+
+
+def _why_not(diagnosis: Diagnosis) -> str | None:
+    """Why care and taste were not looked at, if they were not."""
+    if diagnosis.beside is None:
+        return "looked at where people differ"
+    return None if diagnosis.choices.outcomes is None else "needs plain pairs"
 
 
 def _care_part(diagnosis: Diagnosis) -> _Part:
     if diagnosis.beside is None:
-        return "care", "needs people who differ", *_UNKNOWN
+        return "care", "looked at where people differ", *_UNKNOWN
     return "care", "mean lapse rate", diagnosis.beside.care.mean_rate, np.nan, np.nan, np.nan
 
 

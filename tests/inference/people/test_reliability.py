@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from scipy.special import expit, log_expit
 from scipy.stats import norm
 
-from mixdpo_pyro.inference import estimate_reliability, fit
+from mixdpo_pyro.inference import estimate_reliability, fit, read_choices
 from mixdpo_pyro.inference.people.reliability import _Parts, _random_halves
 
 
@@ -84,6 +84,25 @@ def test_people_who_stand_in_one_topic_each_cannot_tell():
     margin, person, _ = world(np.random.default_rng(6), 0.7, 0.0, people=40)
     found = estimate_reliability(fitted(margin, person), person % 4, name="topic")
     assert found.value == "cannot tell" and found.num_people == 0
+
+
+def test_errors_of_responses_of_their_own_are_no_strength():
+    """Everybody is alike; each judges twelve responses of their own, whose margins have errors."""
+    rng = np.random.default_rng(7)
+    person = np.repeat(np.arange(60), 50)
+    first, second = (12 * person + rng.integers(0, 12, len(person)) for _ in range(2))
+    kept = first != second
+    person, first, second = person[kept], first[kept], second[kept]
+    true, error = rng.normal(0, 2, (2, 12 * 60))
+    margin = true[first] - true[second]
+    is_first = rng.random(len(person)) < expit(margin)
+    seen = (true + error)[first] - (true + error)[second]
+    choices = read_choices(
+        np.where(is_first, seen, -seen), person, response_a=first, response_b=second
+    )
+    found = estimate_reliability(fit(choices, beta=1.0, num_samples=50, draw_strengths=False))
+    assert found.value == "cannot tell" and "responses of their own" in found.reason
+    assert found.p_value < 0.05 and found.correlation > 0.5  # what it would have said
 
 
 def test_labels_order_and_orientation_change_nothing(stable):

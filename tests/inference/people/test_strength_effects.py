@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from mixdpo_pyro.inference import fit, fit_strength_effects
+from mixdpo_pyro.inference import fit, fit_strength_effects, read_choices
 from mixdpo_pyro.inference.likelihood.panels import tabulate
 from mixdpo_pyro.inference.people import strength_effects
 from mixdpo_pyro.inference.people.columns import design_matrix, read_columns
@@ -35,7 +35,7 @@ def world(seed, of_topic=0.0, of_age=0.0, spread=0.4):
 
 def fitted(margin, **arguments):
     arguments = {"annotator": PERSON, "beta": 1.0, "draw_strengths": False} | arguments
-    return fit(margin, **arguments)
+    return fit(margin, **arguments)  # of checked choices the annotators are their own
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,8 @@ def test_derivatives_are_those_of_the_likelihood():
     panels = ShiftedPanels.of(choices, design_matrix(choices, read_columns(choices, columns)))
     theta = np.array([-0.2, 0.1, 0.0, -0.1, 0.2, 0.15])
     nodes = panels._place_nodes(theta, 0.5)
-    value, scores, information = panels._evaluate(theta, 0.5, *nodes)
+    value, scores, information, slopes = panels._evaluate(theta, 0.5, *nodes)
+    assert slopes @ panels.design == pytest.approx(scores.sum(0), abs=1e-9)
     for k in range(len(theta)):
         move = 1e-3 * np.eye(len(theta))[k]
         above, below = (panels._evaluate(theta + m, 0.5, *nodes) for m in (move, -move))
@@ -178,6 +179,22 @@ def test_topics_that_people_take_differently_inflate_variances():
     margin = np.where(rng.random(len(x)) < expit(own * x), x, -x)
     found = fit_strength_effects(fitted(margin), {"topic": columns["topic"]})
     assert found.columns[0].inflation > 1.3
+
+
+def test_errors_of_pairs_that_all_judge_are_no_effect_of_their_topic():
+    """Six pairs of each topic whose margins are wrong by chance make a topic look strong."""
+    rng = np.random.default_rng(9)
+    topic = rng.integers(0, TOPICS, len(PERSON))
+    pair = topic * 6 + rng.integers(0, 6, len(PERSON))
+    true, error = rng.normal(0, 2, (2, 6 * TOPICS))
+    is_first = rng.random(len(PERSON)) < expit(true[pair])
+    margin = np.where(is_first, 1, -1) * (true + error)[pair]
+    columns = {"topic": np.array(["a", "b", "c", "d"])[topic]}
+    unknown = fit_strength_effects(fitted(margin), columns)
+    known = fit_strength_effects(fitted(read_choices(margin, PERSON, pair=pair)), columns)
+    assert min(row.p_adjusted for row in unknown.levels) < 0.001
+    assert min(row.p_adjusted for row in known.levels) > 0.05
+    assert known.columns[0].inflation > 5 * unknown.columns[0].inflation
 
 
 def test_many_choices_are_those_of_random_people(monkeypatch, with_effects):
