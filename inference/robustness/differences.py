@@ -248,19 +248,25 @@ def compare_differences(
     return Differences(care, taste, agreements, compared, num_drawn, margin_error, camps)
 
 
-def estimate_lapse_rates(result: Fit, found: Differences | None = None) -> LapseRates:
+def estimate_lapse_rates(
+    result: Fit, found: Differences | None = None, margin_error: float = 0.0
+) -> LapseRates:
     """How carelessly each annotator chose, whatever people turned out to differ in.
 
     Args:
         result: A fit with annotator ids.
         found: What was compared already; default, care is compared with strength here.
+        margin_error: As for `compare_differences`, where it was not called.
     """
-    found = compare_differences(result, {}) if found is None else found
-    rates = found.care.rates
+    family = result.posterior.family
+    if found is not None:
+        rates, margin_error = found.care.rates, found.margin_error
+    else:
+        some = replace(some_people(result.choices), margin_error=margin_error)
+        rates = compare_care(some, family, result.maximum.mean).rates
     if len(rates.careless) == result.choices.num_annotators:
         return rates
-    choices = replace(result.choices, margin_error=found.margin_error)
-    return rates.of_others(choices, result.posterior.family)
+    return rates.of_others(replace(result.choices, margin_error=margin_error), family)
 
 
 def check_nesting(

@@ -10,7 +10,11 @@ from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.inference.outcomes import Ties
-from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS, estimate_lapse_rates
+from mixdpo_pyro.inference.robustness.differences import (
+    PAIR_ERRORS,
+    estimate_lapse_rates,
+    known_error,
+)
 from mixdpo_pyro.inference.robustness.errors.pair_errors import margin_scale
 from mixdpo_pyro.margins.table import MarginData
 
@@ -37,8 +41,9 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
         return None
     table = _strength_table(diagnosis.result, seed)
     table.insert(0, "annotator", choices.labels)
-    rates = estimate_lapse_rates(diagnosis.result, diagnosis.beside)
-    table["lapse_rate"], table["p_careless"] = rates.lapse_rate, rates.careless
+    error = known_error(diagnosis.checks, choices)
+    rates = estimate_lapse_rates(diagnosis.result, diagnosis.beside, error)
+    table["lapse_rate"], table["p_careless"] = rates.lapse_rate, rates.careless.round(6)
     if "normal" in diagnosis.fits:
         normal = _strengths(diagnosis.fits["normal"], seed)
         table["p_not_positive"] = normal["p_not_positive"]
