@@ -28,6 +28,7 @@ from mixdpo_pyro.inference.robustness.distributions.nonparametric import (
     nonparametric_strength,
 )
 from mixdpo_pyro.inference.robustness.distributions.two_groups import (
+    TwoGroups,
     fit_two_groups,
     information_criterion,
 )
@@ -351,30 +352,14 @@ def check_distribution(
         sentence = "This needs repeated choices of annotators."
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     errors = _known_errors(checks)
-    smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits} or {family: fits[family]}
-    if errors is not None:
-        size = errors.numbers["error over margin, median"]
-        smooth = {n: fit_with_errors(each, [size])[0] for n, each in smooth.items()}
-    any_smooth = smooth.get(family, next(iter(smooth.values())))
-    groups, free = fit_two_groups(any_smooth), nonparametric_strength(any_smooth)
-    elpd = {n: information_criterion(each, groups.annotators) for n, each in smooth.items()}
-    best = max(*elpd.values(), groups.elpd)
-    intervals = [
-        s.posterior.interval("cv") for n, s in smooth.items() if elpd[n] > best - _AS_WELL
-    ]
-    intervals.append(free.cv_interval)
-    if is_grouped := groups.elpd > best - _AS_WELL:
-        intervals.append(groups.cv_interval)
-    if errors is not None and errors.cv_interval is not None:
-        intervals.append(errors.cv_interval)
+    groups, free, gain, intervals = _compare_distributions(fits, family, errors)
     low, high = min(i[0] for i in intervals), max(i[1] for i in intervals)
-    gain = groups.elpd - max(elpd.values())
     than = "better" if gain > 0 else "worse"
     weak, strong = groups.means
     sentence = (
         f"Two groups of annotators ({100 * groups.share:.0f}% around {weak:.2g}, the others "
         f"around {strong:.2g}) predict {than} than a smooth distribution by {abs(gain):.1f} nats"
-        f"{'' if is_grouped else ' and do not count'}. {_describe_free(free)} Over all that "
+        f"{'' if gain > -_AS_WELL else ' and do not count'}. {_describe_free(free)} Over all that "
         f"count{'' if errors is None else ', errors of the margins allowed for'}, cv is between "
         f"{low:.2f} and {high:.2f}."
     )
@@ -386,6 +371,31 @@ def check_distribution(
     return RobustnessCheck(
         name, sentence, RobustnessStatus.INFORMATION, cv_interval=interval, numbers=numbers
     )
+
+
+def _compare_distributions(
+    fits: Mapping[str, Fit], family: str, errors: RobustnessCheck | None
+) -> tuple[TwoGroups, NonparametricStrength, float, list[tuple[float, float]]]:
+    """Two groups, any distribution, what the former gain over smooth ones, and intervals of cv.
+
+    The intervals are those of the distributions that predict about as well as the best one, of
+    any distribution, and with the errors of the margins, where they are known.
+    """
+    smooth = {n: fits[n] for n in ("lognormal", "gamma") if n in fits} or {family: fits[family]}
+    if errors is not None:
+        size = errors.numbers["error over margin, median"]
+        smooth = {n: fit_with_errors(each, [size])[0] for n, each in smooth.items()}
+    any_smooth = smooth.get(family, next(iter(smooth.values())))
+    groups, free = fit_two_groups(any_smooth), nonparametric_strength(any_smooth)
+    elpd = {n: information_criterion(each, groups.annotators) for n, each in smooth.items()}
+    best = max(*elpd.values(), groups.elpd)
+    intervals = [free.cv_interval]
+    intervals += [smooth[n].posterior.interval("cv") for n in smooth if elpd[n] > best - _AS_WELL]
+    if groups.elpd > best - _AS_WELL:
+        intervals.append(groups.cv_interval)
+    if errors is not None and errors.cv_interval is not None:
+        intervals.append(errors.cv_interval)
+    return groups, free, groups.elpd - max(elpd.values()), intervals
 
 
 def _describe_free(free: NonparametricStrength) -> str:
