@@ -425,6 +425,9 @@ def _with_kind(
     return _over_distributions(verdict, checks)
 
 
+_OR_LARGER = ", or larger where margins have errors, whose size is not known here"
+
+
 def _over_distributions(verdict: Verdict, checks: Sequence[RobustnessCheck]) -> Verdict:
     """The verdict with cv over distributions, which the last check looked at."""
     numbers = checks[-1].numbers
@@ -435,7 +438,7 @@ def _over_distributions(verdict: Verdict, checks: Sequence[RobustnessCheck]) -> 
     errors = ", with the errors of the margins allowed for, which attenuate it" * has_errors
     reason = (
         f"{verdict.reason} Over all distributions that explain the choices about as well{errors}, "
-        f"cv is between {low:.2f} and {high:.2f}."
+        f"cv is between {low:.2f} and {high:.2f}{_OR_LARGER * (not has_errors)}."
     )
     return replace(verdict, cv_interval=(low, high), reason=reason)
 

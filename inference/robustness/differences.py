@@ -427,8 +427,8 @@ def check_pair_errors(
     low, high = np.quantile(errors.cv, [0.05, 0.95])
     sentence = (
         f"{lead}, so that only the shape of the likelihood and a prior say how large errors are: "
-        f"{_size(errors)}. Allowing for that, cv is between {low:.2f} and {high:.2f}; with exact "
-        f"margins in {_interval(main)}."
+        f"{_size(errors)}. Allowing for that, were strengths {result.posterior.family}, cv is "
+        f"between {low:.2f} and {high:.2f}; with exact margins in {_interval(main)}."
     )
     numbers = _numbers(errors) | {"cv, 5%": float(low), "cv, 95%": float(high)}
     return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
