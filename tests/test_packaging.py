@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "inference", "mixdpo_pyro")
 LAYERS = (
     "errors", "models", "inference", "config_fields", "io", "progress", "data", "margins",
-    "training", "reporting", "diagnosis", "workflows", "cli", "__main__",
+    "winrates", "training", "reporting", "diagnosis", "workflows", "cli", "__main__",
 )  # fmt: skip
 """What stands inside the package, in the order in which imports run: only to the left."""
 

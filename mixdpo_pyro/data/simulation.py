@@ -24,7 +24,7 @@ from mixdpo_pyro.errors import ConfigError
 if TYPE_CHECKING:
     from mixdpo_pyro.models.observation import Observation
 
-__all__ = ["Truth", "World", "response_reward", "simulate_preferences"]
+__all__ = ["SENTENCES", "Truth", "World", "response_reward", "simulate_preferences"]
 
 _TASKS = (
     "boil an egg", "clean a wooden table", "plan a short trip", "water a fern",
@@ -90,11 +90,12 @@ _OPTIONS = [[text for group in groups for text in group] for groups in _SLOTS.va
 
 _OPTION_WORTHS = np.repeat(_WORTHS, 4)
 
-_WORTH_OF_SENTENCE = {
-    text: worth
-    for options in _OPTIONS
+SENTENCES = {
+    text: (slot, worth)
+    for slot, options in enumerate(_OPTIONS)
     for text, worth in zip(options, _OPTION_WORTHS.tolist(), strict=True)
 }
+"""Sentence of the grammar -> number of its slot, and its worth."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +220,10 @@ def response_reward(response: str) -> float:
     """
     remaining, total = response.strip(), 0.0
     while remaining:
-        sentence = next((s for s in _WORTH_OF_SENTENCE if remaining.startswith(s)), None)
+        sentence = next((s for s in SENTENCES if remaining.startswith(s)), None)
         if sentence is None:
             raise ValueError(f"Expected sentences of the simulated grammar, got {remaining!r}")
-        total += _WORTH_OF_SENTENCE[sentence]
+        total += SENTENCES[sentence][1]
         remaining = remaining.removeprefix(sentence).lstrip()
     return total
 

@@ -1,0 +1,188 @@
+"""Win rates from scores: ties, intervals over prompts and seeds, length, and equal KL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import optimize, special, stats
+
+__all__ = [
+    "MatchedRate",
+    "WinRate",
+    "compare_scores",
+    "length_controlled",
+    "match_divergence",
+    "over_seeds",
+]
+
+_LEVEL = 0.95
+
+_RIDGE = 1e-3
+"""Of the length coefficient's square: it only keeps separated data finite."""
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """A win rate in percent, ties as one half.
+
+    Attributes:
+        rate: The estimate.
+        low: End of the 95% interval; NaN where there is none.
+        high: The other end.
+        wins: Comparisons won.
+        losses: Comparisons lost.
+        ties: Comparisons without a winner.
+    """
+
+    rate: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+
+    @property
+    def standard_error(self) -> float:
+        """In percent, half of the interval over 1.96."""
+        return (self.high - self.low) / 2 / 1.96
+
+
+def compare_scores(
+    score: Float[np.ndarray, " comparisons"],
+    other: Float[np.ndarray, " comparisons"],
+    prompt: Int[np.ndarray, " comparisons"],
+) -> WinRate:
+    r"""How often one score is above the other, clustered by prompt.
+
+    .. math:: \hat p = \frac1P \sum_{p} \bar w_p, \qquad
+              \mathrm{se}^2 = \frac{1}{P (P - 1)} \sum_p (\bar w_p - \hat p)^2
+
+    with :math:`\bar w_p` the mean over the comparisons of prompt p, 1 for a win and 1/2 for a tie;
+    the interval is that of Student's t with P - 1 degrees of freedom.
+
+    Args:
+        score: Scores of one policy's responses; NaN where the judge failed, which is left out.
+        other: Scores of the other's, for the same prompts.
+        prompt: Number of each comparison's prompt.
+
+    Raises:
+        ValueError: If no comparison is left.
+
+    Example:
+        >>> compare_scores(np.array([1.0, 2.0]), np.array([0.0, 2.0]), np.arange(2)).rate
+        75.0
+    """
+    known = np.isfinite(score) & np.isfinite(other)
+    if not known.any():
+        raise ValueError("Expected at least one comparison that was judged")
+    sign = np.sign(score[known] - other[known])
+    return _clustered(sign, prompt[known])
+
+
+def _clustered(sign: np.ndarray, prompt: np.ndarray) -> WinRate:
+    _, place = np.unique(prompt, return_inverse=True)
+    mean = np.bincount(place, (sign + 1) / 2) / np.bincount(place)
+    rate, half = _t_interval(100 * mean)
+    counts = [int((sign == value).sum()) for value in (1, -1, 0)]
+    return WinRate(rate, rate - half, rate + half, *counts)
+
+
+def over_seeds(rates: Sequence[float]) -> tuple[float, float, float]:
+    """Mean over training seeds and its 95% interval by Student's t; NaN ends for one seed.
+
+    Example:
+        >>> over_seeds([50.0, 54.0, 52.0])[0]
+        52.0
+    """
+    rate, half = _t_interval(np.asarray(rates, dtype=float))
+    return rate, rate - half, rate + half
+
+
+def _t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float]:
+    if len(values) < 2:
+        return float(values.mean()), np.nan
+    width = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * values.std(ddof=1)
+    return float(values.mean()), float(width / np.sqrt(len(values)))
+
+
+def length_controlled(
+    score: Float[np.ndarray, " comparisons"],
+    other: Float[np.ndarray, " comparisons"],
+    length: Float[np.ndarray, " comparisons"],
+    other_length: Float[np.ndarray, " comparisons"],
+) -> float:
+    r"""The win rate in percent that would be seen at equal lengths.
+
+    .. math:: P(\text{win}) = \sigma\big(\theta + \varphi \tanh(\Delta / s)\big), \qquad
+              100\, \sigma(\theta)
+
+    with the difference of the lengths :math:`\Delta` and its standard deviation s: the logistic
+    regression of AlpacaEval 2 without its term of the prompts' difficulty (Dubois et al. 2024,
+    arXiv 2404.04475). Ties count one half.
+
+    Args:
+        score: Scores of one policy's responses.
+        other: Scores of the other's.
+        length: Lengths of the responses, in any unit.
+        other_length: Those of the other's.
+    """
+    known = np.isfinite(score) & np.isfinite(other)
+    won = (np.sign(score - other)[known] + 1) / 2
+    difference = (length - other_length)[known].astype(float)
+    spread = difference.std() or 1.0
+    design = np.tanh(difference / spread)
+
+    def loss(unknown: np.ndarray) -> float:
+        logit = unknown[0] + unknown[1] * design
+        misfit = np.logaddexp(0, logit) - won * logit
+        return float(misfit.sum() + _RIDGE * (unknown**2).sum())
+
+    best = optimize.minimize(loss, np.zeros(2)).x
+    return float(100 * special.expit(best[0]))
+
+
+@dataclass(frozen=True)
+class MatchedRate:
+    """Win rate of an arm at a distance that all arms reach.
+
+    Attributes:
+        rate: In percent, mean over seeds; NaN where the arm does not reach the distance.
+        low: End of the 95% interval over seeds; NaN for one seed.
+        high: The other end.
+        seeds: Seeds that reach it.
+    """
+
+    rate: float
+    low: float
+    high: float
+    seeds: int
+
+
+def match_divergence(
+    divergence: Float[np.ndarray, " runs"],
+    rate: Float[np.ndarray, " runs"],
+    seed: Sequence[object],
+    target: float,
+) -> MatchedRate:
+    """Win rate at a KL to the reference, interpolated between an arm's runs, seed by seed.
+
+    Runs of one seed at several betas are points of a curve, linear between neighbours. A target
+    outside of the points of a seed is not extrapolated.
+
+    Args:
+        divergence: KL to the reference of each run, in nats per response.
+        rate: Its win rate against the same opponent, in percent.
+        seed: Training seed of each run.
+        target: KL in nats per response.
+    """
+    found = []
+    labels = np.array([str(each) for each in seed])
+    for label in np.unique(labels):
+        x, y = divergence[labels == label], rate[labels == label]
+        order = np.argsort(x)
+        if x.min() <= target <= x.max():
+            found.append(float(np.interp(target, x[order], y[order])))
+    if not found:
+        return MatchedRate(np.nan, np.nan, np.nan, 0)
+    return MatchedRate(*over_seeds(found), len(found))
