@@ -30,6 +30,7 @@ SHORTER = {
         "--report_to none"
     ),
     "power": "--simulations 2 --pairs 400 --annotators 20",
+    "winrate": "--max_prompts 3 --max_new_tokens 8",
 }
 """Options that make a command of an example take seconds."""
 

@@ -8,8 +8,9 @@ The preference likelihood with its utilities free, as arenas and evaluations nee
 for a vote of judge g between the items :math:`\ell` (left) and r (right), with ties in between
 (Rao and Kupper, JASA 62, 1967). Judges have a strength of mean one,
 :math:`\log\beta_g \sim \mathrm{Normal}(-\sigma^2/2, \sigma^2)`, a side bias
-:math:`b_g \sim \mathrm{Normal}(0, s^2)`, and a share :math:`\epsilon_g` of votes at random, whose
-logit is normal with standard deviation one.
+:math:`b_g = s \sinh z_g`, and a share :math:`\epsilon_g` of votes at random, whose logit is
+:math:`\sinh z'_g` above that of 3%, with standard normal z and z'. The tails are heavy, so that
+one judge who always says left tells little about the others.
 """
 
 import math
@@ -32,17 +33,22 @@ __all__ = ["OUTCOMES", "JudgesFit", "fit_judges"]
 OUTCOMES = ("right", "tie", "left")
 """What a vote says, in the order of the codes 0, 1 and 2."""
 
-_NAMES = ("cv", "side", "lapse", "threshold")
+_NAMES = ("cv", "side", "threshold")
 
-_PRIOR_MEDIAN = {"cv": 0.5, "side": 0.5, "lapse": 0.03, "threshold": 0.5}
-"""Of cv, the sd of side biases, the median share of votes at random, and the threshold of ties.
-Their logs have standard deviation one (of the lapse, the logit)."""
+_PRIOR_MEDIAN = {"cv": 0.5, "side": 0.4, "threshold": 0.5}
+"""Of cv, the scale s of side biases, and the threshold of ties; their logs have standard deviation
+one."""
+
+_LAPSE = math.log(0.03 / 0.97)
+"""Logit of the median share of votes at random. It is not estimated: a judge of many votes who
+never lapses would otherwise say it of all."""
 
 _ITEM_SD = 5.0
 """Of the normal prior of utilities, in logits: it only holds items that won or lost every vote."""
 
 _NUM_NODES = 5
-"""Nodes of the adaptive Gauss-Hermite rule in each of log strength, side bias and lapse."""
+"""Nodes of the adaptive Gauss-Hermite rule in each of log strength, side bias and lapse: off by
+less than 0.02 nats a judge."""
 
 _NUM_DEVIATES = 3
 
@@ -52,8 +58,11 @@ _NEWTON, _HALVINGS = 12, 6
 
 _Z90 = 1.6449
 
+_BOUNDS = (-12.0, 3.0)
+"""Of the logs of parameters, beyond what the priors leave."""
+
 _LOW = -30.0
-"""Logits of a lapse, and logs of other parameters, that stand for zero."""
+"""Log of a parameter that stands for zero."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +78,8 @@ class JudgesFit:
         side: Each judge's bias to the left in logits, likewise.
         num_votes: Votes of each judge.
         lapse: Each judge's share of votes at random, likewise.
-        parameters: `cv` of the strengths, `side` (sd of the biases), `lapse` (the median judge's)
-            and `threshold` of ties: median and 90% interval, those that were estimated.
+        parameters: `cv` of the strengths, `side` (scale s of the biases) and `threshold` of ties:
+            median and 90% interval, those that were estimated.
         log_likelihood: Marginal log-likelihood in nats.
         unbeaten: Items that won, or lost, every vote: only the prior holds their rating.
     """
@@ -118,7 +127,7 @@ class _Votes:
     @property
     def names(self) -> list[str]:
         """Parameters beside the utilities."""
-        judged = [] if self.are_equal else ["cv", "side", "lapse"]
+        judged = [] if self.are_equal else ["cv", "side"]
         return judged + (["threshold"] if self.has_ties else [])
 
     @property
@@ -127,9 +136,10 @@ class _Votes:
         return self.num_items + len(self.names)
 
     def values(self, vector: Float[Tensor, " unknowns"]) -> dict[str, Tensor]:
-        """Utilities of mean zero, and logs of the parameters (of the lapse, the logit)."""
+        """Utilities of mean zero, and logs of the parameters."""
         utility = vector[: self.num_items]
-        named = dict(zip(self.names, vector[self.num_items :], strict=True))
+        logs = vector[self.num_items :].clamp(*_BOUNDS)  # a line search tries anything
+        named = dict(zip(self.names, logs, strict=True))
         low = vector.new_full((), _LOW)
         return {"utility": utility - utility.mean(), **{n: named.get(n, low) for n in _NAMES}}
 
@@ -274,7 +284,7 @@ def _vote_log_prob(
     """Log-probability of every vote at standard normal deviates of its judge."""
     scale = values["cv"].exp().square().log1p().sqrt()
     strength = torch.exp(scale * deviate[..., 0] - scale.square() / 2)
-    bias = values["side"].exp() * deviate[..., 1]
+    bias = values["side"].exp() * deviate[..., 1].sinh()
     difference = values["utility"][votes.left] - values["utility"][votes.right]
     logit = strength[votes.judge] * difference[:, None] + bias[votes.judge]
     threshold = values["threshold"].exp() if votes.has_ties else values["threshold"] * 0
@@ -285,7 +295,7 @@ def _vote_log_prob(
         won = torch.where(sign == 0, tie, won)
     if votes.are_equal:
         return won
-    lapse = (values["lapse"] + deviate[..., 2])[votes.judge]
+    lapse = (_LAPSE + deviate[..., 2].sinh())[votes.judge]
     at_random = logsigmoid(lapse) - math.log(2 + votes.has_ties)
     return torch.logaddexp(logsigmoid(-lapse) + won, at_random)
 
@@ -422,7 +432,8 @@ def _describe_judges(
     deviate = mean[..., None] + sd[..., None] * torch.tensor([-_Z90, 0.0, _Z90]).double()
     scale = values["cv"].exp().square().log1p().sqrt()
     strength = torch.exp(scale * deviate[:, 0] - scale.square() / 2)
-    side, lapse = values["side"].exp() * deviate[:, 1], values["lapse"] + deviate[:, 2]
+    side = values["side"].exp() * deviate[:, 1].sinh()
+    lapse = _LAPSE + deviate[:, 2].sinh()
     return [value.numpy() for value in (strength, side, lapse.sigmoid())]
 
 
@@ -432,10 +443,6 @@ def _describe_parameters(
     found = {}
     for k, name in enumerate(votes.names, votes.num_items):
         half = _Z90 * math.sqrt(covariance[k, k])
-        log, back = float(vector[k]), _logistic if name == "lapse" else math.exp
-        found[name] = back(log), back(log - half), back(log + half)
+        log = float(vector[k])
+        found[name] = math.exp(log), math.exp(log - half), math.exp(log + half)
     return found
-
-
-def _logistic(value: float) -> float:
-    return 1 / (1 + math.exp(-value))

@@ -39,6 +39,7 @@ from mixdpo_pyro.io import (
     staged_folder,
     write_json,
 )
+from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
 from mixdpo_pyro.workflows.run_config import DemoConfig
 
 if TYPE_CHECKING:
@@ -285,6 +286,23 @@ def _judges(parser: "CommandParser", words: Words) -> Iterable[str]:
     return [*judges_lines(*found), "", f"wrote {config.output_dir}"]
 
 
+def _winrate(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    for run in named.runs:
+        check_run(run)
+    check_vote_columns(config.prompts, "prompt")
+    if config.judge != "oracle":
+        check_model(config.judge, "judge", may_be_adapter=False)
+    with staged_folder(
+        config.output_dir, config.overwrite, config.resume, WINRATE_FILE,
+        (*named.runs, config.prompts, config.reference),
+    ) as folder:  # fmt: skip
+        from mixdpo_pyro.workflows.winrates import compare_runs, winrate_lines
+
+        found = compare_runs(named.runs, config, folder)
+    return [*winrate_lines(found), "", f"wrote {config.output_dir}"]
+
+
 def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
     from mixdpo_pyro.diagnosis.power import power_lines, simulate_power
@@ -371,6 +389,11 @@ COMMANDS = {
             "judges", "ratings from votes, and what each judge is like", _judges, JudgesConfig,
             {"votes": "parquet, csv or jsonl file, a vote a row"},
             "VOTES --left model_a --right model_b --winner winner --judge judge",
+        ),
+        Command(
+            "winrate", "whose responses win, at equal KL", _winrate, WinrateConfig,
+            {"runs+": "folder of a finished run"},
+            "RUN RUN --prompts FILE --judge JUDGE -o FOLDER", can_resume=True,
         ),
         Command(
             "power", "how much data would settle it", _power, PowerConfig,

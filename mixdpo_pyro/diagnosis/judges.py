@@ -246,8 +246,7 @@ def _leaning_line(row: Mapping[str, Any]) -> str:
 def _parameter_lines(record: JudgesRecord) -> list[str]:
     words: Sequence[tuple[str, str]] = (
         ("cv", "judges' strengths, coefficient of variation"),
-        ("side", "judges' side biases, sd in logits"),
-        ("lapse", "votes at random, share of the median judge"),
+        ("side", "judges' side biases, scale in logits"),
         ("threshold", "threshold of ties, in logits"),
     )
     lines = [

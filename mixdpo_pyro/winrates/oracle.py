@@ -64,8 +64,8 @@ def total_reward(response: str) -> float:
     """The reward of any text: that of `response_reward` in the grammar, less elsewhere.
 
     Every fault (a slot that is missing, a sentence too many or out of order, foreign text) costs
-    as much as a slot can gain, so that no fault pays: for each text outside of the grammar there is
-    one inside, with the same sentences where they are right, that is rewarded more.
+    as much as a slot can gain, so that no fault pays: for each text outside of the grammar there
+    is one inside, with the same sentences where they are right, that is rewarded more.
 
     Example:
         >>> total_reward("Sure. Keep it simple. It does not take long. Good luck.")

@@ -11,7 +11,17 @@ from mixdpo_pyro.cli.commands import COMMANDS, usage
 from mixdpo_pyro.errors import ConfigError
 
 PARSERS = {name: command.parser() for name, command in COMMANDS.items()}
-WRITES_FOLDER = {"demo", "train", "diagnose", "check", "reliability", "judges", "init", "simulate"}
+WRITES_FOLDER = {
+    "demo",
+    "train",
+    "diagnose",
+    "check",
+    "reliability",
+    "judges",
+    "winrate",
+    "init",
+    "simulate",
+}
 WRITES_FILE = {"margins", "compare"}
 
 

@@ -1,0 +1,157 @@
+"""What policies write: completions of prompts, with the distance to the reference they are at."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from mixdpo_pyro.margins.language_models import LanguageModels
+from mixdpo_pyro.winrates.config import WinrateConfig
+
+__all__ = ["Sampled", "complete_prompts"]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One batch of completions.
+
+    Attributes:
+        text: The completions, without special tokens.
+        tokens: Number of tokens of each, the end token included.
+        is_finished: Whether each ended by itself.
+        divergence: KL of policy and reference along each completion, in nats.
+    """
+
+    text: list[str]
+    tokens: np.ndarray
+    is_finished: np.ndarray
+    divergence: np.ndarray
+
+
+def complete_prompts(
+    models: LanguageModels, prompts: Sequence[Any], config: WinrateConfig, name: str
+) -> pd.DataFrame:
+    r"""Completions of every prompt by a policy, `num_completions` of each.
+
+    Every batch has a seed of its own, of `seed` and its place. The distance of a completion is
+
+    .. math:: \sum_t \mathrm{KL}\big(\pi(\cdot \mid x, y_{<t}) \,\|\,
+              \pi_{\text{ref}}(\cdot \mid x, y_{<t})\big),
+
+    whose mean over completions is the KL of whole responses in nats, with less noise than the mean
+    of their log-ratios.
+
+    Args:
+        models: Policy and reference.
+        prompts: Texts, or lists of messages.
+        config: Options.
+        name: What to call the policy on the progress bar.
+
+    Returns:
+        Columns `prompt` (its number), `sample`, `completion`, `tokens`, `finished`, `kl`.
+    """
+    rows = [(p, s) for p in range(len(prompts)) for s in range(config.num_completions)]
+    parts = []
+    for start in tqdm(range(0, len(rows), config.batch_size), desc=name, unit="batch"):
+        batch = rows[start : start + config.batch_size]
+        torch.manual_seed((config.seed * 1_000_003 + start) % 2**63)
+        found = _sample(models, [prompts[p] for p, _ in batch], config)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "prompt": [p for p, _ in batch],
+                    "sample": [s for _, s in batch],
+                    "completion": found.text,
+                    "tokens": found.tokens,
+                    "finished": found.is_finished,
+                    "kl": found.divergence,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+@torch.no_grad()
+def _sample(models: LanguageModels, prompts: list[Any], config: WinrateConfig) -> Sampled:
+    ids, mask = _encode(models, prompts)
+    tokenizer = models.tokenizer
+    end = tokenizer.eos_token_id
+    written = models.policy.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=config.max_new_tokens,
+        do_sample=config.temperature > 0,
+        temperature=config.temperature or None,
+        top_k=0,
+        top_p=1.0,
+        pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        eos_token_id=end,
+    )[:, ids.shape[1] :]
+    ends = (written == end).int()
+    is_before = ends.cumsum(1) - ends == 0  # the end token itself counts
+    divergence = _divergence(models, ids, mask, written, is_before)
+    text = tokenizer.batch_decode(
+        [row[kept] for row, kept in zip(written, is_before, strict=True)], skip_special_tokens=True
+    )
+    return Sampled(
+        text,
+        is_before.sum(1).cpu().numpy(),
+        ends.any(1).cpu().numpy().astype(bool),
+        divergence.cpu().numpy(),
+    )
+
+
+def _encode(models: LanguageModels, prompts: list[Any]) -> tuple[Tensor, Tensor]:
+    """Tokens of the prompts, padded on the left; messages through the chat template."""
+    tokenizer = models.tokenizer
+    rows = [
+        tokenizer(prompt, add_special_tokens=True)["input_ids"]
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in prompts
+    ]
+    rows = [_without_end(row, tokenizer.eos_token_id) for row in rows]
+    length = max(map(len, rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids.to(models.device), mask.to(models.device)
+
+
+def _without_end(row: list[int], end: int | None) -> list[int]:
+    """A prompt goes on: some tokenizers end every text."""
+    return row[:-1] if len(row) > 1 and row[-1] == end else row
+
+
+def _divergence(
+    models: LanguageModels, ids: Tensor, mask: Tensor, written: Tensor, kept: Tensor
+) -> Float[Tensor, " batch"]:
+    """Sum over the completion of the KL of both models' next tokens."""
+    whole = torch.cat([ids, written], 1)
+    seen = torch.cat([mask, kept.long()], 1)
+    position = (seen.cumsum(1) - 1).clamp(min=0)
+    start = ids.shape[1] - 1
+    log_probs = []
+    for logits in _logits_of_both(models, whole, seen, position):
+        log_probs.append(logits[:, start:-1].float().log_softmax(-1))
+    policy, reference = log_probs
+    each = (policy.exp() * (policy - reference)).sum(-1)
+    return (each * kept).sum(1)
+
+
+def _logits_of_both(
+    models: LanguageModels, ids: Tensor, mask: Tensor, position: Tensor
+) -> Iterator[Tensor]:
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+    yield models.policy(**inputs, use_cache=False).logits
+    if models.reference is not None:
+        yield models.reference(**inputs, use_cache=False).logits
+    else:
+        with models.policy.disable_adapter():
+            yield models.policy(**inputs, use_cache=False).logits

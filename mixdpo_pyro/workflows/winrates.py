@@ -1,0 +1,344 @@
+"""`mixdpo winrate`: completions of finished runs, their scores, and win rates at equal KL."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import yaml
+
+from mixdpo_pyro.data.tables import check_has_columns, read_table
+from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.io import RUN_FILE, written_whole
+from mixdpo_pyro.margins.config import MarginsConfig
+from mixdpo_pyro.margins.language_models import LanguageModels
+from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.reporting.figures.winrates import plot_frontier
+from mixdpo_pyro.reporting.html import encode_png, render_page, write_images, write_page
+from mixdpo_pyro.reporting.records import read_record, write_record
+from mixdpo_pyro.reporting.run_record import RunRecord
+from mixdpo_pyro.winrates.completions import complete_prompts
+from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
+from mixdpo_pyro.winrates.judging import ORACLE, Judge, load_judge
+from mixdpo_pyro.winrates.oracle import parse_response
+from mixdpo_pyro.winrates.rates import (
+    MatchedRate,
+    compare_scores,
+    length_controlled,
+    match_divergence,
+)
+
+__all__ = ["ArmRate", "RunRate", "WinrateRecord", "compare_runs", "winrate_lines"]
+
+_REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class RunRate:
+    """One run against the reference; the names of AlpacaEval's columns where it has them.
+
+    Attributes:
+        run: Folder of the run.
+        arm: What was trained: runs of one arm differ in beta and seed only.
+        beta: DPO's beta.
+        seed: Seed of the training.
+        kl: KL to the reference in nats per response.
+        reward: Mean score.
+        win_rate: Against the reference, in percent, ties as one half.
+        win_rate_low: End of its 95% interval over prompts.
+        win_rate_high: The other end.
+        length_controlled_winrate: The win rate at equal lengths.
+        n_wins: Comparisons won.
+        n_wins_base: Comparisons lost.
+        n_draws: Ties.
+        avg_length: Mean number of tokens.
+        finished: Share of completions that ended by themselves.
+        in_grammar: Share that stays in the simulated world's grammar; None for other judges.
+        failures: Completions that the judge did not score.
+    """
+
+    run: str
+    arm: str
+    beta: float
+    seed: int
+    kl: float
+    reward: float
+    win_rate: float
+    win_rate_low: float
+    win_rate_high: float
+    length_controlled_winrate: float
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+    avg_length: float
+    finished: float
+    in_grammar: float | None
+    failures: int
+
+
+@dataclass(frozen=True)
+class ArmRate:
+    """An arm at the KL at which all are compared.
+
+    Attributes:
+        arm: What was trained.
+        runs: Number of its runs.
+        rate: Win rate against the reference there, in percent.
+        low: End of the 95% interval over seeds; None for fewer than two seeds.
+        high: The other end.
+        seeds: Seeds whose runs reach this KL on both sides.
+    """
+
+    arm: str
+    runs: int
+    rate: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class WinrateRecord:
+    """Content of `winrate.json`.
+
+    Attributes:
+        kl: KL in nats per response at which arms are compared; None where no arm has two betas.
+        arms: The arms there.
+        runs: Every run by itself.
+        prompts: Number of prompts.
+        judge: Who judged.
+        config: Options.
+    """
+
+    kl: float | None
+    arms: list[ArmRate]
+    runs: list[RunRate]
+    prompts: int
+    judge: str
+    config: dict[str, Any]
+
+
+def compare_runs(
+    runs: Sequence[str], config: WinrateConfig, folder: Path, judge: Judge | None = None
+) -> WinrateRecord:
+    """Generate from every run, judge, and write everything into `folder`.
+
+    Args:
+        runs: Folders of finished runs.
+        config: Options.
+        folder: An existing folder; completions that are there already are taken from it.
+        judge: A judge in place of that of `config.judge`.
+
+    Raises:
+        ConfigError: Naming the key.
+        DataError: Naming the file and column of the prompts.
+    """
+    prompts = _read_prompts(Path(config.prompts), config)
+    (folder / "completions").mkdir(exist_ok=True)
+    first = _load(runs[0], config)
+    judge = judge or load_judge(config.judge, first.device)
+    base: dict[str, pd.DataFrame] = {}
+    rates, tables = [], []
+    for number, run in enumerate(runs):
+        models = first if number == 0 else _load(run, config)
+        written = _completions(models, prompts, config, folder, Path(run).name)
+        digest = models.reference_digest
+        if digest not in base:
+            twin = LanguageModels(
+                models.reference or models.policy, models.reference, models.tokenizer,
+                models.device, digest, digest,
+            )  # fmt: skip
+            base[digest] = _score(
+                _completions(twin, prompts, config, folder, _REFERENCE), prompts, judge
+            )
+        scored = _score(written, prompts, judge)
+        rates.append(_rate(run, scored, base[digest], config))
+        tables.append(scored.assign(run=run))
+    record = _match(rates, len(prompts), config)
+    _write(
+        record, pd.concat([*tables, *(t.assign(run=_REFERENCE) for t in base.values())]), folder
+    )
+    return record
+
+
+def _load(run: str, config: WinrateConfig) -> LanguageModels:
+    settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
+    reference = config.reference or settings["model_name_or_path"]
+    margins = MarginsConfig(dtype=config.dtype, device=config.device)
+    return LanguageModels.load(str(Path(run) / "policy"), reference, margins)
+
+
+def _read_prompts(path: Path, config: WinrateConfig) -> list[Any]:
+    """Different prompts of a table, in its order."""
+    table = read_table(path, ["prompt"])
+    if table.problems:
+        raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
+    check_has_columns(table.all_names, ["prompt"], path)
+    column = table.column("prompt")
+    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    for row, value in zip(table.rows, values, strict=True):
+        if not value or not isinstance(value, str | list):
+            raise DataError(f"{path}: row {row} has no text and no messages in column 'prompt'")
+    prompts = list({json.dumps(value): value for value in values}.values())
+    if config.max_prompts is not None and config.max_prompts < len(prompts):
+        rng = np.random.default_rng(config.seed)
+        kept = np.sort(rng.permutation(len(prompts))[: config.max_prompts])
+        prompts = [prompts[k] for k in kept]
+    if len(prompts) < 2:
+        raise DataError(f"{path}: expected at least two different prompts, got {len(prompts)}")
+    return prompts
+
+
+def _completions(
+    models: LanguageModels, prompts: list[Any], config: WinrateConfig, folder: Path, name: str
+) -> pd.DataFrame:
+    """Completions of a policy, or those that an earlier call wrote with the same inputs."""
+    asked = {
+        key: getattr(config, key)
+        for key in ("num_completions", "max_new_tokens", "temperature", "batch_size", "seed")
+    }
+    facts = [models.policy_digest, models.reference_digest, asked, prompts]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    path = folder / "completions" / f"{digest}.parquet"
+    if path.is_file():
+        return pd.read_parquet(path)
+    show_stage(f"Completing {len(prompts):,} prompts: {name}")
+    table = complete_prompts(models, prompts, config, name)
+    with written_whole(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    return table
+
+
+def _score(table: pd.DataFrame, prompts: list[Any], judge: Judge) -> pd.DataFrame:
+    asked = [prompts[k] for k in table["prompt"]]
+    scores = judge(asked, table["completion"].tolist())
+    return table.assign(score=np.array([np.nan if s is None else s for s in scores], dtype=float))
+
+
+def _rate(run: str, scored: pd.DataFrame, base: pd.DataFrame, config: WinrateConfig) -> RunRate:
+    record = read_record(RunRecord, Path(run) / RUN_FILE)
+    score, other = scored["score"].to_numpy(), base["score"].to_numpy()
+    rate = compare_scores(score, other, scored["prompt"].to_numpy())
+    in_grammar = None
+    if config.judge == ORACLE:
+        in_grammar = float(
+            np.mean([parse_response(t).is_in_grammar for t in scored["completion"]])
+        )
+    return RunRate(
+        run=run, arm=_arm(record), beta=record.beta, seed=record.seed,
+        kl=float(scored["kl"].mean()), reward=float(np.nanmean(score)), win_rate=rate.rate,
+        win_rate_low=rate.low, win_rate_high=rate.high,
+        length_controlled_winrate=length_controlled(
+            score, other, scored["tokens"].to_numpy(), base["tokens"].to_numpy()
+        ),
+        n_wins=rate.wins, n_wins_base=rate.losses, n_draws=rate.ties,
+        avg_length=float(scored["tokens"].mean()), finished=float(scored["finished"].mean()),
+        in_grammar=in_grammar, failures=int(np.isnan(score).sum()),
+    )  # fmt: skip
+
+
+def _arm(record: RunRecord) -> str:
+    """What was trained, in words."""
+    if record.family == "fixed":
+        return "dpo"
+    words = [record.family]
+    if record.data.annotator_column is not None:
+        words.append("with ids")
+    if not record.learn_cv:
+        words.append("cv fixed")
+    return ", ".join(words)
+
+
+def _match(rates: list[RunRate], num_prompts: int, config: WinrateConfig) -> WinrateRecord:
+    """Every arm at one KL: that which was asked for, or the largest that all curves reach."""
+    arms = list(dict.fromkeys(rate.arm for rate in rates))
+    of = {arm: [rate for rate in rates if rate.arm == arm] for arm in arms}
+    target = config.kl if config.kl is not None else _common_divergence(list(of.values()))
+    found = []
+    for arm, members in of.items():
+        matched = MatchedRate(np.nan, np.nan, np.nan, 0)
+        if target is not None:
+            matched = match_divergence(
+                np.array([r.kl for r in members]), np.array([r.win_rate for r in members]),
+                [r.seed for r in members], target,
+            )  # fmt: skip
+        rate, low, high = (
+            None if np.isnan(v) else v for v in (matched.rate, matched.low, matched.high)
+        )
+        found.append(ArmRate(arm, len(members), rate, low, high, matched.seeds))
+    return WinrateRecord(target, found, rates, num_prompts, config.judge, asdict(config))
+
+
+def _common_divergence(arms: list[list[RunRate]]) -> float | None:
+    """The largest KL that every seed of every arm with several runs a seed reaches."""
+    ends = []
+    for members in arms:
+        for seed in {rate.seed for rate in members}:
+            values = [rate.kl for rate in members if rate.seed == seed]
+            if len(values) > 1:
+                ends.append((min(values), max(values)))
+    if not ends:
+        return None
+    target = min(high for _, high in ends)
+    return target if all(low <= target for low, _ in ends) else None
+
+
+def _write(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> None:
+    runs = pd.DataFrame([asdict(rate) for rate in record.runs])
+    with written_whole(folder / "winrates.csv") as temporary:
+        runs.to_csv(temporary, index=False, float_format="%.6g")
+    with written_whole(folder / "completions.parquet") as temporary:
+        completions.to_parquet(temporary, index=False)
+    image = encode_png(plot_frontier(runs, record.kl))
+    page = render_page(
+        "winrate.html", record=record, headline=_headline(record),
+        figure=base64.b64encode(image).decode(),
+    )  # fmt: skip
+    write_images({"frontier": image}, folder)
+    write_page(page, folder / "report.html")
+    write_record(record, folder / WINRATE_FILE)
+
+
+def _headline(record: WinrateRecord) -> list[str]:
+    """The answer in sentences: at equal KL, or why there is none."""
+    if record.kl is None:
+        return [
+            "No win rate at equal KL: it takes runs of each arm at several betas, with the same "
+            "seed, whose KL to the reference overlap. Rates of single runs below differ in KL, "
+            "and a policy that goes further wins more whatever it was trained with."
+        ]
+    lines = [f"Win rate against the reference at a KL of {record.kl:.2f} nats per response:"]
+    return lines + [f"  {_arm_line(arm)}" for arm in record.arms]
+
+
+def _arm_line(arm: ArmRate) -> str:
+    if arm.rate is None:
+        return f"{arm.arm}: cannot tell, none of its {arm.runs} runs reach it on both sides"
+    if arm.low is None or arm.high is None:
+        return f"{arm.arm}: {arm.rate:.1f}%, one seed: no interval, and no claim of a win"
+    return f"{arm.arm}: {arm.rate:.1f}% [{arm.low:.1f}, {arm.high:.1f}] over {arm.seeds} seeds"
+
+
+def winrate_lines(record: WinrateRecord) -> list[str]:
+    """The result in a few lines of text."""
+    lines = [*_headline(record), "", f"{'run':32}{'arm':22}beta    KL     win rate, 95%        LC"]
+    for rate in record.runs:
+        interval = f"{rate.win_rate:.1f} [{rate.win_rate_low:.1f}, {rate.win_rate_high:.1f}]"
+        lines.append(
+            f"{Path(rate.run).name[:30]:32}{rate.arm:22}{rate.beta:<8.3g}{rate.kl:<7.2f}"
+            f"{interval:21}{rate.length_controlled_winrate:.1f}"
+        )
+    outside = [r for r in record.runs if r.in_grammar is not None and r.in_grammar < 0.95]
+    for rate in outside:
+        lines.append(
+            f"{Path(rate.run).name}: {100 * (1 - (rate.in_grammar or 0)):.0f}% of its completions "
+            "left the language of the simulated world"
+        )
+    lost = sum(rate.failures for rate in record.runs)
+    return [*lines, f"{lost:,} completions were not scored by the judge"] if lost else lines
