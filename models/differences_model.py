@@ -52,8 +52,8 @@ class DifferencesModel(PyroModule):
       ratio times the root mean square of the margins;
     - `choice`, per choice: 1 where the first response was chosen.
 
-    A part that is switched off has no sites, and is 0 (of the strength: cv is). `strength`,
-    `taste` and `lapse_rate` are also deterministic sites. One level of plates, so that
+    A part that is switched off has no sites, and is 0 (of the strength: cv is). `strength` and
+    `taste` are deterministic sites besides. One level of plates, so that
     vectorised particles and automatic guides work.
 
     Args:
