@@ -68,7 +68,10 @@ def check_predictions(
     some, groups = _looked_at(choices, data, config, rng)
     check = check_pairs if choices.outcomes is None else check_outcomes
     column = str(data.annotator_column)
-    found = check(some, groups, column, posterior, config.num_replications, rng)
+    try:
+        found = check(some, groups, column, posterior, config.num_replications, rng)
+    except ValueError as error:
+        raise DataError(f"{posterior_path}: {error}") from error
     return replace(found, num_choices=choices.num_choices)
 
 

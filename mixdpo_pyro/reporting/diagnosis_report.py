@@ -93,8 +93,7 @@ def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
 
 
 def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:
-    low, high = diagnosis.verdict.cv_interval
-    intervals = {"main fit": (low, high)} | {
+    intervals = {"main fit": diagnosis.result.posterior.interval("cv")} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
     }
     draws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}

@@ -34,6 +34,16 @@ def world(tmp_path_factory):
     return folder
 
 
+def test_summaries_in_place_of_draws_are_refused_by_their_file(world, capsys):
+    data = pd.read_parquet(world / "m.parquet")
+    result = fit(data["margin"], annotator=data["annotator"], draw_strengths="summary")
+    save_arviz(to_arviz(result), world / "summary.nc")
+    assert main(["check", str(world / "m.parquet"), str(world / "summary.nc")]) == 1
+    error = capsys.readouterr().err
+    assert "summary.nc: Expected draws of the annotators' strengths" in error
+    assert "diagnose --draw_strengths" in error and "ValueError" not in error
+
+
 def statistics(found):
     return {s.name: s for s in found.statistics}
 
