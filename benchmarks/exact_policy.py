@@ -9,10 +9,10 @@ then sums over the grammar. Every policy is trained to the end and brought to KL
 weights, which interpolates between the logits of reference and policy. Worlds: people differ a lot
 (`strong`, cv 1.5), and those who hardly care answer most (`imbalanced`).
 
-Last answers, 8 seeds from 500, gain over DPO in points, strong and imbalanced: true strengths known
-+1.99 +- 0.64, +3.24 +- 0.96; full panel in one batch +1.40 +- 0.51, +0.77 +- 1.01; running panels in
-batches, shuffled +1.45 +- 0.40, +0.98 +- 0.68, sorted by person +1.45 +- 0.46, +0.49 +- 0.64; blocks
-of eight +0.99 +- 0.30, +0.66 +- 0.58.
+Last answers, 8 seeds from 500, gain over DPO in points, strong and imbalanced: true strengths
+known +1.99 +- 0.64, +3.24 +- 0.96; full panel in one batch +1.40 +- 0.51, +0.77 +- 1.01; running
+panels in batches, shuffled +1.45 +- 0.40, +0.98 +- 0.68, sorted by person +1.45 +- 0.46, +0.49 +-
+0.64; blocks of eight +0.99 +- 0.30, +0.66 +- 0.58.
 """
 
 import argparse

@@ -187,12 +187,16 @@ class Differences:
                 "camps of different taste were not looked for, which needs several pairs that the "
                 "same people judged"
             )
-        agree = "agree" if camps.are_seen else "do not agree"
+        if camps.are_seen:
+            agree, so = "agree", ", so that tastes differ"
+        elif camps.p_value < LEVEL:
+            agree, so = "may agree", f"; p < {camps.level:g} would say that tastes differ"
+        else:
+            agree, so = "do not agree", ""
         return (
             f"annotators who agreed on other pairs {agree} more than one ordering of the "
             f"responses and their strengths explain (p = {camps.p_value:.2g}, {camps.gain:.1f} "
-            f"nats over {camps.num_choices:,} choices)"
-            f"{', so that tastes differ' if camps.are_seen else ''}"
+            f"nats over {camps.num_choices:,} choices){so}"
         )
 
     def check(self) -> RobustnessCheck:

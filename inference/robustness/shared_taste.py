@@ -42,17 +42,19 @@ class SharedTaste:
         gain: Nats by which left-out choices are predicted better by those of people who agreed
             with their maker on other pairs.
         num_choices: Choices that were predicted.
+        level: P-value below which camps are seen.
     """
 
     p_value: float
     z: float
     gain: float
     num_choices: int
+    level: float = _LEVEL
 
     @property
     def are_seen(self) -> bool:
         """Whether camps predict better, by more than a misfit of strengths and errors may do."""
-        return self.p_value < _LEVEL and self.gain > _FEWEST_NATS
+        return self.p_value < self.level and self.gain > _FEWEST_NATS
 
 
 def compare_agreement(choices: Choices, best: Maximum, seed: int = 0) -> SharedTaste | None:

@@ -8,6 +8,7 @@ from scipy.special import expit
 from mixdpo_pyro.inference import diagnose_choices, fit, read_choices
 from mixdpo_pyro.inference.methods.log_joint import Maximum
 from mixdpo_pyro.inference.robustness import shared_taste
+from mixdpo_pyro.inference.robustness.differences import Differences
 from mixdpo_pyro.inference.robustness.errors.pair_errors import (
     margin_scale,
     maximum_with_errors,
@@ -101,3 +102,16 @@ def test_camps_are_not_called_strength():
     assert "differ in taste" in found.verdict.reason
     (check,) = (c for c in found.checks if c.name == "care and taste")
     assert check.numbers["camps, p"] < 1e-4 and "so that tastes differ" in check.sentence
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"),
+    [(1e-5, "agree more than"), (1e-3, "may agree more than"), (0.5, "do not agree more than")],
+)
+def test_the_sentence_is_as_sure_as_the_test(p_value, words):
+    camps = shared_taste.SharedTaste(p_value, 3.0, 21.5, 20_000)
+    differences = Differences(None, None, 0, 0, shared_taste=camps)
+    sentence = differences._sentence_of_camps()
+    assert f"on other pairs {words} one ordering" in sentence
+    assert ("so that tastes differ" in sentence) == (p_value < 2e-4)
+    assert ("p < 0.0002 would say" in sentence) == (words[:3] == "may")
