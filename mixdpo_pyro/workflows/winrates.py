@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 
 from mixdpo_pyro.data.tables import check_has_columns, read_table
-from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io import RUN_FILE, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import LanguageModels
@@ -112,6 +112,8 @@ class WinrateRecord:
         arms: The arms there.
         runs: Every run by itself.
         prompts: Number of prompts.
+        reference_in_grammar: Share of the reference's completions in the simulated world's
+            grammar; None for other judges.
         judge: Who judged.
         config: Options.
     """
@@ -120,6 +122,7 @@ class WinrateRecord:
     arms: list[ArmRate]
     runs: list[RunRate]
     prompts: int
+    reference_in_grammar: float | None
     judge: str
     config: dict[str, Any]
 
@@ -139,6 +142,8 @@ def compare_runs(
         ConfigError: Naming the key.
         DataError: Naming the file and column of the prompts.
     """
+    records = [read_record(RunRecord, Path(run) / RUN_FILE) for run in runs]
+    _refuse_twins(runs, records)
     prompts = _read_prompts(Path(config.prompts), config)
     (folder / "completions").mkdir(exist_ok=True)
     first = _load(runs[0], config)
@@ -158,12 +163,11 @@ def compare_runs(
                 _completions(twin, prompts, config, folder, _REFERENCE), prompts, judge
             )
         scored = _score(written, prompts, judge)
-        rates.append(_rate(run, scored, base[digest], config))
+        rates.append(_rate(run, records[number], scored, base[digest], config))
         tables.append(scored.assign(run=run))
-    record = _match(rates, len(prompts), config)
-    _write(
-        record, pd.concat([*tables, *(t.assign(run=_REFERENCE) for t in base.values())]), folder
-    )
+    references = pd.concat(base.values())
+    record = _match(rates, len(prompts), config, _share_in_grammar(references, config))
+    _write(record, pd.concat([*tables, references.assign(run=_REFERENCE)]), folder)
     return record
 
 
@@ -172,6 +176,19 @@ def _load(run: str, config: WinrateConfig) -> LanguageModels:
     reference = config.reference or settings["model_name_or_path"]
     margins = MarginsConfig(dtype=config.dtype, device=config.device)
     return LanguageModels.load(str(Path(run) / "policy"), reference, margins)
+
+
+def _refuse_twins(runs: Sequence[str], records: Sequence[RunRecord]) -> None:
+    """Runs of one arm differ in seed or beta: two that do not are no curve, and no two seeds."""
+    seen: dict[tuple[str, int, float], str] = {}
+    for run, record in zip(runs, records, strict=True):
+        key = _arm(record), record.seed, record.beta
+        if key in seen:
+            raise ConfigError(
+                f"runs: {seen[key]} and {run} are both '{key[0]}' of seed {key[1]} and beta "
+                f"{key[2]:g}; give one of them"
+            )
+        seen[key] = run
 
 
 def _read_prompts(path: Path, config: WinrateConfig) -> list[Any]:
@@ -221,15 +238,15 @@ def _score(table: pd.DataFrame, prompts: list[Any], judge: Judge) -> pd.DataFram
     return table.assign(score=np.array([np.nan if s is None else s for s in scores], dtype=float))
 
 
-def _rate(run: str, scored: pd.DataFrame, base: pd.DataFrame, config: WinrateConfig) -> RunRate:
-    record = read_record(RunRecord, Path(run) / RUN_FILE)
+def _rate(
+    run: str,
+    record: RunRecord,
+    scored: pd.DataFrame,
+    base: pd.DataFrame,
+    config: WinrateConfig,
+) -> RunRate:
     score, other = scored["score"].to_numpy(), base["score"].to_numpy()
     rate = compare_scores(score, other, scored["prompt"].to_numpy())
-    in_grammar = None
-    if config.judge == ORACLE:
-        in_grammar = float(
-            np.mean([parse_response(t).is_in_grammar for t in scored["completion"]])
-        )
     return RunRate(
         run=run, arm=_arm(record), beta=record.beta, seed=record.seed,
         kl=float(scored["kl"].mean()), reward=float(np.nanmean(score)), win_rate=rate.rate,
@@ -239,8 +256,15 @@ def _rate(run: str, scored: pd.DataFrame, base: pd.DataFrame, config: WinrateCon
         ),
         n_wins=rate.wins, n_wins_base=rate.losses, n_draws=rate.ties,
         avg_length=float(scored["tokens"].mean()), finished=float(scored["finished"].mean()),
-        in_grammar=in_grammar, failures=int(np.isnan(score).sum()),
+        in_grammar=_share_in_grammar(scored, config), failures=int(np.isnan(score).sum()),
     )  # fmt: skip
+
+
+def _share_in_grammar(table: pd.DataFrame, config: WinrateConfig) -> float | None:
+    """Share of completions that the simulated world could have drawn; None for other judges."""
+    if config.judge != ORACLE:
+        return None
+    return float(np.mean([parse_response(text).is_in_grammar for text in table["completion"]]))
 
 
 def _arm(record: RunRecord) -> str:
@@ -255,7 +279,12 @@ def _arm(record: RunRecord) -> str:
     return ", ".join(words)
 
 
-def _match(rates: list[RunRate], num_prompts: int, config: WinrateConfig) -> WinrateRecord:
+def _match(
+    rates: list[RunRate],
+    num_prompts: int,
+    config: WinrateConfig,
+    reference_in_grammar: float | None = None,
+) -> WinrateRecord:
     """Every arm at one KL: that which was asked for, or the largest that all curves reach."""
     arms = list(dict.fromkeys(rate.arm for rate in rates))
     of = {arm: [rate for rate in rates if rate.arm == arm] for arm in arms}
@@ -272,7 +301,9 @@ def _match(rates: list[RunRate], num_prompts: int, config: WinrateConfig) -> Win
             None if np.isnan(v) else v for v in (matched.rate, matched.low, matched.high)
         )
         found.append(ArmRate(arm, len(members), rate, low, high, matched.seeds))
-    return WinrateRecord(target, found, rates, num_prompts, config.judge, asdict(config))
+    return WinrateRecord(
+        target, found, rates, num_prompts, reference_in_grammar, config.judge, asdict(config)
+    )
 
 
 def _common_divergence(arms: list[list[RunRate]]) -> float | None:
@@ -338,7 +369,8 @@ def winrate_lines(record: WinrateRecord) -> list[str]:
     for rate in outside:
         lines.append(
             f"{Path(rate.run).name}: {100 * (1 - (rate.in_grammar or 0)):.0f}% of its completions "
-            "left the language of the simulated world"
+            "left the language of the simulated world (the reference's: "
+            f"{100 * (1 - (record.reference_in_grammar or 0)):.0f}%)"
         )
     lost = sum(rate.failures for rate in record.runs)
     return [*lines, f"{lost:,} completions were not scored by the judge"] if lost else lines

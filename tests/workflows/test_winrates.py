@@ -118,6 +118,13 @@ def test_what_is_wrong_is_named(tmp_path, run_folder, capsys, change, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_runs_that_are_one_arm_are_refused(tmp_path, run_folder, capsys):
+    words = words_for(run_folder, tmp_path / "out", "--judge", "oracle")
+    words.insert(2, str(run_folder))
+    assert main(words) == 2
+    assert "are both 'lognormal, with ids' of seed 42 and beta 0.1" in capsys.readouterr().err
+
+
 def rate(arm, seed, kl, win_rate):
     return RunRate(
         "r", arm, 0.1, seed, kl, 0.0, win_rate, 0.0, 100.0, 50.0, 1, 1, 0, 9.0, 1.0, None, 0
