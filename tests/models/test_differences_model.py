@@ -116,6 +116,7 @@ def test_a_rate_of_zero_and_large_logits_lose_no_digits():
     assert -1e-300 < found[0] <= 0 and found[1] < -650
 
 
+@pytest.mark.wrong_types
 def test_unknown_parts_and_missing_attributes_are_refused():
     with pytest.raises(ValueError, match="parts among strength, taste, care, error, got 'mood'"):
         DifferencesModel({"mood"})

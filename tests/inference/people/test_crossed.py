@@ -70,6 +70,7 @@ def test_equal_seeds_give_equal_draws(choices):
     np.testing.assert_array_equal(first["lapse_rate"], second["lapse_rate"])
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("options", "match"),
     [
