@@ -536,6 +536,7 @@ BASES: dict[str, list[str]] = {
     "init": ["--dataset_name", "few.csv", "-o", "out"],
     "simulate": ["-o", "out", "--num_annotators", "2", "--pairs_per_annotator", "2"],
     "report": ["run"],
+    "env": [],
     "demo": ["-o", "out", "--num_annotators", "0"],
 }
 """Words under which a command ends soon: it is refused late, or small."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixdpo_pyro.cli.options import CompareOptions, InitOptions, MarginsOptions
+from mixdpo_pyro.cli.options import CompareOptions, EnvOptions, InitOptions, MarginsOptions
 from mixdpo_pyro.cli.paths import (
     check_columns,
     check_file,
@@ -303,6 +303,13 @@ def _winrate(parser: "CommandParser", words: Words) -> Iterable[str]:
     return [*winrate_lines(found), "", f"wrote {config.output_dir}"]
 
 
+def _env(parser: "CommandParser", words: Words) -> Iterable[str]:
+    parser.read(words)
+    from mixdpo_pyro.io.environment import environment_lines
+
+    return environment_lines()
+
+
 def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
     (config,) = parser.read(words)
     from mixdpo_pyro.diagnosis.power import power_lines, simulate_power
@@ -411,6 +418,7 @@ COMMANDS = {
             "report", "write the report of a finished run again", _report,
             positional={"run": "folder of a finished run"}, example="RUN",
         ),
+        Command("env", "versions and machine, for a bug report", _env, EnvOptions),
     )
 }  # fmt: skip
 

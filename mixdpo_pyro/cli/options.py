@@ -6,7 +6,7 @@ from mixdpo_pyro.config_fields import option
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.training.reference_config import ReferenceConfig
 
-__all__ = ["CompareOptions", "InitOptions", "MarginsOptions"]
+__all__ = ["CompareOptions", "EnvOptions", "InitOptions", "MarginsOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +31,8 @@ class CompareOptions:
 
     output: str | None = option("HTML file to write.", None, short="-o")
     overwrite: bool = option("Replace that file where something else wrote it.", False)
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    """`mixdpo env` has no options."""

@@ -1,9 +1,7 @@
 """What follows a finished training: margins, diagnosis, record and report, each for itself."""
 
-import importlib.metadata
 import json
 import logging
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import save_arviz, to_arviz
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
+from mixdpo_pyro.io.environment import package_versions
 from mixdpo_pyro.margins.sequences import judged_columns, short_hash
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.records import write_record
@@ -45,11 +44,6 @@ __all__ = ["RESULT_COLUMNS", "RunResults", "raise_failures"]
 
 RESULT_COLUMNS = (ROW_COLUMN, "margin", "chosen_tokens", "rejected_tokens")
 """Columns of `margins.parquet` that are the run's, whatever the data call theirs."""
-
-_REPORTED_PACKAGES = (
-    "mixdpo-pyro", "torch", "pyro-ppl", "transformers", "trl", "peft", "datasets", "accelerate",
-    "arviz-base",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +158,7 @@ class RunResults:
             notes=data_notes(found, self.margins[ROW_COLUMN].to_numpy()) if found else [],
             truth=truth,
             command=command,
-            versions=_versions(),
+            versions=package_versions(),
             seconds=round(time.monotonic() - started, 1),
         )
         write_record(record, self.folder / RUN_FILE)
@@ -229,8 +223,3 @@ def _diagnose_margins(
         length=(margins["chosen_tokens"] - margins["rejected_tokens"]).to_numpy(np.float64),
         seed=training.seed,
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _REPORTED_PACKAGES}
-    return {"python": platform.python_version(), **versions}

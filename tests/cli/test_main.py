@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -360,3 +361,14 @@ def test_demo_recovers_the_truth(capsys, tmp_path):
         cv = tree["posterior"]["cv"].to_numpy()
     low, high = np.quantile(cv, [0.01, 0.99])
     assert low < 0.8 < high
+
+
+def test_env_tells_versions_and_machine(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"- torch: {importlib.metadata.version('torch')}" in lines
+    assert "- OMP_NUM_THREADS: 3" in lines
+    assert any(line.startswith("- accelerator: ") for line in lines)
+    assert "secret" not in "".join(lines)
