@@ -16,6 +16,7 @@ from mixdpo_pyro.cli.main import main
 pytestmark = TRAINING_MARKS
 
 ADVICE = "; the same command with --resume goes on from what is done"
+RESUMABLE = {"train", "margins", "winrate"}
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 
 
@@ -43,15 +44,15 @@ def test_a_signal_ends_a_command_in_one_line(monkeypatch, capsys, name, number, 
     before = signal.getsignal(signal.SIGTERM)
     assert main([name]) == status
     assert tidied == [name]
-    advice = ADVICE if name in ("train", "margins") else ""
+    advice = ADVICE if name in RESUMABLE else ""
     assert capsys.readouterr().err == f"mixdpo: {word}{advice}\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("name", ["train", "margins"])
+@pytest.mark.parametrize("name", sorted(RESUMABLE))
 def test_commands_that_are_said_to_resume_have_the_option(name):
     assert "resume" in COMMANDS[name].parser().options()
-    assert {c.name for c in COMMANDS.values() if c.can_resume} == {"train", "margins"}
+    assert {c.name for c in COMMANDS.values() if c.can_resume} == RESUMABLE
 
 
 def test_a_worker_dies_of_sigterm_without_a_word():
