@@ -145,10 +145,10 @@ class _Votes:
 
 
 def fit_judges(
-    left: Sequence[Any],
-    right: Sequence[Any],
-    winner: Sequence[str],
-    judge: Sequence[Any] | None = None,
+    left: Sequence[Any] | np.ndarray,
+    right: Sequence[Any] | np.ndarray,
+    winner: Sequence[str] | np.ndarray,
+    judge: Sequence[Any] | np.ndarray | None = None,
     *,
     equal_judges: bool = False,
 ) -> JudgesFit:
@@ -210,10 +210,10 @@ def fit_judges(
 
 
 def _read_votes(
-    left: Sequence[Any],
-    right: Sequence[Any],
-    winner: Sequence[str],
-    judge: Sequence[Any] | None,
+    left: Sequence[Any] | np.ndarray,
+    right: Sequence[Any] | np.ndarray,
+    winner: Sequence[str] | np.ndarray,
+    judge: Sequence[Any] | np.ndarray | None,
     equal_judges: bool,
 ) -> tuple[_Votes, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     if not len(left) == len(right) == len(winner) or (
