@@ -84,4 +84,5 @@ def margin_reliability(
     both are equally good. It is about zero, not about the mean, since the orientation of a pair
     is arbitrary.
     """
-    return float(first @ second / np.sqrt((first @ first) * (second @ second)))
+    size = np.sqrt((first @ first) * (second @ second))
+    return float(first @ second / size) if size else 0.0

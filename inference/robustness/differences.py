@@ -39,6 +39,7 @@ from mixdpo_pyro.inference.robustness.errors.pair_errors import (
     margin_scale,
     maximum_with_errors,
 )
+from mixdpo_pyro.inference.robustness.errors.second_policy import UnrelatedMarginsError
 from mixdpo_pyro.inference.robustness.nesting import Nesting, examine_nesting
 from mixdpo_pyro.inference.robustness.permutation import permute_annotators
 from mixdpo_pyro.inference.robustness.shared_taste import SharedTaste, compare_agreement
@@ -421,7 +422,7 @@ def check_pair_errors(
         return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
     try:
         errors = estimate_pair_errors(result, second)
-    except ValueError as error:
+    except UnrelatedMarginsError as error:
         return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED)
     if errors.source is not None:
         return _known_size_check(main, errors)

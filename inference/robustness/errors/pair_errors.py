@@ -118,7 +118,8 @@ def estimate_pair_errors(
         second: Margins of another policy for the same pairs.
 
     Raises:
-        ValueError: If nothing is shared and the second margins do not agree with the first.
+        UnrelatedMarginsError: If nothing is shared, and the second margins do not agree with the
+            first or do not predict the choices.
     """
     choices, draws = result.choices, (result.posterior.num_samples, result.posterior.seed)
     kept = random_people(result.choices, np.random.default_rng(31), max_choices=_MAX_CHOICES)

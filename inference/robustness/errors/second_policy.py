@@ -3,10 +3,14 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-__all__ = ["implied_ratio"]
+__all__ = ["UnrelatedMarginsError", "implied_ratio"]
 
 _NUM_GROUPS = 20
 """Groups of people that are left out in turn."""
+
+
+class UnrelatedMarginsError(ValueError):
+    """Two policies' margins do not agree, or do not predict the choices."""
 
 
 def implied_ratio(
@@ -34,7 +38,7 @@ def implied_ratio(
         annotator: Number of each pair's annotator.
 
     Raises:
-        ValueError: If the two do not agree, or one does not predict the choices.
+        UnrelatedMarginsError: If the two do not agree, or one does not predict the choices.
     """
     whole = _ratio(first, second)
     group = annotator % min(_NUM_GROUPS, int(annotator.max()) + 1)
@@ -45,9 +49,10 @@ def implied_ratio(
 
 def _ratio(first: np.ndarray, second: np.ndarray) -> float:
     size = [np.sqrt(np.mean(np.square(each))) for each in (first, second)]
-    together = float(np.mean(first * second)) / (size[0] * size[1])
-    predicts = [each.mean() / scale for each, scale in zip((first, second), size, strict=True)]
+    together, predicts = float(np.mean(first * second)), (first.mean(), second.mean())
     if together <= 0 or min(predicts) <= 0:
-        raise ValueError("Expected margins of two policies that agree and predict the choices")
-    reliability = min(1.0, together * predicts[0] / predicts[1])
+        raise UnrelatedMarginsError(
+            "Expected margins of two policies that agree and predict the choices"
+        )
+    reliability = min(1.0, together * predicts[0] / (predicts[1] * size[0] ** 2))
     return float(np.sqrt(1 / reliability - 1))

@@ -164,7 +164,7 @@ def given_others(
         size, sign = margin.abs(), torch.where(margin >= 0, 1.0, -1.0).double()
         moved = sign[:, None] * (size[:, None] + choices.margin_error * _ERRORS)
         chosen = torch.sigmoid(moved[:, :, None] * beta)
-        own = log_error_mass().exp() @ chosen
+        own = (log_error_mass().exp() @ chosen).clamp(min=1e-300)
         others = (likelihood[person] + log_prior - own.log()).softmax(1)
         parts.append((chosen @ others[:, :, None])[:, :, 0].T)
     return torch.cat(parts, 1).clamp(min=1e-300)

@@ -6,6 +6,7 @@ import torch
 from scipy.special import expit
 
 from mixdpo_pyro.inference import assess_heterogeneity, fit, permute_annotators, read_choices
+from mixdpo_pyro.inference.methods.log_joint import Maximum
 from mixdpo_pyro.inference.robustness.differences import check_pair_errors
 from mixdpo_pyro.inference.robustness.errors import shared
 from mixdpo_pyro.inference.robustness.errors.pair_errors import estimate_pair_errors
@@ -173,6 +174,15 @@ def test_pairs_come_before_responses_where_people_share_them():
     assert shared.find_evidence(few) is None
 
 
+def test_choices_that_no_strength_allows_have_finite_terms():
+    """People who always choose as their margins say, but for one choice far against them."""
+    margin = np.abs(np.random.default_rng(0).normal(0, 2, 200)) + 0.5
+    margin[7] = -400.0
+    choices = read_choices(margin, np.arange(200) % 10, pair=np.arange(200) // 10)
+    evidence = shared.find_evidence(choices)
+    assert np.isfinite(evidence.terms(choices, Maximum(50.0, 0.1, 0.0, 0.0))).all()
+
+
 # A second policy
 
 
@@ -195,8 +205,9 @@ def test_a_second_policy_shows_the_errors_that_it_does_not_share():
     assert implied_ratio(*two_policies(0, 0.5, common=0.5))[0] < 0.75  # a lower bound
     first, second, person = two_policies(0, 0.5)
     np.testing.assert_allclose(implied_ratio(first, first, person), 0, atol=1e-6)
-    with pytest.raises(ValueError, match="two policies that agree"):
-        implied_ratio(first, -second, person)
+    for other in (-second, np.zeros(len(first))):
+        with pytest.raises(ValueError, match="two policies that agree"):
+            implied_ratio(first, other, person)
 
 
 def test_cv_is_given_with_the_errors_that_a_second_policy_shows():
