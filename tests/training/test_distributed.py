@@ -76,6 +76,8 @@ SETS = {
     "per_device_eval_batch_size": 2, "mean_anchor": "free",
 }  # fmt: skip
 
+PANELS = {"annotator_column": "annotator", "mean_anchor": "free"}
+
 SHARED = (
     "loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen",
     "logits/rejected",
@@ -84,9 +86,9 @@ SHARED = (
 
 @pytest.fixture(scope="module")
 def short_launch(tmp_path_factory, policy_folder):
-    """Two steps in two processes: with exact strengths, with draws, and on sets of four."""
+    """Two steps in two processes: exact strengths, draws, whole panels, and sets of four."""
     folder = tmp_path_factory.mktemp("short") / "two"
-    choices = {"family": "lognormal"}, {"estimator": "draws", "num_draws": 4}, SETS
+    choices = {"family": "lognormal"}, {"estimator": "draws", "num_draws": 4}, PANELS, SETS
     return train(folder, policy_folder, 2, 4, *choices, max_steps=2)
 
 
@@ -112,6 +114,18 @@ def test_two_steps_in_two_processes_are_those_of_the_doubled_batch(
     one = train_here(policy_folder, tmp_path, {**settings, "family": "lognormal"})
     assert len(column(two, "loss")) == 2
     assert_equal_trainings(two, one, "lognormal")
+
+
+@RENAMED
+@NO_PIN
+def test_two_processes_keep_the_panels_of_one(tmp_path, policy_folder, short_launch):
+    """Every process takes in the margins of all; a point guide takes no draws."""
+    two = short_launch[2]
+    settings = {**SETTINGS, **PANELS, "per_device_train_batch_size": 8, "max_steps": 2}
+    one = train_here(policy_folder, tmp_path, settings)
+    for name in ("loss", "strength/cv", "strength/mean"):
+        assert column(two, name) == pytest.approx(column(one, name), abs=1e-4), name
+    assert two["weight"] == pytest.approx(one["weight"], rel=1e-6)
 
 
 @RENAMED
