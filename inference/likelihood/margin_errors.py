@@ -25,6 +25,9 @@ _LOGISTIC_STEP, _LOGISTIC_REACH = 0.9, 32.0
 _LARGEST = 300.0
 """Scale beyond which two terms of a series serve: the third is below 19 / s^4."""
 
+_FAR = -1e4
+"""Normal variables below have a hazard of their size, to 1e-8; the difference of logs cancels."""
+
 _LOWEST = -690.0
 """Logits are not looked at below: exp of minus them is still a number."""
 
@@ -56,7 +59,8 @@ def erring_log_prob(
                 value[:, column] = _over_logistic(*part)
             else:
                 value[:, column] = _over_errors(*part, high)
-    return value
+    # Errors to the right side have half of the mass: a floor where a rule reaches too little far.
+    return torch.maximum(value, logsigmoid(logit) - math.log(2)).clamp(max=0.0)
 
 
 def _over_errors(logit: Tensor, scale: Tensor, largest: float) -> Tensor:
@@ -87,4 +91,5 @@ def _nearly_normal(logit: Tensor, scale: Tensor) -> Tensor:
     z = logit / scale
     log_phi = -z.square() / 2 - math.log(2 * math.pi) / 2
     normal = torch.special.log_ndtr(z)
-    return normal + torch.log1p(-z * (log_phi - normal).exp() * (math.pi**2 / 6) / scale.square())
+    hazard = torch.where(z < _FAR, -z, (log_phi - normal).exp())  # phi / Phi
+    return normal + torch.log1p(-z * hazard * (math.pi**2 / 6) / scale.square())

@@ -146,7 +146,7 @@ def test_two_processes_train_on_sets_as_one_that_accumulates(
 
 def test_draws_differ_between_processes_and_the_strength_does_not(short_launch):
     """Each process has noise of its own: equal draws would be half of them for nothing."""
-    exact, drawn, _ = short_launch
+    exact, drawn, *_ = short_launch
     first, second = drawn["draws"]
     assert len(first) == len(second) == 2 * 4 * 4  # steps, pairs of a batch, draws
     assert set(first).isdisjoint(second)

@@ -542,3 +542,13 @@ def test_odd_columns_and_families_do_not_end_a_diagnosis(world):
     assert "tastes for attributes were not looked at" in care_and_taste.sentence
     low, high = found.verdict.cv_interval
     assert low < 0.8 < high
+
+
+def test_probability_with_errors_stays_one_for_any_margin():
+    """Finite, at most one, and at least half of that without errors, however wrong a margin is."""
+    size = torch.logspace(-3, 30, 80, dtype=torch.float64)
+    logit = torch.cat([-size, size])[:, None].expand(-1, 60).clone()
+    scale = torch.cat([torch.zeros(1).double(), torch.logspace(-5, 30, 59).double()])
+    value = erring_log_prob(logit, scale)
+    assert value.isfinite().all() and (value <= 0).all()
+    assert (value >= torch.nn.functional.logsigmoid(logit) - 0.6932).all()
