@@ -175,7 +175,7 @@ def fit_judges(
 
     Example:
         >>> fit = fit_judges(["a", "a", "b"], ["b", "b", "a"], ["left", "right", "right"])
-        >>> dict(zip(fit.items, fit.rating.round(2), strict=True))
+        >>> dict(zip(fit.items, fit.rating.round(2).tolist(), strict=True))
         {'a': 0.34, 'b': -0.34}
     """
     votes, items, judges, unbeaten = _read_votes(left, right, winner, judge, equal_judges)

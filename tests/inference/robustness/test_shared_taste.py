@@ -62,11 +62,14 @@ def test_one_ordering_has_no_camps(kind, error):
 
 def test_too_few_common_pairs_say_nothing():
     choices = draw(0, "taste")
-    assert compare_agreement(read_choices(choices.margin, PERSON), Maximum(1, 0.1, 0, 0)) is None
+    assert (
+        compare_agreement(read_choices(choices.margin, PERSON), Maximum(1.0, 0.1, 0.0, 0.0))
+        is None
+    )
     own = read_choices(choices.margin, PERSON, pair=np.arange(len(PERSON)))
-    assert compare_agreement(own, Maximum(1, 0.1, 0, 0)) is None
+    assert compare_agreement(own, Maximum(1.0, 0.1, 0.0, 0.0)) is None
     once = read_choices(choices.margin[:8], np.arange(8), pair=np.arange(8) // 2)
-    assert compare_agreement(once, Maximum(1, 0.1, 0, 0)) is None
+    assert compare_agreement(once, Maximum(1.0, 0.1, 0.0, 0.0)) is None
 
 
 def test_two_people_on_a_pair_are_taken_together_once():
@@ -78,7 +81,7 @@ def test_two_people_on_a_pair_are_taken_together_once():
 
 
 def test_a_choice_is_predicted_by_others_on_the_pair_only_where_it_has_an_error():
-    choices, best = draw(2, "alike"), Maximum(1.0, 0.5, 0, 0)
+    choices, best = draw(2, "alike"), Maximum(1.0, 0.5, 0.0, 0.0)
     rows = np.arange(len(PAIR))
     chosen, missing, alone = shared_taste._predictions(choices, best, rows)
     np.testing.assert_allclose(missing, alone, atol=1e-9)
@@ -104,6 +107,7 @@ def test_camps_are_not_called_strength():
     assert check.numbers["camps, p"] < 1e-4 and "so that tastes differ" in check.sentence
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("p_value", "words"),
     [(1e-5, "agree more than"), (1e-3, "may agree more than"), (0.5, "do not agree more than")],
