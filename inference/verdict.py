@@ -11,7 +11,7 @@ from mixdpo_pyro.inference.fitting import Fit
 __all__ = ["ROPE", "Verdict", "assess_heterogeneity", "boundary_p_value"]
 
 ROPE = 0.25
-"""Upper end of the region of practical equivalence of cv: below it strengths count as equal."""
+"""Upper end of the region of practical equivalence of cv; below it strengths count as equal."""
 
 _LEVEL = 0.05
 

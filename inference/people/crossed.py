@@ -53,11 +53,12 @@ def sample_differences(
 ) -> "xr.DataTree":
     r"""Posterior of strengths, tastes, care and errors of the margins in one model.
 
-    The model is :class:`~mixdpo_pyro.models.DifferencesModel`, with a latent for every annotator
-    and every pair, so that hundreds of choices take minutes by NUTS. It is the yardstick of
-    likelihoods that integrate these latents out one part at a time. SVI has a normal guide with
-    all correlations, which is faster, and too narrow where posteriors are not normal: for 15
-    annotators of 16 choices its 90% interval of cv was [.23, .79], the exact one [.08, 1.01].
+    The model is :class:`~mixdpo_pyro.models.differences_model.DifferencesModel`, with a latent
+    for every annotator and every pair, so that hundreds of choices take minutes by NUTS. It is
+    the yardstick of likelihoods that integrate these latents out one part at a time. SVI has a
+    normal guide with all correlations, which is faster, and too narrow where posteriors are not
+    normal: for 15 annotators of 16 choices its 90% interval of cv was [.23, .79], the exact one
+    [.08, 1.01].
 
     Pairs are oriented so that margins are positive, for everybody who judged them alike.
 
