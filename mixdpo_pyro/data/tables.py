@@ -95,6 +95,20 @@ class Table:
             return [record.get(name) for record in self.content]
         return self.content[name]
 
+    def values(self, name: str) -> list[Any]:
+        """A column as a list."""
+        column = self.column(name)
+        return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
+
+    def fault(self, path: str | Path, index: int, name: str, expected: str) -> DataError:
+        """The error about a value, by the number of its row in the file."""
+        column = self.column(name)
+        value = column[index].as_py() if isinstance(column, pa.ChunkedArray) else column[index]
+        has = "nothing" if value is None or value == "" else shorten(value)
+        return DataError(
+            f"{path}: row {self.rows[index]} has {has} in column '{name}', expected {expected}"
+        )
+
     def to_records(self) -> list[dict[str, Any]]:
         """The rows."""
         if isinstance(self.content, dict):

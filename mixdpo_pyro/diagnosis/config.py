@@ -28,6 +28,13 @@ __all__ = [
     "split_formula",
 ]
 
+_ANNOTATOR = "Column of annotator ids. Default: `annotator` where there is one."
+
+_CHOICE_SET = (
+    "Column of choice sets: rows of one set are one choice among several responses. Default: "
+    "`choice_set` where there is one; `none` keeps rows apart."
+)
+
 _OPERATORS = re.compile(r"[*:()~|^]")
 """What other programs take in a formula beside `+`."""
 
@@ -49,9 +56,7 @@ RELIABILITY_FILE = "reliability.json"
 class DiagnoseConfig:
     """Is this preference data heterogeneous, for whom, and how sure are we?"""
 
-    annotator: str | None = option(
-        "Column of annotator ids. Default: `annotator` where there is one.", None
-    )
+    annotator: str | None = option(_ANNOTATOR, None)
     group: list[str] = option(
         "Columns of groups, such as topic or policy: a table each, and people who stand in one "
         "group only are compared within it.",
@@ -71,11 +76,7 @@ class DiagnoseConfig:
         "deviation; text has one for each level.",
         None,
     )
-    choice_set: str | None = option(
-        "Column of choice sets: rows of one set are one choice among several responses. Default: "
-        "`choice_set` where there is one; `none` keeps rows apart.",
-        None,
-    )
+    choice_set: str | None = option(_CHOICE_SET, None)
     ties: Literal["rao-kupper", "davidson"] = option(
         "Model of ties, where there is a column `outcome` (win, tie, loss).", "rao-kupper"
     )
@@ -135,15 +136,9 @@ def split_formula(formula: str | None) -> list[str]:
 class CheckConfig:
     """Does the fitted distribution of the strength predict these choices?"""
 
-    annotator: str | None = option(
-        "Column of annotator ids. Default: `annotator` where there is one.", None
-    )
+    annotator: str | None = option(_ANNOTATOR, None)
     group: list[str] = option("Columns of groups: a row each in the table.", [])
-    choice_set: str | None = option(
-        "Column of choice sets: rows of one set are one choice among several responses. Default: "
-        "`choice_set` where there is one; `none` keeps rows apart.",
-        None,
-    )
+    choice_set: str | None = option(_CHOICE_SET, None)
     pseudonymise: str | None = option(PSEUDONYMISE, None)
     max_choices: int = option("Choices that are looked at; of more, a random subset is.", 20_000)
     num_replications: int = option("Replicated datasets, each from one posterior draw.", 500)
@@ -166,19 +161,13 @@ class CheckConfig:
 class ReliabilityConfig:
     """Is the strength of a person a trait: the same over halves of their choices, over topics?"""
 
-    annotator: str | None = option(
-        "Column of annotator ids. Default: `annotator` where there is one.", None
-    )
+    annotator: str | None = option(_ANNOTATOR, None)
     group: list[str] = option(
         "Columns of groups, such as topic, over which strengths of the same people are compared "
         "too.",
         [],
     )
-    choice_set: str | None = option(
-        "Column of choice sets: rows of one set are one choice among several responses. Default: "
-        "`choice_set` where there is one; `none` keeps rows apart.",
-        None,
-    )
+    choice_set: str | None = option(_CHOICE_SET, None)
     ties: Literal["rao-kupper", "davidson"] = option(
         "Model of ties, where there is a column `outcome` (win, tie, loss).", "rao-kupper"
     )

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.tables import Table, check_has_columns, read_table
 from mixdpo_pyro.data.validation import TextRule, id_rule
 from mixdpo_pyro.diagnosis.config import JUDGES_FILE, JudgesConfig
@@ -108,23 +106,8 @@ def _read_columns(path: Path, names: Mapping[str, str]) -> dict[str, Any]:
     return columns
 
 
-def _values(table: Table, name: str) -> list[Any]:
-    column = table.column(name)
-    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
-
-
 def _texts(path: Path, table: Table, name: str, rule: TextRule) -> np.ndarray:
-    values = _values(table, name)
-    return rule.read(values, lambda k, expected: _fault(path, table, k, name, values[k], expected))
-
-
-def _fault(
-    path: Path, table: Table, index: int, name: str, value: object, expected: str
-) -> DataError:
-    has = "nothing" if value is None or value == "" else shorten(value)
-    return DataError(
-        f"{path}: row {table.rows[index]} has {has} in column '{name}', expected {expected}"
-    )
+    return rule.read(table.values(name), lambda k, expected: table.fault(path, k, name, expected))
 
 
 def _refuse_twins(path: Path, table: Table, columns: Mapping[str, np.ndarray]) -> None:
@@ -143,7 +126,7 @@ def _winners(
     """`left`, `right` or `tie` of each row, whichever way the file says it."""
     known = {"left": "left", "right": "right", names["left"]: "left", names["right"]: "right"}
     known |= dict.fromkeys(_TIES, "tie")
-    values = _values(table, names["winner"])
+    values = table.values(names["winner"])
     found = np.empty(len(values), dtype=object)
     for k, value in enumerate(values):
         text = str(value)
@@ -153,7 +136,7 @@ def _winners(
             expected = (
                 f"left, right, tie, '{names['left']}', '{names['right']}', or the item that won"
             )
-            raise _fault(path, table, k, names["winner"], value, expected)
+            raise table.fault(path, k, names["winner"], expected)
         found[k] = winner
     return found
 

@@ -19,7 +19,6 @@ from mixdpo_pyro.data.choice_kinds import (
     as_number,
     read_choice_values,
 )
-from mixdpo_pyro.data.problems import shorten
 from mixdpo_pyro.data.tables import Table, check_has_columns, read_table
 from mixdpo_pyro.data.validation import (
     DEFAULT_ANNOTATOR_COLUMN,
@@ -215,14 +214,8 @@ class _Columns:
 
     def fail(self, index: int, column: str, expected: str, bad: int | None = None) -> DataError:
         """The error about the value of a row, and how many rows have such values."""
-        value = self.table.column(column)[index]
-        value = value.as_py() if isinstance(value, pa.Scalar) else value
-        has = "nothing" if value is None or value == "" else shorten(value)
         others = f" ({bad:,} of {len(self.rows):,} rows are not)" if bad else ""
-        return DataError(
-            f"{self.source}: row {self.rows[index]} has {has} in column '{column}', "
-            f"expected {expected}{others}"
-        )
+        return self.table.fault(self.source, index, column, f"{expected}{others}")
 
     def numbers(self, names: Sequence[str]) -> tuple[np.ndarray, ...] | None:
         """The columns as finite float64, or None where one of them is missing."""
@@ -235,7 +228,7 @@ class _Columns:
         if isinstance(column, pa.ChunkedArray) and _is_numeric(column.type):
             values = column.cast(pa.float64(), safe=False).to_numpy()
         else:
-            values = np.array([as_number(value) for value in _to_list(column)])
+            values = np.array([as_number(value) for value in self.table.values(name)])
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
             raise self.fail(int(bad[0]), name, "a finite number", bad.size)
@@ -243,12 +236,12 @@ class _Columns:
 
     def texts(self, name: str, rule: TextRule, hint: str = "") -> np.ndarray:
         """The column as text, one object a row, by the rule for ids or that for labels."""
-        values = _to_list(self.table.column(name))
+        values = self.table.values(name)
         return rule.read(values, lambda index, words: self.fail(index, name, words + hint))
 
     def numbers_or_labels(self, name: str) -> np.ndarray:
         """A column as float64 where all of it are numbers, as text where few are."""
-        values = _to_list(self.table.column(name))
+        values = self.table.values(name)
         is_number = np.isfinite([as_number(value) for value in values])
         if is_number.all() or is_number.mean() > _MOSTLY:
             return self._numbers(name)
@@ -257,7 +250,7 @@ class _Columns:
     def choices(self, kind: str, name: str | None = None) -> np.ndarray:
         """What was done, from the column of that kind, or that of another name."""
         name = name or kind
-        values = _to_list(self.table.column(name))
+        values = self.table.values(name)
         hint = OTHER_MEANING if name == kind else ""
         return read_choice_values(
             kind, values, lambda index, expected: self.fail(index, name, expected + hint)
@@ -325,10 +318,6 @@ def _count_alike(columns: _Columns, annotator: np.ndarray | None) -> int:
 
 def _is_numeric(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
-def _to_list(column: pa.ChunkedArray | list[Any]) -> list[Any]:
-    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _margin(columns: _Columns) -> np.ndarray:

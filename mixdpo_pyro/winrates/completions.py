@@ -1,6 +1,6 @@
 """What policies write: completions of prompts, with the distance to the reference they are at."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def complete_prompts(
     of their log-ratios.
 
     Args:
-        models: Policy and reference.
+        models: Policy and reference, each a model of its own.
         prompts: Texts, or lists of messages.
         config: Options.
         name: What to call the policy on the progress bar.
@@ -137,21 +137,11 @@ def _divergence(
     seen = torch.cat([mask, kept.long()], 1)
     position = (seen.cumsum(1) - 1).clamp(min=0)
     start = ids.shape[1] - 1
-    log_probs = []
-    for logits in _logits_of_both(models, whole, seen, position):
-        log_probs.append(logits[:, start:-1].float().log_softmax(-1))
-    policy, reference = log_probs
+    assert models.reference is not None
+    inputs = {"input_ids": whole, "attention_mask": seen, "position_ids": position}
+    policy, reference = (
+        model(**inputs, use_cache=False).logits[:, start:-1].float().log_softmax(-1)
+        for model in (models.policy, models.reference)
+    )
     each = (policy.exp() * (policy - reference)).sum(-1)
     return (each * kept).sum(1)
-
-
-def _logits_of_both(
-    models: LanguageModels, ids: Tensor, mask: Tensor, position: Tensor
-) -> Iterator[Tensor]:
-    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
-    yield models.policy(**inputs, use_cache=False).logits
-    if models.reference is not None:
-        yield models.reference(**inputs, use_cache=False).logits
-    else:
-        with models.policy.disable_adapter():
-            yield models.policy(**inputs, use_cache=False).logits

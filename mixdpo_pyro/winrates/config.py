@@ -24,8 +24,8 @@ class WinrateConfig:
     )
     output_dir: str = option("Folder for completions, tables and report.", short="-o")
     reference: str | None = option(
-        "Model that KL is measured to, and that is played against. Default: what each run started "
-        "from.",
+        "Model that KL is measured to, and that is played against. Default, and `base`: what each "
+        "run started from.",
         None,
     )
     max_prompts: int | None = option("Random subset of at most this many prompts.", None)

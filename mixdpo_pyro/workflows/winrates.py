@@ -4,20 +4,19 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import yaml
 
 from mixdpo_pyro.data.tables import check_has_columns, read_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io import RUN_FILE, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
-from mixdpo_pyro.margins.language_models import LanguageModels
+from mixdpo_pyro.margins.language_models import ADAPTER_OFF, LanguageModels
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.figures.winrates import plot_frontier
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_images, write_page
@@ -155,10 +154,7 @@ def compare_runs(
         written = _completions(models, prompts, config, folder, Path(run).name)
         digest = models.reference_digest
         if digest not in base:
-            twin = LanguageModels(
-                models.reference or models.policy, models.reference, models.tokenizer,
-                models.device, digest, digest,
-            )  # fmt: skip
+            twin = replace(models, policy=models.reference, policy_digest=digest)
             base[digest] = _score(
                 _completions(twin, prompts, config, folder, _REFERENCE), prompts, judge
             )
@@ -173,7 +169,8 @@ def compare_runs(
 
 def _load(run: str, config: WinrateConfig) -> LanguageModels:
     settings = yaml.safe_load((Path(run) / "config.yaml").read_text())
-    reference = config.reference or settings["model_name_or_path"]
+    given = config.reference
+    reference = settings["model_name_or_path"] if given in (None, ADAPTER_OFF) else given
     margins = MarginsConfig(dtype=config.dtype, device=config.device)
     return LanguageModels.load(str(Path(run) / "policy"), reference, margins)
 
@@ -197,8 +194,7 @@ def _read_prompts(path: Path, config: WinrateConfig) -> list[Any]:
     if table.problems:
         raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
     check_has_columns(table.all_names, ["prompt"], path)
-    column = table.column("prompt")
-    values = column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
+    values = table.values("prompt")
     for row, value in zip(table.rows, values, strict=True):
         if not value or not isinstance(value, str | list):
             raise DataError(f"{path}: row {row} has no text and no messages in column 'prompt'")

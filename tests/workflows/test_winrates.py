@@ -84,6 +84,14 @@ def test_completions_that_are_there_are_not_written_again(tmp_path, run_folder, 
         compare_runs([str(run_folder)], replace(config, seed=1), tmp_path)
 
 
+def test_base_is_what_the_run_started_from(tmp_path, run_folder):
+    """The same files are taken, so that policy and reference are those of the default."""
+    default = compare_runs([str(run_folder)], config_for(run_folder, tmp_path), tmp_path)
+    config = config_for(run_folder, tmp_path, reference="base")
+    assert compare_runs([str(run_folder)], config, tmp_path).runs == default.runs
+    assert len(list((tmp_path / "completions").iterdir())) == 2
+
+
 def test_a_judge_of_ones_own_decides(tmp_path, run_folder):
     """The longer completion wins; what has no score is left out and counted."""
 
