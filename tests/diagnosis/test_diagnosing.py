@@ -390,3 +390,17 @@ def test_choices_cut_into_pairs_get_no_answer_until_they_are_told(capsys, tmp_pa
     _, told, _ = run_cli(capsys, "diagnose", tmp_path / "told.parquet", "--num_samples", 200)
     assert "480 choices among 3 responses, 60 annotators" in told
     assert not told.startswith("heterogeneous")
+
+
+def test_a_margin_that_is_no_margin_leaves_cv_finite(tmp_path):
+    """One of -1e9 among 1,200 decides cv; the report is written, and the row is named."""
+    rng = np.random.default_rng(7)
+    margin = rng.normal(1.0, 1.5, 1_200)
+    margin[7] = -1e9
+    pd.DataFrame({"margin": margin, "annotator": np.arange(1_200) % 40}).to_parquet(
+        tmp_path / "m.parquet"
+    )
+    assert main(["diagnose", str(tmp_path / "m.parquet"), "-o", str(tmp_path / "out")]) == 0
+    facts = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert np.isfinite(facts["verdict"]["cv_interval"]).all()
+    assert any("row 7 has the largest" in note for note in facts["notes"])

@@ -12,6 +12,7 @@ from mixdpo_pyro.inference.choices import Choices, random_people, select_annotat
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.likelihood.observed import LARGEST_INFORMATION
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, panel_sizes
+from mixdpo_pyro.inference.methods.log_joint import MAX_CV
 
 __all__ = ["NonparametricStrength", "maximise_weights", "nonparametric_strength"]
 
@@ -207,7 +208,8 @@ def _bound_cv(
 
     around = math.log(centre) + np.array([-1.0, 1.0])
     share = minimize_scalar(extreme, bounds=around, method="bounded", options={"xatol": 0.01}).fun
-    return math.sqrt(share / (1 - share)) if share < 1 else math.inf
+    # As far as families look: beyond, all strength is with next to nobody.
+    return min(math.sqrt(share / max(1 - share, 1e-300)), MAX_CV)
 
 
 def _at_bound(likelihood: np.ndarray, weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
