@@ -209,7 +209,8 @@ def _bound_cv(
     around = math.log(centre) + np.array([-1.0, 1.0])
     share = minimize_scalar(extreme, bounds=around, method="bounded", options={"xatol": 0.01}).fun
     # As far as families look: beyond, all strength is with next to nobody.
-    return min(math.sqrt(share / max(1 - share, 1e-300)), MAX_CV)
+    share = min(max(share, 0.0), MAX_CV**2 / (1 + MAX_CV**2))
+    return math.sqrt(share / (1 - share))
 
 
 def _at_bound(likelihood: np.ndarray, weight: np.ndarray, slope: np.ndarray) -> np.ndarray:
