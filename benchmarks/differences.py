@@ -28,15 +28,21 @@ import numpy as np
 from worlds import WORLDS, draw_world
 
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
+from mixdpo_pyro.progress import Engine, run_tasks
 
 
-def measure(name, seeds):
+def diagnose(task):
+    """A world and what is diagnosed in it."""
+    name, seed = task
+    world = draw_world(name, seed)
+    return world, diagnose_choices(**world.arguments, seed=seed)
+
+
+def measure(name, seeds, engine):
     """A line of the table: answers, and how often intervals of cv hold the truth."""
     answers, wrong, middle = Counter(), 0, []
     cover = {"printed": [], "exact": [], "errors": []}
-    for seed in seeds:
-        world = draw_world(name, seed)
-        found = diagnose_choices(**world.arguments, seed=seed)
+    for world, found in run_tasks(diagnose, [(name, seed) for seed in seeds], engine):
         verdict = found.verdict
         answers[verdict.value + (f" ({verdict.kind})" if verdict.kind else "")] += 1
         is_right = verdict.value in world.values and (
@@ -67,12 +73,15 @@ def main():
     parser.add_argument("--worlds", nargs="*", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--datasets", type=int, default=100)
     parser.add_argument("--first_seed", type=int, default=40_000)
+    parser.add_argument("--jobs", type=int, default=1, help="datasets at a time")
+    parser.add_argument("--scheduler", help="a dask scheduler; its workers start in benchmarks/")
     arguments = parser.parse_args()
+    engine = Engine(arguments.jobs, arguments.scheduler)
     print("| world | wrong | answers | cv | cover: printed, exact margins, with errors |")
     print("| --- | --- | --- | --- | --- |")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.datasets)
     for name in arguments.worlds:
-        print(measure(name, seeds), flush=True)
+        print(measure(name, seeds, engine), flush=True)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ from mixdpo_pyro.inference import (
 from mixdpo_pyro.inference.diagnosis import diagnose_choices
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.progress import Engine
 
 FAMILIES = ("gamma", "lognormal")
 NUTS_OPTIONS = {"num_samples": 400, "num_chains": 2, "num_warmup": 200}
@@ -315,7 +316,10 @@ def calibration(arguments):
     results = []
     for method in arguments.methods:
         for family in FAMILIES:
-            result = calibrate(family, method, arguments.datasets or 100, progress=True)
+            result = calibrate(
+                family, method, arguments.datasets or 100, progress=True,
+                engine=Engine(arguments.jobs, arguments.scheduler),
+            )  # fmt: skip
             results.append(result)
             for name in ("mean", "cv"):
                 row(
@@ -348,6 +352,8 @@ def main():
     parser.add_argument("--datasets", type=int, help="simulated datasets of a row")
     parser.add_argument("--methods", nargs="+", default=["laplace"])
     parser.add_argument("--plot", help="file for the calibration plot")
+    parser.add_argument("--jobs", type=int, default=1, help="datasets of a calibration at a time")
+    parser.add_argument("--scheduler", help="a dask scheduler whose workers calibrate")
     arguments = parser.parse_args()
     print(f"threads: {torch.get_num_threads()} of {os.cpu_count()}, torch {torch.__version__}")
     print("| | must reach | measured |\n| --- | --- | --- |")

@@ -10,6 +10,7 @@ from mixdpo_pyro.errors import ConfigError
 __all__ = [
     "PSEUDONYMISE",
     "PSEUDONYMISE_COLUMNS",
+    "SCHEDULER",
     "check_kind",
     "check_positive",
     "check_range",
@@ -28,6 +29,9 @@ PSEUDONYMISE_COLUMNS = (
     "Further columns of people that --pseudonymise hashes; other columns are written as they are."
 )
 """Help of the option `pseudonymise_columns` of the commands that write other columns too."""
+
+SCHEDULER = "Address of a dask scheduler, whose workers do the work: tcp://HOST:8786."
+"""Help of the option `scheduler` of the commands whose work can be spread over machines."""
 
 _Config = TypeVar("_Config", bound=type)
 

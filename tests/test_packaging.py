@@ -15,7 +15,7 @@ import mixdpo_pyro
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "inference", "mixdpo_pyro")
 LAYERS = (
-    "errors", "models", "inference", "config_fields", "io", "progress", "data", "margins",
+    "errors", "progress", "models", "inference", "config_fields", "io", "data", "margins",
     "winrates", "training", "reporting", "diagnosis", "workflows", "cli", "__main__",
 )  # fmt: skip
 """What stands inside the package, in the order in which imports run: only to the left."""

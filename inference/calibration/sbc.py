@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from mixdpo_pyro.inference.calibration.simulation import Design, SimulatedChoices, simulate
 from mixdpo_pyro.inference.fitting import Method, fit
 from mixdpo_pyro.models import Family
+from mixdpo_pyro.progress import Engine, run_tasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from mixdpo_pyro.inference.calibration.simulation import Design, SimulatedChoices, simulate
 
 __all__ = ["SBCResult", "Sampler", "calibrate", "plot_calibration"]
 
@@ -70,6 +71,7 @@ def calibrate(
     sampler: Sampler | None = None,
     seed: int = 0,
     progress: bool = False,
+    engine: Engine | None = None,
     **options: Any,
 ) -> SBCResult:
     """Rank the truth in posteriors of simulated datasets, under the default priors.
@@ -85,13 +87,13 @@ def calibrate(
             default, `fit`. With another one the calibration of anything can be looked at.
         seed: Seed of everything.
         progress: Show a progress bar.
+        engine: Where datasets are fitted; default, one after the other in this process. The ranks
+            do not depend on it.
         options: Further arguments of :func:`fit`.
 
     Raises:
         ValueError: If there is no dataset.
     """
-    from tqdm import tqdm
-
     if num_datasets < 1:
         raise ValueError(f"Expected num_datasets >= 1, got {num_datasets}")
     shape = design or Design()
@@ -109,9 +111,8 @@ def calibrate(
         )  # fmt: skip
         return result.posterior.draws
 
-    ranks: dict[str, list[int]] = {name: [] for name in _PARAMETERS}
-    for k in tqdm(range(num_datasets), disable=not progress, desc=f"{method} {family}"):
-        rng = np.random.default_rng((seed, k))
+    def rank(number: int) -> dict[str, int]:
+        rng = np.random.default_rng((seed, number))
         truth = {
             "mean": shape.beta * np.exp(0.5 * rng.standard_normal()),
             "cv": abs(rng.standard_normal()),
@@ -119,10 +120,12 @@ def calibrate(
         world = simulate(**truth, family=family, design=shape, rng=rng)
         draws = sample(world, int(rng.integers(2**31)))
         apart = np.linspace(0, len(draws["cv"]) - 1, num_draws).astype(int)
-        for name in _PARAMETERS:
-            ranks[name].append(int((draws[name][apart] < truth[name]).sum()))
-    label = f"{method}, {family}"
-    return SBCResult(label, {k: np.array(v) for k, v in ranks.items()}, num_draws)
+        return {name: int((draws[name][apart] < truth[name]).sum()) for name in _PARAMETERS}
+
+    title = f"{method} {family}" if progress else None
+    ranks = run_tasks(rank, range(num_datasets), engine, title)
+    by_name = {name: np.array([each[name] for each in ranks]) for name in _PARAMETERS}
+    return SBCResult(f"{method}, {family}", by_name, num_draws)
 
 
 def plot_calibration(calibrations: Sequence[SBCResult]) -> "Figure":

@@ -6,6 +6,7 @@ from typing import Literal
 
 from mixdpo_pyro.config_fields import (
     PSEUDONYMISE,
+    SCHEDULER,
     check_kind,
     check_positive,
     check_range,
@@ -213,8 +214,11 @@ class PowerConfig:
         "Also try twice the annotators, twice the choices of each, and both.", False
     )
     seed: int = option("Seed of the simulations.", 0)
+    jobs: int = option("Simulations at a time; the answer does not depend on it.", 1)
+    scheduler: str | None = option(SCHEDULER, None)
 
     def __post_init__(self) -> None:
+        check_range("jobs", self.jobs, 1)
         for name in self.design:
             check_kind("design", name)
         if self.annotators < 0 or self.annotators == 1:

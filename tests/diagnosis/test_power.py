@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import pytest
 from scipy import stats
 
 from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.diagnosis import power
 from mixdpo_pyro.diagnosis.power import (
     PowerConfig,
     PowerRow,
     estimate_power,
     power_lines,
+    simulate_power,
     suggestion,
 )
 from mixdpo_pyro.errors import ConfigError
@@ -49,6 +53,35 @@ def test_suggestion_is_the_smallest_design_that_settles_it():
     assert "[" in power_lines(rows, config)[3]
 
 
+def test_datasets_do_not_depend_on_their_order():
+    config = PowerConfig(pairs=60, annotators=20, cv=1.0, simulations=2)
+    answers = [power._diagnose_one((config, number)) for number in (1, 0)]
+    assert power._row(config, answers[::-1]) == estimate_power(config)
+
+
+@pytest.mark.slow
+def test_answer_is_the_same_for_any_number_of_jobs():
+    config = PowerConfig(pairs=60, annotators=20, cv=1.0, simulations=2)
+    alone, together = (estimate_power(replace(config, jobs=jobs)) for jobs in (1, 2))
+    assert alone == together and alone.width > 0
+
+
+def test_a_first_answer_comes_early_and_is_refined(monkeypatch, capsys):
+    def diagnose(task):
+        config, number = task
+        return ("heterogeneous" if number else "inconclusive"), config.pairs / 1e5
+
+    monkeypatch.setattr(power, "_FIRST_ANSWER", -1)
+    monkeypatch.setattr(power, "_diagnose_one", diagnose)
+    rows = simulate_power(PowerConfig(simulations=3, more=True))
+    assert [row.counts["heterogeneous"] for row in rows] == [2] * 4
+    assert [row.width for row in rows] == pytest.approx([0.1, 0.2, 0.2, 0.4])
+    err = capsys.readouterr().err
+    assert err.count("first answer, from 1 dataset of each design") == 1
+    assert err.index("first answer") < err.index("12/12")
+    assert f"heterogeneous {power._cell(rows[0], 'heterogeneous')}" in err
+
+
 def test_power_command_prints_probabilities(capsys):
     arguments = "power --pairs 200 --annotators 20 --sd 1 --cv 0.5 --simulations 2".split()
     assert main(arguments) == 0
@@ -63,6 +96,7 @@ def test_power_command_prints_probabilities(capsys):
         ({"pairs": 100}, "pairs: expected at least 200, got 100"),
         ({"sd": 0.0}, "sd: expected a finite value > 0, got 0"),
         ({"cv": -0.1}, "cv: expected 0 <= cv <= 3, got -0.1"),
+        ({"jobs": 0}, "jobs: expected at least 1, got 0"),
         ({"simulations": 1}, "simulations: expected at least 2, got 1"),
     ],
 )

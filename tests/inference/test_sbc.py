@@ -3,6 +3,7 @@ import pytest
 
 from mixdpo_pyro.inference import Design, SBCResult, calibrate, fit, plot_calibration
 from mixdpo_pyro.inference.calibration import sbc
+from mixdpo_pyro.progress import Engine
 
 
 def _prior(margin, annotator, seed):
@@ -74,6 +75,13 @@ def test_plot_has_a_panel_per_parameter(tmp_path):
     ]
     figure.savefig(tmp_path / "calibration.png")
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+def test_ranks_do_not_depend_on_the_engine():
+    options = {"num_datasets": 12, "design": Design(2, 2), "sampler": _prior, "family": "gamma"}
+    found = [calibrate(**options, engine=e).ranks for e in (None, Engine(jobs=3, threads=True))]
+    for name in ("mean", "cv"):
+        np.testing.assert_array_equal(found[0][name], found[1][name])
 
 
 def test_no_dataset_raises():
