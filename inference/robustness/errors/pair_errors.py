@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from mixdpo_pyro.inference.choices import (
     Choices,
@@ -37,8 +37,15 @@ __all__ = [
 _COARSE = np.array([0.0, 0.25, 0.5, 0.8, 1.15, 1.6])
 """Standard deviation of the errors over that of the margins, at first."""
 
+_HOPELESS = 30.0
+"""Nats below the best size of errors at which larger ones are not looked at: there mean and cv run
+away, and a curve through such points swings between the others."""
+
 _RATIOS = np.array([0.0, 0.25, 0.5, 0.8, 1.2, 1.8])
 """The same where nothing but the shape of the likelihood says how large errors are."""
+
+_FEWEST_SIZES, _MAX_ROUNDS = 4, 4
+"""A curve through fewer sizes of errors is too coarse; rounds of finer sizes at most."""
 
 _MAX_CHOICES = 100_000
 """Choices that are looked at; of more, those of a random subset of people."""
@@ -150,10 +157,10 @@ def margin_scale(choices: Choices) -> float:
 
 def _from_evidence(result: Fit, evidence: Evidence) -> tuple[np.ndarray, list[Fit], np.ndarray]:
     """Ratios around the best one, the fits there, and the calibrated log pseudo-likelihood."""
-    profile = np.stack([evidence.terms(*each) for each in _best_points(result)], axis=1)
-    best, error, _ = _calibrate(_COARSE, profile, evidence)
+    coarse, profile = _coarse_profile(result, evidence)
+    best, error, _ = _calibrate(coarse, profile, evidence)
     half = 4 * max(error, _SMALLEST_SE)
-    ratios = np.linspace(max(0.0, best - half), best + half, len(_COARSE))
+    ratios = np.linspace(max(0.0, best - half), min(best + half, coarse[-1]), len(_COARSE))
     fits = fit_with_errors(result, ratios)
     profile = np.stack([evidence.terms(each.choices, each.maximum) for each in fits], axis=1)
     factor = _calibrate(ratios, profile, evidence)[2]
@@ -173,12 +180,36 @@ def _from_second(
     return ratios, fit_with_errors(result, ratios), log_weight
 
 
-def _best_points(result: Fit) -> list[tuple[Choices, Maximum]]:
-    """The best mean and cv for the coarse sizes of errors, which need no draws."""
-    found: list[tuple[Choices, Maximum]] = []
-    for ratio in _COARSE:
-        found.append(maximum_with_errors(result, ratio, found[-1][1].mean if found else 0.0))
-    return found
+def _coarse_profile(
+    result: Fit, evidence: Evidence
+) -> tuple[Float[np.ndarray, " ratios"], Float[np.ndarray, "terms ratios"]]:
+    """Sizes of errors from zero to the first hopeless one, and the terms at the best mean and cv.
+
+    Where that one is far too large, or comes early, finer sizes below it take their place.
+    """
+    ratios = _COARSE
+    for _ in range(_MAX_ROUNDS):
+        profile = _terms_until_hopeless(result, evidence, ratios)
+        ratios, total = ratios[: profile.shape[1]], profile.sum(0)
+        if len(ratios) >= _FEWEST_SIZES and total[-1] > total.max() - 3 * _HOPELESS:
+            break
+        ratios = np.linspace(0.0, ratios[-1], len(_COARSE))
+    return ratios[: profile.shape[1]], profile
+
+
+def _terms_until_hopeless(
+    result: Fit, evidence: Evidence, ratios: Float[np.ndarray, " ratios"]
+) -> Float[np.ndarray, "terms ratios"]:
+    """Terms for ascending sizes of errors, which need no draws."""
+    terms, least, largest = list[np.ndarray](), 0.0, -np.inf
+    for ratio in ratios:
+        choices, best = maximum_with_errors(result, ratio, least)
+        terms.append(evidence.terms(choices, best))
+        least, total = best.mean, terms[-1].sum()
+        largest = max(largest, total)
+        if total < largest - _HOPELESS:
+            break
+    return np.stack(terms, axis=1)
 
 
 def maximum_with_errors(result: Fit, ratio: float, least: float = 0.0) -> tuple[Choices, Maximum]:
@@ -245,7 +276,7 @@ def _draw_ratios(
 ) -> np.ndarray:
     """Draws from the density that passes through the weights."""
     fine = np.linspace(ratios[0], ratios[-1], 1041)
-    log_density = CubicSpline(ratios, log_weight)(fine)
+    log_density = PchipInterpolator(ratios, log_weight)(fine)
     cumulative = np.exp(log_density - log_density.max()).cumsum()
     uniform = (np.arange(num_samples) + 0.5) / num_samples
     ratio = np.interp(uniform * cumulative[-1], cumulative, fine)

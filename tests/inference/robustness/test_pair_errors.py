@@ -248,3 +248,25 @@ def test_errors_of_responses_that_recur_do_not_fool_the_permutation_test():
         p_values.append(permute_annotators(known, num_permutations=99).p_value)
         naive.append(permute_annotators(read_choices(margin, person), num_permutations=99).p_value)
     assert sum(p < 0.05 for p in p_values) <= 4 < 8 <= sum(p < 0.05 for p in naive)
+
+
+def test_small_errors_of_shared_pairs_are_not_taken_for_large_ones():
+    """With a free mean, sizes of .8 and more are hopeless here: the best cv runs to its bound."""
+    margin, strength, choice, order, error = (
+        np.random.default_rng((3, stream)) for stream in (1, 2, 3, 5, 6)
+    )
+    num_people, num_pairs, judges = 100, 1600, 4
+    delta = margin.normal(0, 1.5, num_pairs)
+    number = np.repeat(np.arange(num_pairs), judges)
+    person = np.concatenate([order.permutation(num_people) for _ in range(64)])
+    scale = np.sqrt(np.log1p(0.8**2))
+    beta = 1.2 * np.exp(scale * strength.normal(size=num_people) - scale**2 / 2)
+    utility = (delta + 0.15 * error.normal(0, 1.5, num_pairs))[number]
+    is_positive = choice.random(len(number)) < expit(beta[person] * utility)
+    observed = np.where(is_positive, delta[number], -delta[number])
+    result = fit(read_choices(observed, person, pair=number), mean_anchor="free", beta=1.0)
+    found = estimate_pair_errors(result)
+    low, high = np.quantile(found.ratio, [0.05, 0.95])
+    assert low < 0.15 < high < 0.3
+    low, high = np.quantile(found.cv, [0.05, 0.95])
+    assert low < 0.8 < high < 1.2
