@@ -104,6 +104,11 @@ def simulate_votes():
 def copy_run(run, folder):
     for name in RUNS:
         shutil.copytree(run, folder / name)
+    names = {arm: f"{arm}/beta-0.1/seed-42" for arm in ("dpo", "mixdpo")}
+    for name in names.values():
+        shutil.copytree(run, folder / "sweep" / "runs" / name)
+    runs = [{"name": name, "arm": arm, "beta": 0.1, "seed": 42} for arm, name in names.items()]
+    (folder / "sweep" / "sweep.json").write_text(json.dumps({"format": 2, "runs": runs}))
 
 
 def build_names(folder):

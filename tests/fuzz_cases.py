@@ -526,6 +526,7 @@ BASES: dict[str, list[str]] = {
     "doctor": ["p.csv"],
     "train": ["--dataset_name", "p.csv", "--model_name_or_path", "./none", "-o", "out"],
     "margins": ["./none", "./none", "p.csv", "-o", "out.parquet"],
+    "sweep": ["--config", "s.yaml", "-o", "out", "--dry_run"],
     "compare": ["run"],
     "diagnose": ["few.csv"],
     "check": ["m.csv", "p.nc", "--num_replications", "50"],
@@ -561,6 +562,7 @@ def _inputs(folder: Path) -> dict[str, bytes]:
     )
     (folder / "v.csv").write_text("a,b,w,who\nx,y,left,1\ny,x,tie,2\nx,y,right,1\n")
     write_csv(folder / "p.csv", {"chosen": ["yes", "sure"], "rejected": ["no", "never"]})
+    (folder / "s.yaml").write_text("base: {dataset_name: p.csv}\narms: [dpo]\n")
     (folder / "few.csv").write_text("margin\n")
     (folder / "p.nc").write_bytes(b"no posterior")
     (folder / "notes.txt").write_text("the user's")

@@ -73,6 +73,15 @@ TRAINING = {
 """Options of a short, quiet training."""
 
 
+def two_workers():
+    """A dask cluster of two worker processes with one thread each, on ports that are free."""
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+    )
+
+
 def take(dataset: Dataset, count: int) -> Dataset:
     return dataset.select(range(count))
 

@@ -29,6 +29,7 @@ SHORTER = {
         "--max_steps 2 --max_length 128 --test_fraction 0.3 --use_cpu true --save_strategy no "
         "--report_to none"
     ),
+    "sweep": "--dry_run",
     "power": "--simulations 2 --pairs 400 --annotators 20",
     "winrate": "--max_prompts 3 --max_new_tokens 8",
 }
@@ -115,7 +116,9 @@ def run_mixdpo(words, capsys):
         check_options(command, rest, capsys)
         return
     if "-o" in rest:  # two examples may be alternatives that write one file
-        Path(rest[rest.index("-o") + 1]).unlink(missing_ok=True)
+        output = Path(rest[rest.index("-o") + 1])
+        if output.is_file():
+            output.unlink()
     rest = [path for word in rest for path in expand(word)]
     assert main([command, *rest, *shlex.split(SHORTER.get(command, ""))]) == 0, words
 
@@ -158,12 +161,17 @@ def check_markers(words):
         assert marker in [line.partition(":")[0] for line in declared]
 
 
+def check_dask(words):
+    assert words[0] in ("scheduler", "worker")
+
+
 def check_venv(words):
     assert words[:2] == ["-m", "venv"]
 
 
 OTHER_PROGRAMS = {
     "python3.11": check_venv,
+    "dask": check_dask,
     "pip": check_pip,
     "pytest": check_markers,
     **dict.fromkeys(("jupyter", "python", "sphinx-build", "pre-commit", "ruff"), check_files),

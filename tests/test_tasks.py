@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from scenarios import two_workers
 
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.progress import Engine, run_tasks
@@ -14,11 +15,7 @@ ENGINES = [Engine(), Engine(jobs=2), Engine(jobs=2, threads=True)]
 @pytest.fixture(scope="module")
 def cluster():
     """Two worker processes of one thread each."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0
-    ) as found:
+    with two_workers() as found:
         yield found
 
 

@@ -40,6 +40,7 @@ class CommandParser(TrlParser):
         configs: Dataclasses whose fields are its options, with their help as metadata.
         positional: Further arguments without a flag, name -> help; a name that ends in `+` takes
             one value or more.
+        file: Help of `--config FILE`, for a command that takes a file of its own kind.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class CommandParser(TrlParser):
         summary: str,
         configs: Sequence[type],
         positional: dict[str, str] | None = None,
+        file: str | None = None,
     ) -> None:
         words = [name.rstrip("+").upper() for name in positional or ()]
         super().__init__(
@@ -62,6 +64,8 @@ class CommandParser(TrlParser):
         for name, text in (positional or {}).items():
             count = "+" if name.endswith("+") else None
             self.add_argument(name.rstrip("+"), nargs=count, metavar=words.pop(0), help=text)
+        if file is not None:
+            self.add_argument("--config", metavar="FILE", required=True, help=file)
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a `ConfigError`."""

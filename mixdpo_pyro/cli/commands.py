@@ -41,6 +41,7 @@ from mixdpo_pyro.io import (
 )
 from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
 from mixdpo_pyro.workflows.run_config import DemoConfig
+from mixdpo_pyro.workflows.sweep.plan import SweepConfig
 
 if TYPE_CHECKING:
     from mixdpo_pyro.cli.arguments import CommandParser
@@ -50,6 +51,8 @@ __all__ = ["COMMANDS", "Command", "Words", "usage"]
 _DATA = "local file, saved dataset folder or hub name"
 
 _MARGINS = "parquet, csv or jsonl file with a column 'margin'"
+
+_RUNS = "folder of a finished run, or of a sweep"
 
 Words = list[str]
 """What stands behind the name of a command."""
@@ -67,6 +70,7 @@ class Command:
         positional: Its arguments without a flag, name -> help.
         example: How it is called, for the overview.
         can_resume: Whether `--resume` goes on where it was interrupted.
+        file: Help of its `--config FILE`, if it takes a file of its own kind.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Command:
     positional: dict[str, str] = field(default_factory=dict)
     example: str = ""
     can_resume: bool = False
+    file: str | None = None
 
     def parser(self) -> "CommandParser":
         """The parser of its arguments."""
@@ -86,7 +91,7 @@ class Command:
 
             return TrainParser(self.name, self.summary)
         configs = [] if self.config is None else [self.config]
-        return CommandParser(self.name, self.summary, configs, self.positional)
+        return CommandParser(self.name, self.summary, configs, self.positional, self.file)
 
 
 def usage() -> str:
@@ -159,6 +164,18 @@ def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
     return lines
 
 
+def _sweep(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    from mixdpo_pyro.cli.sweep_file import read_sweep
+
+    plan = read_sweep(named.config)
+    from mixdpo_pyro.workflows.sweep.running import list_runs, run_sweep, sweep_lines
+
+    if config.dry_run:
+        return list_runs(plan, config)
+    return sweep_lines(run_sweep(plan, config), config)
+
+
 def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
     check_model(named.model, "model")
@@ -181,16 +198,15 @@ def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    for run in named.runs:
-        check_run(run)
+    runs = _runs_of(named.runs)
     if config.output is not None:
         check_output(config.output, named.runs, config.overwrite, "runs compared</title>")
     from mixdpo_pyro.progress import Screen
     from mixdpo_pyro.reporting.comparison import load_summaries, show_comparison, write_comparison
 
-    runs = load_summaries(named.runs)
-    show_comparison(runs, Screen())
-    return [] if config.output is None else [f"wrote {write_comparison(runs, config.output)}"]
+    found = load_summaries(runs)
+    show_comparison(found, Screen())
+    return [] if config.output is None else [f"wrote {write_comparison(found, config.output)}"]
 
 
 def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
@@ -288,18 +304,17 @@ def _judges(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 def _winrate(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
-    for run in named.runs:
-        check_run(run)
+    runs = _runs_of(named.runs)
     check_vote_columns(config.prompts, "prompt")
     if config.judge != "oracle":
         check_model(config.judge, "judge", may_be_adapter=False)
     with staged_folder(
         config.output_dir, config.overwrite, config.resume, WINRATE_FILE,
-        (*named.runs, config.prompts, config.reference),
+        (*runs, config.prompts, config.reference),
     ) as folder:  # fmt: skip
         from mixdpo_pyro.workflows.winrates import compare_runs, winrate_lines
 
-        found = compare_runs(named.runs, config, folder)
+        found = compare_runs(runs, config, folder)
     return [*winrate_lines(found), "", f"wrote {config.output_dir}"]
 
 
@@ -369,6 +384,11 @@ COMMANDS = {
             example="--config run.yaml", can_resume=True,
         ),
         Command(
+            "sweep", "train arms at betas and seeds, on one machine or a cluster", _sweep,
+            SweepConfig, example="--config sweep.yaml -o FOLDER",
+            file="YAML file: base, arms, betas, seeds, devices, accelerate.",
+        ),
+        Command(
             "margins", "margins of a policy", _margins, MarginsOptions,
             {"model": "policy: hub name, folder, adapter folder, or a run",
              "reference": "reference, likewise, or 'base': the policy without its adapter",
@@ -377,7 +397,7 @@ COMMANDS = {
         ),
         Command(
             "compare", "finished runs side by side", _compare, CompareOptions,
-            {"runs+": "folder of a finished run"}, "RUN RUN",
+            {"runs+": _RUNS}, "RUN RUN",
         ),
         Command(
             "diagnose", "is this preference data heterogeneous", _diagnose, DiagnoseConfig,
@@ -399,7 +419,7 @@ COMMANDS = {
         ),
         Command(
             "winrate", "whose responses win, at equal KL", _winrate, WinrateConfig,
-            {"runs+": "folder of a finished run"},
+            {"runs+": _RUNS},
             "RUN RUN --prompts FILE --judge JUDGE -o FOLDER", can_resume=True,
         ),
         Command(
@@ -421,6 +441,16 @@ COMMANDS = {
         Command("env", "versions and machine, for a bug report", _env, EnvOptions),
     )
 }  # fmt: skip
+
+
+def _runs_of(paths: Iterable[str]) -> list[str]:
+    """Folders of finished runs; a sweep stands for its own."""
+    from mixdpo_pyro.reporting.sweep_record import expand_sweeps
+
+    runs = expand_sweeps(paths)
+    for run in runs:
+        check_run(run)
+    return runs
 
 
 def _columns(config: DoctorConfig | MarginsOptions) -> list[str | None]:

@@ -2,7 +2,7 @@
 
 import argparse
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,7 +18,7 @@ from mixdpo_pyro.io import check_replaceable
 from mixdpo_pyro.io.outputs import refuse_inputs
 from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan, did_you_mean, plan_from_values
 
-__all__ = ["TrainParser", "parse_train_arguments"]
+__all__ = ["TrainParser", "check_inputs", "named_inputs", "parse_train_arguments"]
 
 _SHOWN = frozenset(
     "model_name_or_path output_dir learning_rate num_train_epochs max_steps seed beta max_length "
@@ -115,10 +115,26 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
     path = typed.pop("config", None)
     values = {} if path is None else parser.from_file(read_yaml(path))
     values |= typed
-    data, model, output = map(values.get, ("dataset_name", "model_name_or_path", "output_dir"))
-    if output:
+    if output := values.get("output_dir"):
         check_replaceable(output, values.get("overwrite", False))
-        refuse_inputs(Path(output), (data, model, values.get("pseudonymise")))
+        refuse_inputs(Path(output), named_inputs(values))
+    check_inputs(values)
+    return plan_from_values(values)
+
+
+def named_inputs(values: Mapping[str, Any]) -> list[str | None]:
+    """Pairs, model and salt file that a training names."""
+    return [values.get(key) for key in ("dataset_name", "model_name_or_path", "pseudonymise")]
+
+
+def check_inputs(values: Mapping[str, Any]) -> None:
+    """Look at the files that a training reads, as far as they are local.
+
+    Raises:
+        ConfigError: Naming the key.
+        DataError: Naming the file, and the column that it lacks.
+    """
+    data, model, _ = named_inputs(values)
     check_salt_file(values.get("pseudonymise"))
     if data:
         columns = [values.get(f"{name}_column") for name in _COLUMNS]
@@ -126,4 +142,3 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
         check_pairs(data, values.get("reader"), "chosen", "rejected", *columns)
     if model:
         check_model(model, "model_name_or_path", may_be_adapter=False)
-    return plan_from_values(values)

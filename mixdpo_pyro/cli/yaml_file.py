@@ -5,7 +5,7 @@ in the file until the type of its key says what it is, as on the command line.
 """
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,6 +16,9 @@ from mixdpo_pyro.errors import ConfigError
 
 __all__ = ["FileValue", "convert", "read_yaml"]
 
+_EVERY = "*"
+"""In place of a key: every key."""
+
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -25,15 +28,20 @@ class FileValue:
 
     Attributes:
         place: File and line, for messages.
-        value: Text as it stands there, None for `null`, a list of these, or a dictionary.
+        value: Text as it stands there, None for `null`, a list of these, or a dictionary, whose
+            values are again of this kind where it is nested.
     """
 
     place: str
     value: Any
 
 
-def read_yaml(path: str | Path) -> dict[str, FileValue]:
+def read_yaml(path: str | Path, nested: Mapping[str, int] | None = None) -> dict[str, FileValue]:
     """Read `key: value` lines.
+
+    Args:
+        path: The file.
+        nested: Key -> how many levels of lines below it are read likewise.
 
     Raises:
         ConfigError: Naming the file, and the line and key where it has some.
@@ -44,7 +52,7 @@ def read_yaml(path: str | Path) -> dict[str, FileValue]:
         if not isinstance(node, yaml.MappingNode):
             kind = type(None if node is None else loader.construct_object(node)).__name__
             raise ConfigError(f"{path}: expected 'key: value' lines, got {kind}")
-        return _read_keys(path, node, loader)
+        return _read_keys(path, node, loader, nested or {})
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -75,7 +83,7 @@ def convert(value: Any, kind: Any) -> Any:
 
 
 def _read_keys(
-    path: str | Path, node: yaml.MappingNode, loader: yaml.SafeLoader
+    path: str | Path, node: yaml.MappingNode, loader: yaml.SafeLoader, nested: Mapping[str, int]
 ) -> dict[str, FileValue]:
     found: dict[str, FileValue] = {}
     for key, value in node.value:
@@ -85,7 +93,12 @@ def _read_keys(
         if key.value in found:
             earlier = found[key.value].place.rpartition(" ")[2]
             raise ConfigError(f"{place}: key '{key.value}' stands in line {earlier} too")
-        found[key.value] = FileValue(place, _read_value(value, loader))
+        levels = nested.get(key.value, nested.get(_EVERY, 0))
+        if levels and isinstance(value, yaml.MappingNode):
+            below = _read_keys(path, value, loader, {_EVERY: levels - 1})
+            found[key.value] = FileValue(place, below)
+        else:
+            found[key.value] = FileValue(place, _read_value(value, loader))
     return found
 
 

@@ -17,10 +17,18 @@ from mixdpo_pyro.inference.outcomes import Outcomes
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.models.observation import observed_log_prob
+from mixdpo_pyro.reporting.arms import (
+    ARM_HEADINGS,
+    ARM_TABLES,
+    ArmResult,
+    arm_notes,
+    arm_rows,
+)
 from mixdpo_pyro.reporting.figures.style import literal
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
 from mixdpo_pyro.reporting.run_record import FinishedRun
+from mixdpo_pyro.reporting.sweep_record import SweptRun, expand_sweeps, find_swept, short_names
 
 __all__ = ["RunSummary", "load_summaries", "plot_intervals", "show_comparison", "write_comparison"]
 
@@ -45,6 +53,7 @@ class RunSummary:
         log_prob: Mean log-probability of the held-out choices in nats, at the median of the
             distribution.
         held_out: What the held-out pairs are, to tell whether runs can be compared.
+        swept: Its place in a sweep; None for a run by itself.
     """
 
     name: str
@@ -61,40 +70,50 @@ class RunSummary:
     accuracy: float
     log_prob: float
     held_out: frozenset[tuple[str, int]] = field(repr=False)
+    swept: SweptRun | None = None
 
 
 def load_summaries(folders: Sequence[str | Path]) -> list[RunSummary]:
-    """Read runs; equal names are told apart by their parent folders.
+    """Read runs, and the finished ones of sweeps; parent folders tell equal names apart.
 
     Raises:
         ConfigError: If a folder is given twice.
         OutputError: If a folder is no run folder, or damaged.
     """
-    paths = [Path(folder).expanduser() for folder in folders]
+    paths = [Path(folder).expanduser() for folder in expand_sweeps(map(str, folders))]
     resolved = [path.resolve() for path in paths]
     for path in resolved:
         if resolved.count(path) > 1:
             raise ConfigError(f"{path}: is given twice")
-    names = _short_names(resolved)
+    names = short_names(resolved)
     return [_load(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 def show_comparison(runs: Sequence[RunSummary], console: Console) -> None:
     """Print what was learned, what it was learned from, and what to keep in mind about it."""
+    arms = _arm_results(runs)
+    for columns in ARM_TABLES if arms else ():
+        _print_table(ARM_HEADINGS, arm_rows(arms), ("arm", "beta", "seeds", *columns), console)
     for names in _TERMINAL_TABLES:
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        table.add_column("run", overflow="fold")
-        for name in names:
-            table.add_column(name, no_wrap=True)
-        for row in _rows(runs):
-            cells = dict(zip(_HEADINGS, row, strict=True))
-            table.add_row(*(Text(cells[name]) for name in ("run", *names)))
-        console.print(table)
-        console.print()
+        _print_table(_HEADINGS, _rows(runs), ("run", *names), console)
     for source in dict.fromkeys(run.data for run in runs):
         console.print(Text(f"data: {source}"))
     for note in _notes(runs):
         console.print(Text(note))
+
+
+def _print_table(
+    headings: Sequence[str], rows: list[list[str]], shown: Sequence[str], console: Console
+) -> None:
+    """Some columns of a table; the first may be broken over lines."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in shown:
+        table.add_column(name, no_wrap=name != shown[0], overflow="fold")
+    for row in rows:
+        cells = dict(zip(headings, row, strict=True))
+        table.add_row(*(Text(cells[name]) for name in shown))
+    console.print(table)
+    console.print()
 
 
 def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
@@ -108,6 +127,8 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
         raise OutputError(f"{path}: expected the name of a file in a folder that exists")
     page = render_page(
         "compare.html",
+        arm_headings=ARM_HEADINGS,
+        arms=arm_rows(_arm_results(runs)),
         headings=_HEADINGS,
         rows=_rows(runs),
         notes=_notes(runs),
@@ -165,7 +186,27 @@ def _load(folder: Path, name: str) -> RunSummary:
             None if choices is None else choices.outcomes,
         ),
         held_out=frozenset((source, int(row)) for row in run.margins["source_row"]),
+        swept=find_swept(folder),
     )
+
+
+def _arm_results(runs: Sequence[RunSummary]) -> list[ArmResult]:
+    """What the runs of sweeps add to their arms."""
+    return [
+        ArmResult(
+            run.swept, run.folder.parents[3].name, run.accuracy, run.num_pairs, run.log_prob,
+            float(np.median(run.cv)), run.verdict, run.health,
+        )
+        for run in runs
+        if run.swept is not None
+    ]  # fmt: skip
+
+
+def _hold_out_the_same(runs: Sequence[RunSummary]) -> bool:
+    """Whether runs can be compared one by one; of sweeps, those of one seed."""
+    seeds = [None if run.swept is None else run.swept.seed for run in runs]
+    parts = {(seed, run.held_out) for seed, run in zip(seeds, runs, strict=True)}
+    return len(parts) == len(set(seeds))
 
 
 def _mean_log_prob(
@@ -186,15 +227,6 @@ def _mean_log_prob(
         outcomes.observation, value, mean, cv, family, outcome=code, choice_set=choice
     )
     return log_prob.mean().item()
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
-    for count in range(1, max(len(path.parts) for path in paths)):
-        names = ["/".join(path.parts[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 _HEADINGS = (
@@ -228,7 +260,8 @@ def _notes(runs: Sequence[RunSummary]) -> list[str]:
         "The mean depends on the size of a policy's margins, so means of different policies say "
         "little. Intervals take the margins as given.",
     ]
-    if len({run.held_out for run in runs}) > 1:
+    notes += arm_notes(_arm_results(runs))
+    if not _hold_out_the_same(runs):
         notes.append(
             "The runs held out different pairs: accuracies and log-probabilities are not "
             "comparable."

@@ -100,6 +100,7 @@ class RunRecord:
         error_rate: Error rate of the verdict, in plain English.
         checks: Other explanations of the verdict.
         learn_cv: Whether training learned cv.
+        baseline: Another paper's loss that it was trained with, or None.
         failures: What failed after the training, a sentence each.
         notes: What a reader should know about the held-out margins, a sentence each.
         truth: Truth of a simulated world.
@@ -118,6 +119,7 @@ class RunRecord:
     error_rate: str = ""
     checks: list[RobustnessCheck] = field(default_factory=list)
     learn_cv: bool = True
+    baseline: str | None = None
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     truth: Truth | None = None

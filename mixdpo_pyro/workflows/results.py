@@ -154,6 +154,7 @@ class RunResults:
             error_rate=found.error_rate if found else "",
             checks=found.checks if found else [],
             learn_cv=training.learn_cv,
+            baseline=training.baseline,
             failures=_sentences(self.failures),
             notes=data_notes(found, self.margins[ROW_COLUMN].to_numpy()) if found else [],
             truth=truth,

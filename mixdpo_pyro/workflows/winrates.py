@@ -22,6 +22,7 @@ from mixdpo_pyro.reporting.figures.winrates import plot_frontier
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_images, write_page
 from mixdpo_pyro.reporting.records import read_record, write_record
 from mixdpo_pyro.reporting.run_record import RunRecord
+from mixdpo_pyro.reporting.sweep_record import find_swept, short_names
 from mixdpo_pyro.winrates.completions import complete_prompts
 from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
 from mixdpo_pyro.winrates.judging import ORACLE, Judge, load_judge
@@ -149,9 +150,10 @@ def compare_runs(
     judge = judge or load_judge(config.judge, first.device)
     base: dict[str, pd.DataFrame] = {}
     rates, tables = [], []
+    names = short_names([Path(run) for run in runs])
     for number, run in enumerate(runs):
         models = first if number == 0 else _load(run, config)
-        written = _completions(models, prompts, config, folder, Path(run).name)
+        written = _completions(models, prompts, config, folder, names[number])
         digest = models.reference_digest
         if digest not in base:
             twin = replace(models, policy=models.reference, policy_digest=digest)
@@ -179,7 +181,7 @@ def _refuse_twins(runs: Sequence[str], records: Sequence[RunRecord]) -> None:
     """Runs of one arm differ in seed or beta: two that do not are no curve, and no two seeds."""
     seen: dict[tuple[str, int, float], str] = {}
     for run, record in zip(runs, records, strict=True):
-        key = _arm(record), record.seed, record.beta
+        key = _arm(run, record), record.seed, record.beta
         if key in seen:
             raise ConfigError(
                 f"runs: {seen[key]} and {run} are both '{key[0]}' of seed {key[1]} and beta "
@@ -244,7 +246,7 @@ def _rate(
     score, other = scored["score"].to_numpy(), base["score"].to_numpy()
     rate = compare_scores(score, other, scored["prompt"].to_numpy())
     return RunRate(
-        run=run, arm=_arm(record), beta=record.beta, seed=record.seed,
+        run=run, arm=_arm(run, record), beta=record.beta, seed=record.seed,
         kl=float(scored["kl"].mean()), reward=float(np.nanmean(score)), win_rate=rate.rate,
         win_rate_low=rate.low, win_rate_high=rate.high,
         length_controlled_winrate=length_controlled(
@@ -263,10 +265,13 @@ def _share_in_grammar(table: pd.DataFrame, config: WinrateConfig) -> float | Non
     return float(np.mean([parse_response(text).is_in_grammar for text in table["completion"]]))
 
 
-def _arm(record: RunRecord) -> str:
-    """What was trained, in words."""
+def _arm(run: str, record: RunRecord) -> str:
+    """What was trained, in words; in a sweep, its arm."""
+    swept = find_swept(run)
+    if swept is not None:
+        return swept.arm
     if record.family == "fixed":
-        return "dpo"
+        return "dpo" if record.baseline is None else record.baseline
     words = [record.family]
     if record.data.annotator_column is not None:
         words.append("with ids")
@@ -355,18 +360,19 @@ def _arm_line(arm: ArmRate) -> str:
 def winrate_lines(record: WinrateRecord) -> list[str]:
     """The result in a few lines of text."""
     lines = [*_headline(record), "", f"{'run':32}{'arm':22}beta    KL     win rate, 95%        LC"]
-    for rate in record.runs:
+    names = short_names([Path(rate.run) for rate in record.runs])
+    for name, rate in zip(names, record.runs, strict=True):
         interval = f"{rate.win_rate:.1f} [{rate.win_rate_low:.1f}, {rate.win_rate_high:.1f}]"
         lines.append(
-            f"{Path(rate.run).name[:30]:32}{rate.arm:22}{rate.beta:<8.3g}{rate.kl:<7.2f}"
+            f"{name[-30:]:32}{rate.arm:22}{rate.beta:<8.3g}{rate.kl:<7.2f}"
             f"{interval:21}{rate.length_controlled_winrate:.1f}"
         )
-    outside = [r for r in record.runs if r.in_grammar is not None and r.in_grammar < 0.95]
-    for rate in outside:
-        lines.append(
-            f"{Path(rate.run).name}: {100 * (1 - (rate.in_grammar or 0)):.0f}% of its completions "
-            "left the language of the simulated world (the reference's: "
-            f"{100 * (1 - (record.reference_in_grammar or 0)):.0f}%)"
-        )
+    for name, rate in zip(names, record.runs, strict=True):
+        if rate.in_grammar is not None and rate.in_grammar < 0.95:
+            lines.append(
+                f"{name}: {100 * (1 - rate.in_grammar):.0f}% of its completions left the language "
+                "of the simulated world (the reference's: "
+                f"{100 * (1 - (record.reference_in_grammar or 0)):.0f}%)"
+            )
     lost = sum(rate.failures for rate in record.runs)
     return [*lines, f"{lost:,} completions were not scored by the judge"] if lost else lines

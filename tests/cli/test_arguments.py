@@ -14,6 +14,7 @@ PARSERS = {name: command.parser() for name, command in COMMANDS.items()}
 WRITES_FOLDER = {
     "demo",
     "train",
+    "sweep",
     "diagnose",
     "check",
     "reliability",
@@ -202,6 +203,10 @@ EARLY = [
     "train --dataset_name p.csv --model_name_or_path m -o o --optim none",
     "train --dataset_name p.csv --model_name_or_path m -o o --load_best_model_at_end true",
     "train --dataset_name p.csv --model_name_or_path adapter -o o",
+    "sweep --config none.yaml -o o",
+    "sweep --config bad.yaml -o o",
+    "sweep --config sweep.yaml -o o",
+    "sweep --config sweep.yaml -o o --jobs 0",
     "margins ./none r d.csv -o m.parquet",
     "margins m r d.csv -o m.parquet",
     "margins m r p.csv -o m.parquet --reader prism:nothing",
@@ -233,6 +238,7 @@ EARLY = [
 def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_path):
     """One process tries them all; the heavy libraries are those that take seconds."""
     (tmp_path / "bad.yaml").write_text("famly: gamma\n")
+    (tmp_path / "sweep.yaml").write_text("base: {dataset_name: p.csv}\narms: [dpo]\n")
     (tmp_path / "d.csv").write_text("margin\n1\n")
     (tmp_path / "p.csv").write_text("chosen,rejected\na,b\n")
     (tmp_path / "p.jsonl").write_text('{"chosen": "a", "rejected": "b"}\n')
@@ -261,7 +267,7 @@ def test_wrong_arguments_and_files_fail_before_anything_heavy_is_imported(tmp_pa
     assert len(errors) == len(EARLY)
     assert all(error.startswith("mixdpo: error: ") for error in errors)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "adapter", "bad.yaml", "d.csv", "here", "p.csv", "p.jsonl",
+        "adapter", "bad.yaml", "d.csv", "here", "p.csv", "p.jsonl", "sweep.yaml",
     ]  # fmt: skip
 
 
