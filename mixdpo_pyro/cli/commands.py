@@ -24,11 +24,13 @@ from mixdpo_pyro.diagnosis.config import (
     DIAGNOSIS_FILE,
     JUDGES_FILE,
     RELIABILITY_FILE,
+    RIVALS_FILE,
     CheckConfig,
     DiagnoseConfig,
     JudgesConfig,
     PowerConfig,
     ReliabilityConfig,
+    RivalsConfig,
     split_formula,
 )
 from mixdpo_pyro.errors import DataError
@@ -285,6 +287,27 @@ def _reliability(parser: "CommandParser", words: Words) -> Iterable[str]:
     return [*reliability_lines(found), "", f"wrote {config.output_dir}"]
 
 
+def _rivals(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_columns(named.margins, config.annotator, config.holdout, config.group)
+    if config.embeddings is not None:
+        check_file(config.embeddings)
+    check_salt_file(config.pseudonymise)
+    if config.output_dir is None:
+        from mixdpo_pyro.diagnosis.rivals import judge_rivals, rivals_lines
+
+        return rivals_lines(judge_rivals(named.margins, config, progress=True)[0])
+    inputs = (named.margins, config.embeddings, config.pseudonymise)
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=RIVALS_FILE, inputs=inputs
+    ) as folder:
+        from mixdpo_pyro.diagnosis.rivals import judge_rivals, rivals_lines, write_rivals
+
+        record, people = judge_rivals(named.margins, config, progress=True)
+        write_rivals(record, people, folder)
+    return [*rivals_lines(record), "", f"wrote {config.output_dir}"]
+
+
 def _judges(parser: "CommandParser", words: Words) -> Iterable[str]:
     config, named = parser.read(words)
     check_vote_columns(named.votes, config.left, config.right, config.winner, config.judge)
@@ -411,6 +434,10 @@ COMMANDS = {
         Command(
             "reliability", "is a person's strength a trait", _reliability, ReliabilityConfig,
             {"margins": _MARGINS}, "MARGINS [--group topic]",
+        ),
+        Command(
+            "rivals", "does any model of how people differ beat one strength", _rivals,
+            RivalsConfig, {"margins": _MARGINS}, "MARGINS [--embeddings FILE] -o FOLDER",
         ),
         Command(
             "judges", "ratings from votes, and what each judge is like", _judges, JudgesConfig,

@@ -21,11 +21,13 @@ __all__ = [
     "DIAGNOSIS_FILE",
     "JUDGES_FILE",
     "RELIABILITY_FILE",
+    "RIVALS_FILE",
     "CheckConfig",
     "DiagnoseConfig",
     "JudgesConfig",
     "PowerConfig",
     "ReliabilityConfig",
+    "RivalsConfig",
     "split_formula",
 ]
 
@@ -50,6 +52,9 @@ JUDGES_FILE = "judges.json"
 
 RELIABILITY_FILE = "reliability.json"
 """The file that makes a folder one of a test-retest."""
+
+RIVALS_FILE = "rivals.json"
+"""The file that makes a folder one of rival models."""
 
 
 @explained
@@ -185,6 +190,51 @@ class ReliabilityConfig:
         check_range("num_splits", self.num_splits, 1, 1_000, "each one is a fit")
         reason = "a quantile is then known to 0.02 standard deviations"
         check_range("num_bootstrap", self.num_bootstrap, 100, 10_000, reason)
+        check_seed(self.seed)
+
+
+@explained
+@dataclass(frozen=True)
+class RivalsConfig:
+    """Does any model of how people differ predict their next choices better than one strength?"""
+
+    embeddings: str | None = option(
+        "safetensors file with tensors `chosen` and `rejected`, and `prompt` if there is one: an "
+        "embedding for each row of the margins, in their order. Default: models on margins only.",
+        None,
+    )
+    annotator: str | None = option(_ANNOTATOR, None)
+    holdout: str | None = option(
+        "Column of groups, such as topic, that are held out whole. Default: choices of each "
+        "annotator at random.",
+        None,
+    )
+    group: str | None = option(
+        "Column of groups of which the worst counts. Default: the tenth of annotators whom one "
+        "strength predicts worst in training.",
+        None,
+    )
+    num_folds: int = option("Folds: each one's choices are predicted from the others.", 5)
+    components: int = option("Principal components of the embeddings that are kept at most.", 64)
+    max_choices: int = option(
+        "Choices that are looked at; of more, those of annotators drawn at random.", 50_000
+    )
+    pseudonymise: str | None = option(PSEUDONYMISE, None)
+    seed: int = option("Seed of folds and starts.", 0)
+    output_dir: str | None = option(
+        "Folder for `rivals.csv`, `types.csv`, `rivals.json` and the figure. Default: print only.",
+        None,
+        short="-o",
+    )
+    overwrite: bool = option("Replace an earlier result in that folder.", False)
+
+    def __post_init__(self) -> None:
+        check_range("num_folds", self.num_folds, 2, 20, "every model is fitted for each")
+        # Newton steps and mixtures take the square of it times the choices.
+        check_range(
+            "components", self.components, 1, 512, "fits take its square times the choices"
+        )
+        check_range("max_choices", self.max_choices, 20)
         check_seed(self.seed)
 
 

@@ -1,0 +1,1 @@
+"""Rival models of how preferences differ between people, on one harness."""
