@@ -19,8 +19,7 @@ import argparse
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
-from scipy.special import xlogy
+from grammar import OPTIONS, SLOTS, at_equal_divergence, draw_world, fit_weights, win_rate
 from torch.nn.functional import logsigmoid
 
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
@@ -28,74 +27,7 @@ from mixdpo_pyro.inference.methods.running_panels import PanelObjective
 from mixdpo_pyro.models import PreferenceModel
 from mixdpo_pyro.training.batches.sampler import AnnotatorBlockSampler
 
-SLOTS, OPTIONS, KL = 4, 16, 2.0
-WORTH = np.repeat([1.5, 0.5, -0.5, -1.5], OPTIONS // 4)
 EPOCHS, BATCH, BLOCK = 40, 32, 8
-
-
-def draw_world(name, seed):
-    """Differences of options, chosen minus rejected, who chose, and their strengths."""
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
-    scale = np.sqrt(np.log1p(1.5**2))
-    strength = np.exp(scale * streams[0].normal(size=150) - scale**2 / 2)
-    number = np.full(len(strength), 20)
-    if name == "imbalanced":
-        number = np.where(strength < np.median(strength), 35, 5)
-    annotator = np.repeat(np.arange(len(strength)), number)
-    options = streams[1].integers(OPTIONS, size=(len(annotator), 2, SLOTS))
-    reward = WORTH[options].sum(2)
-    utility = strength[annotator] * (reward[:, 0] - reward[:, 1]) / 2
-    is_first = streams[2].random(len(annotator)) < 1 / (1 + np.exp(-utility))
-    one_hot = np.eye(OPTIONS)[options].reshape(len(annotator), 2, -1)
-    difference = (one_hot[:, 0] - one_hot[:, 1]) * np.where(is_first, 1, -1)[:, None]
-    order = streams[3].permutation(len(annotator))
-    return torch.from_numpy(difference[order]), annotator[order], strength
-
-
-def distribution(weights):
-    """Probabilities of the options of each slot."""
-    return torch.from_numpy(weights).reshape(SLOTS, OPTIONS).softmax(1).numpy()
-
-
-def divergence(weights):
-    """KL to the uniform reference, in nats."""
-    p = distribution(weights)
-    return float(xlogy(p, p * OPTIONS).sum())
-
-
-def at_equal_divergence(weights):
-    """The policy with this KL whose weights are a multiple of these."""
-    factor = brentq(lambda f: divergence(f * weights) - KL, 1e-3, 1e3)
-    return distribution(factor * weights)
-
-
-def reward_distribution(policy):
-    """Probability of each total reward, from -6 to 6."""
-    total = np.ones(1)
-    for slot in policy:
-        total = np.convolve(total, slot.reshape(4, -1).sum(1))
-    return total
-
-
-def win_rate(policy, other):
-    """In percent, ties as one half; rewards fall along the array."""
-    joint = np.outer(reward_distribution(policy), reward_distribution(other))
-    return 100 * float(np.triu(joint, 1).sum() + np.trace(joint) / 2)
-
-
-def full_batch(loss, *extra):
-    """Weights that minimise a smooth loss, by L-BFGS."""
-    weights = torch.zeros(SLOTS * OPTIONS, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([weights, *extra], max_iter=300, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimiser.zero_grad()
-        value = loss(weights) + 1e-4 * weights.square().sum()
-        value.backward()
-        return value
-
-    optimiser.step(closure)
-    return weights.detach().numpy()
 
 
 def batches(annotator, order, epoch, seed):
@@ -161,13 +93,14 @@ def panel_loss(difference, annotator, log_cv):
 
 def measure(name, seed):
     """Points above 50% that each way to train wins over DPO, and the cv that was learned."""
-    difference, annotator, strength = draw_world(name, seed)
-    known = torch.from_numpy(strength[annotator])
-    dpo = at_equal_divergence(full_batch(lambda w: -logsigmoid(difference @ w).mean()))
+    world = draw_world(name, seed)
+    difference, annotator = world.difference, world.annotator
+    known = torch.from_numpy(world.strength[annotator])
+    dpo = at_equal_divergence(fit_weights(lambda w: -logsigmoid(difference @ w).mean()))
     log_cv = torch.zeros((), dtype=torch.float64, requires_grad=True)
     found = {
-        "known strengths": full_batch(lambda w: -logsigmoid(known * (difference @ w)).mean()),
-        "full panel, full batch": full_batch(panel_loss(difference, annotator, log_cv), log_cv),
+        "known strengths": fit_weights(lambda w: -logsigmoid(known * (difference @ w)).mean()),
+        "full panel, full batch": fit_weights(panel_loss(difference, annotator, log_cv), log_cv),
     }
     cv = {"full panel, full batch": log_cv.exp().item()}
     for order in ("shuffled", "sorted", "blocks"):

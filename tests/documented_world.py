@@ -109,6 +109,8 @@ def copy_run(run, folder):
         shutil.copytree(run, folder / "sweep" / "runs" / name)
     runs = [{"name": name, "arm": arm, "beta": 0.1, "seed": 42} for arm, name in names.items()]
     (folder / "sweep" / "sweep.json").write_text(json.dumps({"format": 2, "runs": runs}))
+    shutil.copytree(run, folder / "run-lora", ignore=shutil.ignore_patterns("*.safetensors"))
+    write_adapter(folder / "MODEL", folder / "run-lora" / "policy")
 
 
 def build_names(folder):

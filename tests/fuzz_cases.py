@@ -533,6 +533,7 @@ BASES: dict[str, list[str]] = {
     "reliability": ["m.csv", "--num_splits", "1", "--num_bootstrap", "100"],
     "rivals": ["m.csv", "--num_folds", "2"],
     "winrate": ["run", "--prompts", "p.csv", "--judge", "oracle", "-o", "out"],
+    "export": ["run", "--weights", "-o", "out"],
     "judges": ["v.csv", "--left", "a", "--right", "b", "--winner", "w"],
     "power": ["--pairs", "20", "--annotators", "4", "--simulations", "1"],
     "init": ["--dataset_name", "few.csv", "-o", "out"],

@@ -14,6 +14,7 @@ from mixdpo_pyro.cli.paths import (
     check_file,
     check_model,
     check_pairs,
+    check_result,
     check_run,
     check_salt_file,
     check_vote_columns,
@@ -42,6 +43,7 @@ from mixdpo_pyro.io import (
     write_json,
 )
 from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
+from mixdpo_pyro.workflows.export_config import EXPORT_FILE, ExportConfig
 from mixdpo_pyro.workflows.run_config import DemoConfig
 from mixdpo_pyro.workflows.sweep.plan import SweepConfig
 
@@ -391,6 +393,18 @@ def _report(parser: "CommandParser", words: Words) -> Iterable[str]:
         return [f"wrote {write_report(named.run)}"]
 
 
+def _export(parser: "CommandParser", words: Words) -> Iterable[str]:
+    config, named = parser.read(words)
+    check_result(named.result)
+    with staged_folder(
+        config.output_dir, config.overwrite, marker=EXPORT_FILE, inputs=(named.result,)
+    ) as folder:
+        from mixdpo_pyro.workflows.export import export_lines, export_result
+
+        record = export_result(named.result, config, folder)
+    return export_lines(record, config.output_dir)
+
+
 COMMANDS = {
     command.name: command
     for command in (
@@ -448,6 +462,11 @@ COMMANDS = {
             "winrate", "whose responses win, at equal KL", _winrate, WinrateConfig,
             {"runs+": _RUNS},
             "RUN RUN --prompts FILE --judge JUDGE -o FOLDER", can_resume=True,
+        ),
+        Command(
+            "export", "a whole model without adapter, decoding weights of annotators", _export,
+            ExportConfig, {"result": "folder of a finished run or diagnosis"},
+            "RUN --merged --weights -o FOLDER",
         ),
         Command(
             "power", "how much data would settle it", _power, PowerConfig,

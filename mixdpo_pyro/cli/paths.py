@@ -11,6 +11,7 @@ __all__ = [
     "check_file",
     "check_model",
     "check_pairs",
+    "check_result",
     "check_run",
     "check_salt_file",
     "check_source",
@@ -135,6 +136,24 @@ def check_model(name: str, key: str, may_be_adapter: bool = True) -> None:
         raise ConfigError(
             f"{key}: '{name}' holds an adapter, which the reference would lose; merge it into its "
             "base model first (peft's merge_and_unload)"
+        )
+
+
+def check_result(path: str) -> None:
+    """Refuse a folder that is neither that of a finished run nor that of a diagnosis.
+
+    Raises:
+        OutputError: Naming it.
+    """
+    from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE
+
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise OutputError(f"{path}: no such folder")
+    if not any((folder / name).is_file() for name in (RUN_FILE, DIAGNOSIS_FILE)):
+        raise OutputError(
+            f"{path}: holds no {RUN_FILE} and no {DIAGNOSIS_FILE}; is it a finished run or a "
+            "diagnosis?"
         )
 
 

@@ -10,6 +10,7 @@ from mixdpo_pyro.inference import Fit, fit
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.inference.outcomes import Ties
+from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.robustness.differences import (
     PAIR_ERRORS,
     estimate_lapse_rates,
@@ -18,7 +19,13 @@ from mixdpo_pyro.inference.robustness.differences import (
 from mixdpo_pyro.inference.robustness.errors.pair_errors import margin_scale
 from mixdpo_pyro.margins.table import MarginData
 
-__all__ = ["annotator_table", "differences_table", "effect_table", "group_table"]
+__all__ = [
+    "annotator_table",
+    "differences_table",
+    "effect_table",
+    "group_table",
+    "weight_table",
+]
 
 # Tables
 
@@ -93,6 +100,32 @@ def effect_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
     """
     effects = diagnosis.effects
     return None if effects is None else pd.DataFrame([vars(row) for row in effects.levels])
+
+
+def weight_table(posterior: Posterior) -> pd.DataFrame | None:
+    r"""Everybody's strength over its mean, strongest first; None without strengths.
+
+    Columns: `annotator`, `weight`, :math:`\mathbb{E}[\beta_g \mid \text{choices}] / m`, its
+    quantiles `q05` and `q95`, and `shrinkage`, as in :func:`annotator_table`.
+    """
+    found = posterior.strength_summary
+    if posterior.strength is not None:
+        found = describe_draws(posterior.strength / posterior.mean[:, None])
+    elif found:
+        mean = posterior.mean.mean()
+        found = {k: found[k] / (1 if k == "log_sd" else mean) for k in found}
+    else:
+        return None
+    table = pd.DataFrame(
+        {
+            "annotator": posterior.annotators,
+            "weight": found["mean"],
+            "q05": found["q05"],
+            "q95": found["q95"],
+            "shrinkage": _shrinkage(posterior, found["log_sd"]),
+        }
+    )
+    return table.sort_values("weight", ascending=False, ignore_index=True)
 
 
 def differences_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
@@ -182,18 +215,23 @@ def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
     strength = _strengths(result, seed)
     annotator = choices.by_choice(choices.annotator)
     count = np.bincount(annotator)
-    mean, cv = result.posterior.mean, result.posterior.cv
-    is_gamma = result.posterior.family == "gamma"
-    variance = (polygamma(1, cv**-2.0) if is_gamma else np.log1p(cv**2)).mean()
     return pd.DataFrame(
         {
             "pairs": count,
             "agreement": np.bincount(annotator, choices.agrees) / count,
             **{name: strength[name] for name in ("mean", "sd", "q05", "q95")},
-            "relative": strength["mean"] / mean.mean(),
-            "shrinkage": np.clip(strength["log_sd"] ** 2 / variance, 0, 1),
+            "relative": strength["mean"] / result.posterior.mean.mean(),
+            "shrinkage": _shrinkage(result.posterior, strength["log_sd"]),
         }
     )
+
+
+def _shrinkage(posterior: Posterior, log_sd: np.ndarray) -> np.ndarray:
+    """Variance of each log strength given the choices, over that of the distribution."""
+    cv = posterior.cv
+    is_gamma = posterior.family == "gamma"
+    variance = (polygamma(1, cv**-2.0) if is_gamma else np.log1p(cv**2)).mean()
+    return np.clip(log_sd**2 / variance, 0, 1)
 
 
 def _strengths(result: Fit, seed: int) -> dict[str, np.ndarray]:

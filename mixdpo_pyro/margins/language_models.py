@@ -26,7 +26,7 @@ from mixdpo_pyro.margins.weights import (
 )
 from mixdpo_pyro.progress import show_stage
 
-__all__ = ["ADAPTER_OFF", "COMPLETION", "PROMPT", "LanguageModels"]
+__all__ = ["ADAPTER_OFF", "COMPLETION", "PROMPT", "LanguageModels", "load_policy"]
 
 ADAPTER_OFF = "base"
 """The name of the reference that is the policy with its adapter switched off."""
@@ -86,6 +86,19 @@ class LanguageModels:
         """Number of tokens that both models know."""
         models = [m for m in (self.policy, self.reference) if m is not None]
         return min(m.get_input_embeddings().weight.shape[0] for m in models)
+
+
+def load_policy(
+    name: str, dtype: str, device: torch.device
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A policy in evaluation mode, and its tokenizer or that of its base model.
+
+    Raises:
+        ConfigError: If it cannot be loaded, or weights are missing or not finite.
+    """
+    if fault := find_model_fault(Path(name).expanduser()):
+        raise ConfigError(f"model: {fault}")
+    return _load_model(name, dtype, device, "model")[0], load_tokenizer(_tokenizer_source(name))
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from mixdpo_pyro.margins.language_models import LanguageModels
 from mixdpo_pyro.winrates.config import WinrateConfig
+from mixdpo_pyro.winrates.interpolation import InterpolatedLogits
 
 __all__ = ["Sampled", "complete_prompts"]
 
@@ -35,7 +36,11 @@ class Sampled:
 
 
 def complete_prompts(
-    models: LanguageModels, prompts: Sequence[Any], config: WinrateConfig, name: str
+    models: LanguageModels,
+    prompts: Sequence[Any],
+    config: WinrateConfig,
+    name: str,
+    weight: float = 1.0,
 ) -> pd.DataFrame:
     r"""Completions of every prompt by a policy, `num_completions` of each.
 
@@ -52,6 +57,8 @@ def complete_prompts(
         prompts: Texts, or lists of messages.
         config: Options.
         name: What to call the policy on the progress bar.
+        weight: Decode at so much of the way from the reference to the policy; see
+            :class:`~mixdpo_pyro.winrates.interpolation.InterpolatedLogits`.
 
     Returns:
         Columns `prompt` (its number), `sample`, `completion`, `tokens`, `finished`, `kl`.
@@ -61,7 +68,7 @@ def complete_prompts(
     for start in tqdm(range(0, len(rows), config.batch_size), desc=name, unit="batch"):
         batch = rows[start : start + config.batch_size]
         torch.manual_seed((config.seed * 1_000_003 + start) % 2**63)
-        found = _sample(models, [prompts[p] for p, _ in batch], config)
+        found = _sample(models, [prompts[p] for p, _ in batch], config, weight)
         parts.append(
             pd.DataFrame(
                 {
@@ -78,11 +85,14 @@ def complete_prompts(
 
 
 @torch.no_grad()
-def _sample(models: LanguageModels, prompts: list[Any], config: WinrateConfig) -> Sampled:
+def _sample(
+    models: LanguageModels, prompts: list[Any], config: WinrateConfig, weight: float
+) -> Sampled:
     ids, mask = _encode(models, prompts)
     tokenizer = models.tokenizer
     end = tokenizer.eos_token_id
-    written = models.policy.generate(
+    between = [] if weight == 1 else [InterpolatedLogits(models.reference, weight, mask)]
+    generated = models.policy.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=config.max_new_tokens,
@@ -90,12 +100,17 @@ def _sample(models: LanguageModels, prompts: list[Any], config: WinrateConfig) -
         temperature=config.temperature or None,
         top_k=0,
         top_p=1.0,
+        logits_processor=between,
         pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=end,
-    )[:, ids.shape[1] :]
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    written = generated.sequences[:, ids.shape[1] :]
+    policy = torch.stack(generated.logits, 1)
     ends = (written == end).int()
     is_before = ends.cumsum(1) - ends == 0  # the end token itself counts
-    divergence = _divergence(models, ids, mask, written, is_before)
+    divergence = _divergence(models, policy, (ids, mask), written, is_before, weight)
     text = tokenizer.batch_decode(
         [row[kept] for row, kept in zip(written, is_before, strict=True)], skip_special_tokens=True
     )
@@ -130,18 +145,26 @@ def _without_end(row: list[int], end: int | None) -> list[int]:
 
 
 def _divergence(
-    models: LanguageModels, ids: Tensor, mask: Tensor, written: Tensor, kept: Tensor
+    models: LanguageModels,
+    policy: Float[Tensor, "batch tokens vocabulary"],
+    prompts: tuple[Tensor, Tensor],
+    written: Int[Tensor, "batch tokens"],
+    kept: Bool[Tensor, "batch tokens"],
+    weight: float,
 ) -> Float[Tensor, " batch"]:
-    """Sum over the completion of the KL of both models' next tokens."""
-    whole = torch.cat([ids, written], 1)
+    """Sum over the completion of the KL of both next tokens; the policy's logits are known."""
+    ids, mask = prompts
+    if models.policy is models.reference:
+        return torch.zeros(len(ids), device=ids.device)
     seen = torch.cat([mask, kept.long()], 1)
-    position = (seen.cumsum(1) - 1).clamp(min=0)
-    start = ids.shape[1] - 1
     assert models.reference is not None
-    inputs = {"input_ids": whole, "attention_mask": seen, "position_ids": position}
-    policy, reference = (
-        model(**inputs, use_cache=False).logits[:, start:-1].float().log_softmax(-1)
-        for model in (models.policy, models.reference)
-    )
-    each = (policy.exp() * (policy - reference)).sum(-1)
+    reference = models.reference(
+        input_ids=torch.cat([ids, written], 1),
+        attention_mask=seen,
+        position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+        use_cache=False,
+    ).logits[:, ids.shape[1] - 1 : -1]
+    reference, policy = reference.float(), policy.float()
+    mixed = (reference + weight * (policy - reference)).log_softmax(-1)
+    each = (mixed.exp() * (mixed - reference.log_softmax(-1))).sum(-1)
     return (each * kept).sum(1)

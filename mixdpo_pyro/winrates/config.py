@@ -12,6 +12,10 @@ WINRATE_FILE = "winrate.json"
 """The file that makes a folder one of win rates."""
 
 
+_LARGEST_WEIGHT = 20.0
+"""Far beyond the policy nothing is left of its language."""
+
+
 @explained
 @dataclass(frozen=True, kw_only=True)
 class WinrateConfig:
@@ -33,6 +37,11 @@ class WinrateConfig:
     max_new_tokens: int = option("Most tokens of a completion.", 128)
     temperature: float = option("Temperature of sampling; 0 takes the likeliest token.", 1.0)
     batch_size: int = option("Completions that are written at once.", 32)
+    decoding_weights: list[float] = option(
+        "Also decode between reference (0) and policy (1), or beyond: each run is a curve over "
+        "KL, without further betas.",
+        [1.0],
+    )
     kl: float | None = option(
         "KL to the reference, in nats per response, at which arms are compared. Default: the "
         "largest that every arm with several betas reaches.",
@@ -49,6 +58,14 @@ class WinrateConfig:
         for name in ("num_completions", "max_new_tokens", "batch_size"):
             check_range(name, getattr(self, name), 1)
         check_seed(self.seed)
+        weights = self.decoding_weights
+        if not weights or len(set(weights)) < len(weights):
+            raise ConfigError(f"decoding_weights: expected different numbers, got {weights}")
+        for weight in weights:
+            if not 0 < weight <= _LARGEST_WEIGHT:
+                raise ConfigError(
+                    f"decoding_weights: expected 0 < weight <= {_LARGEST_WEIGHT:g}, got {weight}"
+                )
         for name, value in {"temperature": self.temperature, "kl": self.kl}.items():
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}: expected a finite number >= 0, got {value}")

@@ -45,9 +45,10 @@ class RunRate:
 
     Attributes:
         run: Folder of the run.
-        arm: What was trained: runs of one arm differ in beta and seed only.
+        arm: What was trained: runs of one arm differ in beta, seed and weight only.
         beta: DPO's beta.
         seed: Seed of the training.
+        weight: Where it was decoded between the reference (0) and the policy (1), or beyond.
         kl: KL to the reference in nats per response.
         reward: Mean score.
         win_rate: Against the reference, in percent, ties as one half.
@@ -67,6 +68,7 @@ class RunRate:
     arm: str
     beta: float
     seed: int
+    weight: float
     kl: float
     reward: float
     win_rate: float
@@ -110,7 +112,7 @@ class WinrateRecord:
     Attributes:
         kl: KL in nats per response at which arms are compared; None where no arm has two betas.
         arms: The arms there.
-        runs: Every run by itself.
+        runs: Every run by itself, once for each decoding weight.
         prompts: Number of prompts.
         reference_in_grammar: Share of the reference's completions in the simulated world's
             grammar; None for other judges.
@@ -153,16 +155,17 @@ def compare_runs(
     names = short_names([Path(run) for run in runs])
     for number, run in enumerate(runs):
         models = first if number == 0 else _load(run, config)
-        written = _completions(models, prompts, config, folder, names[number])
         digest = models.reference_digest
         if digest not in base:
             twin = replace(models, policy=models.reference, policy_digest=digest)
             base[digest] = _score(
                 _completions(twin, prompts, config, folder, _REFERENCE), prompts, judge
             )
-        scored = _score(written, prompts, judge)
-        rates.append(_rate(run, records[number], scored, base[digest], config))
-        tables.append(scored.assign(run=run))
+        for weight in config.decoding_weights:
+            written = _completions(models, prompts, config, folder, names[number], weight)
+            scored = _score(written, prompts, judge)
+            rates.append(_rate(run, records[number], weight, scored, base[digest], config))
+            tables.append(scored.assign(run=run, weight=weight))
     references = pd.concat(base.values())
     record = _match(rates, len(prompts), config, _share_in_grammar(references, config))
     _write(record, pd.concat([*tables, references.assign(run=_REFERENCE)]), folder)
@@ -211,20 +214,26 @@ def _read_prompts(path: Path, config: WinrateConfig) -> list[Any]:
 
 
 def _completions(
-    models: LanguageModels, prompts: list[Any], config: WinrateConfig, folder: Path, name: str
+    models: LanguageModels,
+    prompts: list[Any],
+    config: WinrateConfig,
+    folder: Path,
+    name: str,
+    weight: float = 1.0,
 ) -> pd.DataFrame:
     """Completions of a policy, or those that an earlier call wrote with the same inputs."""
     asked = {
         key: getattr(config, key)
         for key in ("num_completions", "max_new_tokens", "temperature", "batch_size", "seed")
     }
-    facts = [models.policy_digest, models.reference_digest, asked, prompts]
+    facts = [models.policy_digest, models.reference_digest, asked, prompts, weight]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
     path = folder / "completions" / f"{digest}.parquet"
     if path.is_file():
         return pd.read_parquet(path)
-    show_stage(f"Completing {len(prompts):,} prompts: {name}")
-    table = complete_prompts(models, prompts, config, name)
+    where = "" if weight == 1 else f" at weight {weight:g}"
+    show_stage(f"Completing {len(prompts):,} prompts: {name}{where}")
+    table = complete_prompts(models, prompts, config, name, weight)
     with written_whole(path) as temporary:
         table.to_parquet(temporary, index=False)
     return table
@@ -239,6 +248,7 @@ def _score(table: pd.DataFrame, prompts: list[Any], judge: Judge) -> pd.DataFram
 def _rate(
     run: str,
     record: RunRecord,
+    weight: float,
     scored: pd.DataFrame,
     base: pd.DataFrame,
     config: WinrateConfig,
@@ -247,8 +257,8 @@ def _rate(
     rate = compare_scores(score, other, scored["prompt"].to_numpy())
     return RunRate(
         run=run, arm=_arm(run, record), beta=record.beta, seed=record.seed,
-        kl=float(scored["kl"].mean()), reward=float(np.nanmean(score)), win_rate=rate.rate,
-        win_rate_low=rate.low, win_rate_high=rate.high,
+        weight=weight, kl=float(scored["kl"].mean()), reward=float(np.nanmean(score)),
+        win_rate=rate.rate, win_rate_low=rate.low, win_rate_high=rate.high,
         length_controlled_winrate=length_controlled(
             score, other, scored["tokens"].to_numpy(), base["tokens"].to_numpy()
         ),
@@ -342,8 +352,9 @@ def _headline(record: WinrateRecord) -> list[str]:
     if record.kl is None:
         return [
             "No win rate at equal KL: it takes runs of each arm at several betas, with the same "
-            "seed, whose KL to the reference overlap. Rates of single runs below differ in KL, "
-            "and a policy that goes further wins more whatever it was trained with."
+            "seed, or several decoding_weights, whose KL to the reference overlap. Rates of "
+            "single runs below differ in KL, and a policy that goes further wins more whatever it "
+            "was trained with."
         ]
     lines = [f"Win rate against the reference at a KL of {record.kl:.2f} nats per response:"]
     return lines + [f"  {_arm_line(arm)}" for arm in record.arms]
@@ -359,19 +370,22 @@ def _arm_line(arm: ArmRate) -> str:
 
 def winrate_lines(record: WinrateRecord) -> list[str]:
     """The result in a few lines of text."""
-    lines = [*_headline(record), "", f"{'run':32}{'arm':22}beta    KL     win rate, 95%        LC"]
-    names = short_names([Path(rate.run) for rate in record.runs])
-    for name, rate in zip(names, record.runs, strict=True):
+    columns = f"{'run':32}{'arm':22}beta    weight  KL     win rate, 95%        LC"
+    lines = [*_headline(record), "", columns]
+    runs = list(dict.fromkeys(rate.run for rate in record.runs))
+    names = dict(zip(runs, short_names([Path(run) for run in runs]), strict=True))
+    for rate in record.runs:
         interval = f"{rate.win_rate:.1f} [{rate.win_rate_low:.1f}, {rate.win_rate_high:.1f}]"
         lines.append(
-            f"{name[-30:]:32}{rate.arm:22}{rate.beta:<8.3g}{rate.kl:<7.2f}"
+            f"{names[rate.run][-30:]:32}{rate.arm:22}{rate.beta:<8.3g}{rate.weight:<8.3g}"
+            f"{rate.kl:<7.2f}"
             f"{interval:21}{rate.length_controlled_winrate:.1f}"
         )
-    for name, rate in zip(names, record.runs, strict=True):
+    for rate in record.runs:
         if rate.in_grammar is not None and rate.in_grammar < 0.95:
             lines.append(
-                f"{name}: {100 * (1 - rate.in_grammar):.0f}% of its completions left the language "
-                "of the simulated world (the reference's: "
+                f"{names[rate.run]}: {100 * (1 - rate.in_grammar):.0f}% of its completions left "
+                "the language of the simulated world (the reference's: "
                 f"{100 * (1 - (record.reference_in_grammar or 0)):.0f}%)"
             )
     lost = sum(rate.failures for rate in record.runs)

@@ -21,6 +21,7 @@ WRITES_FOLDER = {
     "rivals",
     "judges",
     "winrate",
+    "export",
     "init",
     "simulate",
 }

@@ -84,6 +84,18 @@ def test_completions_that_are_there_are_not_written_again(tmp_path, run_folder, 
         compare_runs([str(run_folder)], replace(config, seed=1), tmp_path)
 
 
+def test_one_run_is_a_curve_over_weights(tmp_path, run_folder):
+    """Away from the reference its KL grows; half of the way is not half of the KL."""
+    config = config_for(run_folder, tmp_path, decoding_weights=[0.25, 1.0, 4.0])
+    found = compare_runs([str(run_folder)], config, tmp_path)
+    assert [rate.weight for rate in found.runs] == [0.25, 1.0, 4.0]
+    divergence = [rate.kl for rate in found.runs]
+    assert 0 < divergence[0] < divergence[1] < divergence[2]
+    assert found.kl == pytest.approx(divergence[2]) and found.arms[0].seeds == 1
+    plain = compare_runs([str(run_folder)], replace(config, decoding_weights=[1.0]), tmp_path)
+    assert plain.runs[0] == found.runs[1]
+
+
 def test_base_is_what_the_run_started_from(tmp_path, run_folder):
     """The same files are taken, so that policy and reference are those of the default."""
     default = compare_runs([str(run_folder)], config_for(run_folder, tmp_path), tmp_path)
@@ -135,7 +147,7 @@ def test_two_runs_that_are_one_arm_are_refused(tmp_path, run_folder, capsys):
 
 def rate(arm, seed, kl, win_rate):
     return RunRate(
-        "r", arm, 0.1, seed, kl, 0.0, win_rate, 0.0, 100.0, 50.0, 1, 1, 0, 9.0, 1.0, None, 0
+        "r", arm, 0.1, seed, 1.0, kl, 0.0, win_rate, 0.0, 100.0, 50.0, 1, 1, 0, 9.0, 1.0, None, 0
     )
 
 
