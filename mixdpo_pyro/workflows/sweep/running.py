@@ -43,6 +43,7 @@ def run_sweep(plan: SweepPlan, config: SweepConfig) -> list[SweptRun]:
         done = len(plan.runs) - len(waiting)
         show_stage(f"{len(plan.runs)} runs: {done} finished, {len(waiting)} to train, {where}")
         if waiting:
+            show_stage(f"What each says: {folder.log('ARM/beta-BETA/seed-SEED')}")
             _train(plan, waiting, folder, engine, groups)
         found = folder.read()
     return [found[run.name] for run in plan.runs]
