@@ -86,7 +86,10 @@ def _read_base(entry: FileValue, parser: TrainParser) -> dict[str, Any]:
     if isinstance(entry.value, dict):
         return parser.from_file(entry.value)
     if isinstance(entry.value, str):
-        return parser.from_file(read_yaml(entry.value))
+        try:
+            return parser.from_file(read_yaml(entry.value))
+        except ConfigError as error:
+            raise ConfigError(f"{entry.place}: base: {error}") from error
     raise ConfigError(
         f"{entry.place}: base: expected the keys of a training, or the name of their file"
     )

@@ -89,7 +89,7 @@ def test_controls_are_options_of_a_training(name, values):
         ({"arms": "absent"}, "sweep.yaml: arms: is missing"),
         ({"base": "absent"}, "sweep.yaml: base: is missing"),
         ({"beta": [0.1]}, "sweep.yaml: line .*: unknown key 'beta'; did you mean 'betas'"),
-        ({"base": "none.yaml"}, "none.yaml: cannot be read"),
+        ({"base": "none.yaml"}, "sweep.yaml: line 1: base: none.yaml: cannot be read"),
         ({"base": [1]}, "line 1: base: expected the keys of a training"),
         ({"arms": []}, "arms: expected different names"),
         ({"arms": ["dpo", "dpo"]}, "arms: expected different names"),

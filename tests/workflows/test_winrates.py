@@ -11,6 +11,9 @@ import yaml
 from scenarios import TRAINING_MARKS, run_values, small_world
 
 from mixdpo_pyro.cli.main import main
+from mixdpo_pyro.reporting.records import read_record, write_record
+from mixdpo_pyro.reporting.run_record import RunRecord
+from mixdpo_pyro.reporting.sweep_record import SweepRecord, SweptRun
 from mixdpo_pyro.winrates.config import WinrateConfig
 from mixdpo_pyro.winrates.judging import judge_pairs
 from mixdpo_pyro.workflows import winrates as module
@@ -149,6 +152,19 @@ def rate(arm, seed, kl, win_rate):
     return RunRate(
         "r", arm, 0.1, seed, 1.0, kl, 0.0, win_rate, 0.0, 100.0, 50.0, 1, 1, 0, 9.0, 1.0, None, 0
     )
+
+
+def test_baselines_are_arms_of_their_own_and_a_sweep_names_its_arms(tmp_path, run_folder):
+    record = read_record(RunRecord, run_folder / "run.json")
+    plain = replace(record, family="fixed")
+    assert module._arm(str(run_folder), plain) == "dpo"
+    assert module._arm(str(run_folder), replace(plain, baseline="robust")) == "robust"
+    run = tmp_path / "runs" / "noisy" / "beta-0.1" / "seed-42"
+    shutil.copytree(run_folder, run)
+    swept = SweptRun("noisy/beta-0.1/seed-42", "noisy", 0.1, 42)
+    write_record(SweepRecord([swept]), tmp_path / "sweep.json")
+    assert module._arm(str(run), plain) == "noisy"
+    module._refuse_twins([str(run_folder), str(run)], [plain, plain])
 
 
 def test_arms_are_compared_at_the_largest_kl_that_all_reach():
