@@ -28,7 +28,13 @@ from mixdpo_pyro.reporting.figures.style import literal
 from mixdpo_pyro.reporting.health_checks import check_run
 from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
 from mixdpo_pyro.reporting.run_record import FinishedRun
-from mixdpo_pyro.reporting.sweep_record import SweptRun, expand_sweeps, find_swept, short_names
+from mixdpo_pyro.reporting.sweep_record import (
+    SweptRun,
+    expand_sweeps,
+    find_swept,
+    short_names,
+    unfinished_runs,
+)
 
 __all__ = ["RunSummary", "load_summaries", "plot_intervals", "show_comparison", "write_comparison"]
 
@@ -261,6 +267,9 @@ def _notes(runs: Sequence[RunSummary]) -> list[str]:
         "little. Intervals take the margins as given.",
     ]
     notes += arm_notes(_arm_results(runs))
+    for sweep in dict.fromkeys(run.folder.parents[3] for run in runs if run.swept):
+        if missing := ", ".join(unfinished_runs(sweep)):
+            notes.append(f"Not finished in {sweep.name}, and missing here: {missing}.")
     if not _hold_out_the_same(runs):
         notes.append(
             "The runs held out different pairs: accuracies and log-probabilities are not "

@@ -9,7 +9,7 @@ from mixdpo_pyro.io import RUN_FILE
 
 __all__ = [
     "SWEEP_FILE", "SweepRecord", "SweptRun", "expand_sweeps", "find_swept", "run_folder",
-    "short_names",
+    "short_names", "unfinished_runs",
 ]  # fmt: skip
 
 SWEEP_FILE = "sweep.json"
@@ -71,12 +71,17 @@ def expand_sweeps(paths: Iterable[str]) -> list[str]:
         if not (folder / SWEEP_FILE).is_file():
             found.append(path)
             continue
-        runs = [str(run_folder(folder, run.name)) for run in _read(folder).runs]
-        finished = [run for run in runs if (Path(run) / RUN_FILE).is_file()]
+        runs = _read(folder).runs
+        finished = [run.name for run in runs if _is_finished(folder, run)]
         if not finished:
             raise OutputError(f"{path}: none of its {len(runs)} runs is finished")
-        found += finished
+        found += [str(run_folder(folder, name)) for name in finished]
     return found
+
+
+def unfinished_runs(sweep: Path) -> list[str]:
+    """Names of the runs of a sweep that have no result."""
+    return [run.name for run in _read(sweep).runs if not _is_finished(sweep, run)]
 
 
 def find_swept(run: str | Path) -> SweptRun | None:
@@ -98,6 +103,10 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
+
+
+def _is_finished(sweep: Path, run: SweptRun) -> bool:
+    return (run_folder(sweep, run.name) / RUN_FILE).is_file()
 
 
 def _read(folder: Path) -> SweepRecord:

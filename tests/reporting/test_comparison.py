@@ -20,6 +20,7 @@ from mixdpo_pyro.reporting.comparison import (
 )
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import LearnedStrength, RunData, RunRecord
+from mixdpo_pyro.reporting.sweep_record import SweepRecord, SweptRun
 
 
 @cache
@@ -123,6 +124,24 @@ def test_figure_draws_the_90_percent_interval(tmp_path):
     axis = plot_intervals(runs).axes[0]
     thin = min(axis.get_lines(), key=lambda line: line.get_linewidth())
     np.testing.assert_allclose(thin.get_xdata(), np.quantile(runs[0].cv, [0.05, 0.95]))
+
+
+def test_a_sweep_is_read_by_arm_and_names_what_is_missing(tmp_path):
+    runs = [SweptRun(f"{arm}/beta-1/seed-0", arm, 1.0, 0) for arm in ("dpo", "mix", "lost")]
+    write_record(SweepRecord(runs), tmp_path / "sweep.json")
+    make_run(tmp_path / "runs" / runs[0].name)
+    make_run(tmp_path / "runs" / runs[1].name, 0.9)
+    found = load_summaries([tmp_path])
+    assert [run.name for run in found] == [run.name for run in runs[:2]]
+    text = printed(found)
+    assert text.index("against first arm") < text.index("mean strength")
+    name = tmp_path.name
+    assert f"Not finished in {name}, and missing here: lost/beta-1/seed-0." in unwrapped(text)
+    assert "By arm and beta" in write_comparison(found, tmp_path / "c.html").read_text()
+
+
+def unwrapped(text):
+    return " ".join(text.split())
 
 
 def test_folders_that_are_no_runs_and_damaged_runs_are_named(tmp_path):

@@ -161,6 +161,7 @@ def test_a_failed_run_leaves_the_others_and_is_tried_again(tmp_path, values, mon
     found = running.run_sweep(small_plan(values, arms=("a", "b", "c")), config)
     assert {run.status for run in found} == {"finished"}
     assert running.sweep_lines(found, config)[0] == "6 runs are finished"
+    assert all(run.seconds > 0 for run in found)
     tries = (tmp_path / "out" / "tries").read_text().split()
     assert len(tries) == 7 and tries.count("b/beta-0.1/seed-0") == 2
 

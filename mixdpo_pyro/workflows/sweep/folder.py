@@ -90,7 +90,10 @@ class SweepFolder:
                     "would not compare; write to another folder"
                 )
         runs = {run.name: run for run in earlier.runs}
-        runs |= {run.name: self.look_at(run) for run in plan.runs}
+        for run in plan.runs:
+            known = runs.get(run.name)
+            seconds = 0.0 if known is None else known.seconds
+            runs[run.name] = self.look_at(run, seconds)
         self._write(SweepRecord([*runs.values()], earlier.inputs | inputs, package_versions()))
 
     def look_at(self, run: PlannedRun, seconds: float = 0.0, message: str = "") -> SweptRun:
