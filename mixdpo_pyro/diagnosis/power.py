@@ -20,8 +20,8 @@ __all__ = ["PowerRow", "estimate_power", "power_lines", "simulate_power", "sugge
 
 _VERDICTS = ("heterogeneous", "homogeneous", "inconclusive")
 
-_FIRST_ANSWER = 8
-"""Seconds after which a first table is shown; with the imports, ten."""
+_FIRST_ANSWER = 5
+"""Seconds after which a first table is shown; with the imports before, about ten."""
 
 _Answer = tuple[str, float]
 """Verdict on a dataset, and the width of its interval of cv."""
