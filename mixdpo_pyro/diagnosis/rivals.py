@@ -38,6 +38,8 @@ _TENSORS = ("chosen", "rejected")
 
 _PROMPT = "prompt"
 
+_FEWEST = 20
+
 _BADLY_SERVED = "the tenth of annotators whom one strength predicts worst in training"
 
 
@@ -181,6 +183,8 @@ def _read_input(data: MarginData, config: RivalsConfig) -> _Input:
         )
     embeddings = _read_embeddings(config, len(data.margin))
     known = read_choices(data.margin, data.annotator)
+    if known.num_pairs < _FEWEST:
+        raise ValueError(f"Expected at least {_FEWEST} choices, got {known.num_pairs}")
     if not known.has_panels:
         raise ValueError(
             f"Expected several choices of each annotator, got one in column "

@@ -105,6 +105,7 @@ def test_equal_seeds_give_equal_answers(tmp_path, table):
         (lambda t: t.assign(annotator=range(len(t))), (), "got one in column 'annotator'"),
         (lambda t: t.assign(topic="cats"), ("--holdout", "topic"), "several groups to hold out"),
         (lambda t: t.assign(outcome="tie"), (), "Expected plain pairs"),
+        (lambda t: t.groupby("annotator").head(2)[:18], (), "at least 20 choices, got 18"),
         (lambda t: t, ("--holdout", "tpic"), "column 'tpic' is missing; it has margin"),
     ],
 )

@@ -31,9 +31,8 @@ ONE_STRENGTH, ONE_REWARD = "one strength", "one reward"
 
 _ONE_POINT, _ONE_ANGLE = "PAL-A, one prototype", "PAL-B, one prototype"
 
-_RIDGES = (0.1, 1.0, 10.0)
+_RIDGES = (0.1, 1.0, 10.0, 100.0)
 _PERSON_RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_FACTOR_RIDGES = (0.1, 1.0, 10.0, 100.0)
 _TYPES = (2, 3)
 
 _INNER_FOLDS = 4
@@ -61,9 +60,6 @@ class Rival:
 
 def _grid(**values: Sequence[float | int]) -> tuple[Setting, ...]:
     return tuple(dict(zip(values, each, strict=True)) for each in product(*values.values()))
-
-
-_PAL_SETTINGS = _grid(types=_TYPES, ridge=_RIDGES, mixture=(0.2, 3.0))
 
 
 def _mixed(family: Family) -> Callable[[KnownChoices, Setting, int], FittedRival]:
@@ -96,14 +92,14 @@ RIVALS = (
     _on_embeddings(ONE_REWARD, fit_one_weight, _grid(ridge=(0.01, *_RIDGES))),
     _on_embeddings("lognormal on one reward", fit_mixed_rewards, _grid(ridge=(0.01, *_RIDGES))),
     _on_embeddings(
-        "reward per person", fit_person_weights, _grid(ridge=(1.0,), person=_PERSON_RIDGES)
+        "reward per person", fit_person_weights, _grid(ridge=_RIDGES[1:], person=(3.0, 30.0))
     ),
     _on_embeddings("EM-DPO", fit_types, _grid(types=_TYPES, ridge=_RIDGES)),
     _on_embeddings(_ONE_POINT, fit_pal_a, _grid(types=(1,), ridge=_RIDGES), _ONE_POINT),
-    _on_embeddings("PAL-A", fit_pal_a, _PAL_SETTINGS, _ONE_POINT),
+    _on_embeddings("PAL-A", fit_pal_a, _grid(types=_TYPES, ridge=_RIDGES), _ONE_POINT),
     _on_embeddings(_ONE_ANGLE, fit_pal_b, _grid(types=(1,), ridge=_RIDGES), _ONE_ANGLE),
-    _on_embeddings("PAL-B", fit_pal_b, _PAL_SETTINGS, _ONE_ANGLE),
-    _on_embeddings("bridging", fit_bridging, _grid(ridge=(0.5, 5.0), factor=_FACTOR_RIDGES)),
+    _on_embeddings("PAL-B", fit_pal_b, _grid(types=_TYPES, ridge=_RIDGES), _ONE_ANGLE),
+    _on_embeddings("bridging", fit_bridging, _grid(ridge=(0.5, 5.0, 50.0), factor=_RIDGES[1:])),
 )
 """All models, in the order of the table, after the one that they are compared with.
 
@@ -247,12 +243,23 @@ def _select(
     """Number of the setting under which inner held-out choices are most likely."""
     if len(rival.settings) == 1:
         return 0
-    try:
-        inner = make_folds(choices.annotator, _INNER_FOLDS, group, (*seed, 71))
-    except ValueError:  # one group is left
-        inner = make_folds(choices.annotator, _INNER_FOLDS, None, (*seed, 71))
-    train, held = next(pair for pair in inner if len(pair[1]))
+    train, held = _inner_split(choices, group, seed)
     part, rest = choices.take(train), choices.take(held)
     quick = [{**setting, "starts": 1} for setting in rival.settings]
     values = [rival.fit(part, setting, 0).log_prob(rest).mean() for setting in quick]
     return int(np.argmax(values))
+
+
+def _inner_split(
+    choices: KnownChoices, group: Int[np.ndarray, " choices"] | None, seed: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and to select by: groups or choices of known people, or any choices."""
+    seeds = (*seed, 71)
+    for groups in (None,) if group is None else (group, None):
+        try:
+            folds = make_folds(choices.annotator, _INNER_FOLDS, groups, seeds)
+        except ValueError:  # one group is left, or one choice of each person
+            continue
+        return next(pair for pair in folds if len(pair[1]))
+    rows = np.random.default_rng(seeds).permutation(len(choices))
+    return rows[len(rows) // _INNER_FOLDS :], rows[: len(rows) // _INNER_FOLDS]

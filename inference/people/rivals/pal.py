@@ -39,7 +39,7 @@ _DIMENSIONS = 8
 """Of the space in which responses and people meet."""
 
 _MIXTURE_RIDGE = 0.2
-"""Default ridge on the logits of mixtures: log odds of two prototypes have a standard deviation
+"""Ridge on the logits of mixtures: log odds of two prototypes have a standard deviation
 of 3."""
 
 _STARTS = 2
@@ -56,8 +56,7 @@ def fit_pal_a(choices: KnownChoices, setting: Setting, seed: int = 0) -> FittedR
 
     Args:
         choices: Choices with embeddings.
-        setting: `types`, the number of prototypes, `ridge` on the maps,
-            `mixture`, the ridge on the logits of mixtures, and `starts`.
+        setting: `types`, the number of prototypes, `ridge` on the maps, and `starts`.
         seed: Seed of the starts.
     """
 
@@ -173,7 +172,7 @@ def _fit(
 
 def _penalty(at: Mapping[str, Tensor], setting: Setting) -> Tensor:
     total = MARGIN_RIDGE * at["strength"].square().sum()
-    total = total + setting.get("mixture", _MIXTURE_RIDGE) * at["w"].square().sum()
+    total = total + _MIXTURE_RIDGE * at["w"].square().sum()
     for name in ("map", "context"):
         if name in at:
             total = total + setting["ridge"] * at[name].square().sum()

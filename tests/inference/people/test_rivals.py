@@ -257,6 +257,16 @@ def test_no_model_sees_what_it_is_judged_on():
     assert len(seen) == 5 * 3 + 1 and len(seen[-1][0]) == len(choices)
 
 
+def test_people_with_two_choices_are_enough():
+    choices = strengths_world(0, people=30, each=2)
+    folds = make_folds(choices.annotator, 2)
+    held = run_rival(MODELS["strength per person"], choices, folds)
+    assert np.isfinite(held.log_prob).all()
+    topic = np.arange(60) % 2  # one group is left to train on
+    held = run_rival(MODELS["types of strength"], choices, make_folds(choices.annotator, 2, topic))
+    assert np.isfinite(held.log_prob).all()
+
+
 def test_there_must_be_groups_and_known_people():
     with pytest.raises(ValueError, match="several groups to hold out, got one"):
         make_folds(np.array([0, 0, 1]), 2, np.zeros(3, dtype=int))
