@@ -17,6 +17,7 @@ ROWS = {
     "worlds": "differences.py --datasets 20 --first_seed 7000",
     "judges": "judges.py --datasets 40",
     "generation": "winrate.py",
+    "rivals": "rivals.py worlds",
 }
 """Name of a table -> script and arguments."""
 
