@@ -1,9 +1,14 @@
 """Sphinx configuration: `sphinx-build -W docs docs/_build/html`."""
 
+import argparse
 import importlib.metadata
 import inspect
 import os
 import re
+from pathlib import Path
+from typing import Any
+
+from mixdpo_pyro.cli.commands import COMMANDS
 
 project = "mixdpo-pyro"
 author = "the mixdpo-pyro developers"
@@ -57,3 +62,49 @@ myst_substitutions = {
     "inference_names": public_names("mixdpo_pyro.inference"),
     "models_names": public_names("mixdpo_pyro.models"),
 }
+
+
+# One page of all commands, from their parsers, generated at every build.
+
+
+def write_commands(app: Any) -> None:
+    """Write `api/commands.md`."""
+    page = Path(app.srcdir) / "api" / "commands.md"
+    page.parent.mkdir(exist_ok=True)
+    parts = ["# Commands\n\n`mixdpo --debug COMMAND` shows tracebacks and library warnings."]
+    parts += [describe_command(name) for name in COMMANDS]
+    page.write_text("\n\n".join(parts) + "\n")
+
+
+def describe_command(name: str) -> str:
+    """Heading, usage and tables of options; of TRL's own options there is a link."""
+    command = COMMANDS[name]
+    parser = command.parser()
+    lines = [f"## mixdpo {name}", "", f"{command.summary[0].upper()}{command.summary[1:]}."]
+    for group in parser._action_groups:
+        actions = [a for a in group._group_actions if a.dest not in ("help", "help_all")]
+        if group.title == "training, by TRL":
+            lines += ["", "All options of TRL's `DPOConfig` besides: `mixdpo train --help_all`."]
+        elif actions:
+            lines += ["", "| | default | |", "| --- | --- | --- |", *map(option_row, actions)]
+    return "\n".join(lines)
+
+
+def option_row(action: argparse.Action) -> str:
+    """A row of the table: the first spelling and the short one, default, help."""
+    names = [action.option_strings[0]] if action.option_strings else [action.dest.upper()]
+    names += [o for o in action.option_strings[1:] if not o.startswith("--")]
+    default = action.default
+    if action.required or not action.option_strings:
+        shown = "required"
+    else:
+        shown = "" if default in (None, argparse.SUPPRESS) else f"`{default}`"
+    text = " ".join((action.help or "").split()).replace("%%", "%").partition(" (default:")[0]
+    choices = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
+    cells = (f"`{', '.join(names)}`", shown, text + choices)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("builder-inited", write_commands)
