@@ -24,6 +24,7 @@ from mixdpo_pyro.models import Family
 
 __all__ = [
     "LEVEL",
+    "PREDICTION",
     "DiagnosisFits",
     "RobustnessCheck",
     "RobustnessStatus",
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 LEVEL = 0.05
+
+PREDICTION = "prediction of left-out choices"
+"""Name of the check of how well choices are predicted that were left out."""
 
 _WHO_LEVEL = 0.02
 """Level of the permutation test, which alone stands where the link is not logistic."""
@@ -130,10 +134,14 @@ def check_prediction(
     if not loo.is_reliable:
         sentence += f" The estimate is unreliable (Pareto k = {loo.worst_k:.2f})."
     return RobustnessCheck(
-        "prediction of left-out choices",
+        PREDICTION,
         sentence,
         evidence_status(main, difference.elpd > 0),
-        numbers={"elpd_difference": difference.elpd, "se": difference.se},
+        numbers={
+            "elpd_difference": difference.elpd,
+            "se": difference.se,
+            "is_reliable": float(loo.is_reliable),
+        },
     )
 
 

@@ -31,6 +31,7 @@ from mixdpo_pyro.reporting.diagnosis_record import (
     Quantiles,
 )
 from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
+from mixdpo_pyro.reporting.recommendation import advise
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["data_notes", "diagnose_margins", "diagnosis_lines", "make_record", "write_diagnosis"]
@@ -94,7 +95,7 @@ def diagnose_margins(
             diagnosis = replace(diagnosis, effects=effects)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if data.num_alike >= _ALIKE * len(data.margin):
+    if _looks_cut(data):
         diagnosis = replace(diagnosis, verdict=_doubt(diagnosis.verdict, data))
     return diagnosis, data
 
@@ -118,7 +119,7 @@ def _doubt(verdict: Verdict, data: MarginData) -> Verdict:
         "annotators look different. Name the column of the choices with --choice_set, or pass "
         "--choice_set none where each pair was judged by itself."
     )
-    return replace(verdict, value="inconclusive", reason=reason)
+    return replace(verdict, value="inconclusive", reason=reason, kind=None)
 
 
 def _read_second(path: str, data: MarginData) -> np.ndarray:
@@ -214,9 +215,15 @@ def make_record(
         share_not_positive=diagnosis.share_not_positive,
         effects=diagnosis.effects,
         beta=diagnosis.result.posterior.beta,
+        advice=advise(diagnosis, _looks_cut(data)),
         config=asdict(config),
         command=command,
     )
+
+
+def _looks_cut(data: MarginData) -> bool:
+    """Whether so many rows look like parts of one choice that there is no answer."""
+    return data.num_alike >= _ALIKE * len(data.margin)
 
 
 def _summarise_family(diagnosis: Diagnosis, family: str) -> FamilySummary:
@@ -320,6 +327,7 @@ def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     lines = [
         f"{verdict.value}: {verdict.reason}",
         diagnosis.error_rate,
+        *advise(diagnosis, _looks_cut(data)).lines,
         "",
         f"{data.source}: {choices.describe()}{annotators}",
         *_count_lines(diagnosis),

@@ -8,6 +8,7 @@ import numpy as np
 from mixdpo_pyro.inference.people.strength_effects import StrengthEffects
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.verdict import Verdict
+from mixdpo_pyro.reporting.recommendation import Advice
 
 __all__ = ["DiagnosisData", "DiagnosisRecord", "FamilySummary", "Quantiles"]
 
@@ -108,6 +109,7 @@ class DiagnosisRecord:
         share_not_positive: Share of strengths at or below zero under the normal family.
         effects: How strength goes with the columns of `--strength`; None without any.
         beta: Median of the mean's prior.
+        advice: What to do, and what different strengths gain.
         config: Options of the command.
         command: The command line.
     """
@@ -125,5 +127,6 @@ class DiagnosisRecord:
     share_not_positive: tuple[float, float, float] | None
     effects: StrengthEffects | None
     beta: float
+    advice: Advice | None = None
     config: dict[str, Any] = field(default_factory=dict)
     command: str = ""

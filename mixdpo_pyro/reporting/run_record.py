@@ -20,6 +20,7 @@ from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
 from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import RUN_FILE
 from mixdpo_pyro.models.pyro_models import MeanAnchor
+from mixdpo_pyro.reporting.recommendation import Advice
 from mixdpo_pyro.reporting.records import read_json, read_record
 from mixdpo_pyro.reporting.training_tail import TrainingTail
 
@@ -98,6 +99,7 @@ class RunRecord:
         learned: What training learned.
         verdict: The verdict on the held-out pairs; None where the diagnosis failed.
         error_rate: Error rate of the verdict, in plain English.
+        advice: What to do, and what different strengths gain; None without a verdict.
         checks: Other explanations of the verdict.
         learn_cv: Whether training learned cv.
         baseline: Another paper's loss that it was trained with, or None.
@@ -117,6 +119,7 @@ class RunRecord:
     learned: LearnedStrength
     verdict: Verdict | None
     error_rate: str = ""
+    advice: Advice | None = None
     checks: list[RobustnessCheck] = field(default_factory=list)
     learn_cv: bool = True
     baseline: str | None = None

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from mixdpo_pyro.reporting.html import (
     write_images,
     write_page,
 )
+from mixdpo_pyro.reporting.recommendation import Advice
 from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
 from mixdpo_pyro.training.model_card import CHOICE_WORDS
 
@@ -59,7 +61,7 @@ def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
     figures, images = embed_figures(_figures(run, health), _DPI)
     page = render_page(
         "report.html", run=run, record=run.record, health=health, rows=learned_rows(run),
-        thresholds=threshold_rows(run), figures=figures,
+        thresholds=threshold_rows(run), figures=figures, advice=advice_on(run, health),
         trained_on=CHOICE_WORDS.get(run.record.data.observation, "").format("several"),
     )  # fmt: skip
     return page, images
@@ -125,7 +127,8 @@ def run_lines(folder: str | Path) -> list[str]:
     lines = ["no verdict: the diagnosis failed"]
     if verdict is not None:
         lines = [f"{distrust}{verdict.value}: {verdict.reason}"]
-    lines += [f"{health.status}: {health.sentence}", ""]
+    advice = advice_on(run, health)
+    lines += [f"{health.status}: {health.sentence}", *(advice.lines if advice else []), ""]
     has_truth = run.reward_slope is not None
     lines.append(f"{'':36}{'cv':24}{'mean per unit of reward' if has_truth else 'mean'}")
     for row in learned_rows(run):
@@ -143,6 +146,15 @@ def run_lines(folder: str | Path) -> list[str]:
         f"policy  {run.folder / 'policy'}",
         *(f"report  {path}" for path in [run.folder / "report.html"] if path.is_file()),
     ]
+
+
+def advice_on(run: FinishedRun, health: HealthReport) -> Advice | None:
+    """What to do with a run; of one that failed a check, to mend that first."""
+    advice = run.record.advice
+    if advice is None or health.status != "FAIL":
+        return advice
+    mend = "Do not act on this verdict: mend what failed, and train or evaluate again."
+    return replace(advice, recommendation=mend)
 
 
 def _learned_row(source: str, posterior: Posterior, slope: float | None) -> dict[str, str]:

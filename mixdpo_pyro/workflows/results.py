@@ -23,6 +23,7 @@ from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.io.environment import package_versions
 from mixdpo_pyro.margins.sequences import judged_columns, short_hash
 from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.reporting.recommendation import advise
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import (
     HISTORY_FILE,
@@ -152,6 +153,7 @@ class RunResults:
             ),
             verdict=found.verdict if found else None,
             error_rate=found.error_rate if found else "",
+            advice=advise(found) if found else None,
             checks=found.checks if found else [],
             learn_cv=training.learn_cv,
             baseline=training.baseline,

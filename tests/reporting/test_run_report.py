@@ -15,6 +15,7 @@ from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessS
 from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
+from mixdpo_pyro.reporting.recommendation import Advice
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
 from mixdpo_pyro.reporting.run_report import learned_rows, run_lines, write_report
@@ -62,6 +63,7 @@ def written_run(tmp_path_factory):
         family="gamma", mean_anchor="prior", beta=0.5, seed=0,
         data=RunData("d", 10, 300, {"empty response": 2}, "annotator", has_panels=True),
         learned=LearnedStrength(0.5, 0.5, 0.1, 1.0), verdict=assess_heterogeneity(result),
+        advice=Advice("Collect <more>.", "+0.01 nats", "no change"),
         truth=TRUTH, command="mixdpo train <b>", versions={"python": "3"}, seconds=1.0,
     )  # fmt: skip
     write_record(record, tmp_path / "run.json")
@@ -143,6 +145,7 @@ def test_failed_run_shows_its_verdict_struck_through(run_folder):
     page = write_report(run_folder).read_text()
     verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
     top = page.split("<h2>")[0]
+    assert "Do not act on this verdict" in top and "Collect" not in top
     assert "<title>MixDPO report: not to be trusted</title>" in top
     assert f"<s>{verdict['value']}</s>" in top
     assert "Failed: steps of training." in top
@@ -231,6 +234,12 @@ def test_summary_says_verdict_and_table(run_folder):
     verdict = json.loads((run_folder / "run.json").read_text())["verdict"]
     assert lines[0] == f"{verdict['value']}: {verdict['reason']}"
     assert lines[1].startswith("REVIEW: ")
+    assert lines[2:4] == [
+        "what to do: Collect <more>.",
+        "gain per held-out choice over one strength: +0.01 nats; accuracy: no change",
+    ]
+    top = write_report(run_folder).read_text().split("<h2>")[0]
+    assert "Collect &lt;more&gt;." in top and "+0.01 nats" in top
     assert any(line.startswith("truth") and "2.00" in line for line in lines)
 
 
