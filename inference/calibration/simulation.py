@@ -28,6 +28,10 @@ class Design:
         spread: Standard deviation of beta * margin between two responses.
         beta: Median of the mean's prior.
         kind: `"pairs"`, `"ties"`, `"grades:G"` (G outcomes), `"best-of:K"` or `"ranking:K"`.
+        judges_per_pair: How many annotators judge the same pair, a divisor of their number; who
+            judges what is random. Plain pairs only, as the next one.
+        pair_error: Standard deviation of an error of each pair's margin, over that of the margins:
+            choices are made by the margin plus its error, the same for all who judge the pair.
     """
 
     num_annotators: int = 20
@@ -35,6 +39,13 @@ class Design:
     spread: float = 3.0
     beta: float = 0.1
     kind: str = "pairs"
+    judges_per_pair: int = 1
+    pair_error: float = 0.0
+
+    @property
+    def is_crossed(self) -> bool:
+        """Whether pairs have several judges, or errors."""
+        return self.judges_per_pair > 1 or self.pair_error > 0
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,14 @@ class SimulatedChoices:
         annotator: Annotator of each row.
         strength: True strength of each annotator.
         done: `choice_set`, `rank` and `outcome` as `fit` takes them.
+        pair: Pair of each row, where several annotators judge the same or margins have errors.
     """
 
     margin: Float[np.ndarray, " rows"]
     annotator: Int[np.ndarray, " rows"]
     strength: Float[np.ndarray, " annotators"]
     done: dict[str, Any] = field(default_factory=dict)
+    pair: Int[np.ndarray, " rows"] | None = None
 
 
 def parse_kind(kind: str) -> tuple[Observation, int]:
@@ -88,7 +101,14 @@ def parse_kind(kind: str) -> tuple[Observation, int]:
 def simulate(
     mean: float, cv: float, family: Family, design: Design, rng: np.random.Generator
 ) -> SimulatedChoices:
-    """Draw annotators, and choices of the design's kind with exact margins."""
+    """Draw annotators, and choices of the design's kind; margins are exact but for `pair_error`.
+
+    Raises:
+        ValueError: If there is no such kind, pairs of another kind have several judges or errors,
+            or the annotators cannot share the pairs equally.
+    """
+    if design.is_crossed:
+        return _simulate_crossed(mean, cv, family, design, rng)
     if design.kind == "pairs":
         return SimulatedChoices(*simulate_choices(mean, cv, family, design, rng))
     observation, size = parse_kind(design.kind)
@@ -120,6 +140,31 @@ def simulate_choices(
     difference = rng.normal(0, design.spread / design.beta, len(annotator))
     prefers_first = rng.random(len(annotator)) < expit(strength[annotator] * difference)
     return np.where(prefers_first, difference, -difference), annotator, strength
+
+
+def _simulate_crossed(
+    mean: float, cv: float, family: Family, design: Design, rng: np.random.Generator
+) -> SimulatedChoices:
+    """Plain pairs, each judged by equally many annotators, whose margins may have errors."""
+    judges = design.judges_per_pair
+    if design.kind != "pairs":
+        raise ValueError(f"Expected plain pairs with several judges or errors, got {design.kind}")
+    if design.num_annotators % judges:
+        raise ValueError(
+            f"Expected judges_per_pair to divide num_annotators ({design.num_annotators:,}), got "
+            f"{judges}"
+        )
+    strength = _draw_strengths(mean, cv, family, design, rng)
+    person = np.repeat(np.arange(design.num_annotators), design.choices_each)
+    # Each permutation deals all pairs to its own part of the annotators.
+    num_pairs = len(person) // judges
+    pair = np.concatenate([rng.permutation(num_pairs) for _ in range(judges)])
+    scale = design.spread / design.beta
+    difference = rng.normal(0, scale, num_pairs)
+    felt = difference + rng.normal(0, design.pair_error * scale, num_pairs)
+    prefers_first = rng.random(len(person)) < expit(strength[person] * felt[pair])
+    margin = np.where(prefers_first, 1, -1) * difference[pair]
+    return SimulatedChoices(margin, person, strength, pair=pair)
 
 
 def _draw_strengths(

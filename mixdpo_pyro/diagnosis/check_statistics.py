@@ -11,18 +11,23 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from scipy.optimize import isotonic_regression
+from scipy.special import expit
 
 from mixdpo_pyro.inference.choices import Choices
 
 __all__ = [
     "BINS",
     "MAX_CURVES",
+    "OWN_STRENGTH",
+    "SAME_PAIR",
     "SPREAD",
     "CalibrationCurve",
     "PredictiveCheck",
     "Question",
     "Statistic",
+    "agreement_on_pairs",
     "calibrate_predictions",
+    "excess_over_own_strength",
     "owners",
     "rate_groups",
     "spread_between",
@@ -31,6 +36,12 @@ __all__ = [
 
 SPREAD = "spread of annotators' agreement (sd)"
 """Of agreement minus what the distribution expects of the annotator's margins."""
+
+SAME_PAIR = "agreement of annotators on the same pair"
+"""Share of two judgements of one pair, by different annotators, that are alike."""
+
+OWN_STRENGTH = "agreements beyond annotators' own strength (mean)"
+"""Of each annotator: what is left of their agreements by the one strength that fits them best."""
 
 BINS = 10
 """Bins of margins in which misfit is summed."""
@@ -183,6 +194,82 @@ def spread_between(
         return rates[:, repeated].std(axis=1)
 
     return spread
+
+
+_STRENGTHS = np.concatenate([[0.0], np.geomspace(0.01, 100.0, 81)])
+"""Strengths at which the agreements of an annotator are known, at margins of size one."""
+
+_FEWEST_COMPARED = 20
+"""Judgements of one pair, two by two, below which their agreement says nothing."""
+
+
+def agreement_on_pairs(
+    pair: Int[np.ndarray, " choices"],
+    annotator: Int[np.ndarray, " choices"],
+    margin: Float[np.ndarray, " choices"],
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Share of two judgements of the same pair, by different annotators, that are alike.
+
+    Given strengths they are independent where margins are right. An error of the margin, which all
+    who judge the pair share, makes them alike more often than that.
+
+    Args:
+        pair: Number of what was judged.
+        annotator: Index of who judged; of several judgements of one pair the first one counts.
+        margin: Margins, of either orientation. At zero nothing says who agreed with whom.
+
+    Returns:
+        A function of the agreements with the margin, or None where few pairs have several judges.
+    """
+    rows = np.flatnonzero(margin != 0)
+    judged = np.stack([pair[rows], annotator[rows]], axis=1)
+    rows = rows[np.sort(np.unique(judged, axis=0, return_index=True)[1])]
+    number = np.unique(pair[rows], return_inverse=True)[1]
+    count = np.bincount(number)
+    compared = (count * (count - 1)).sum() / 2
+    if compared < _FEWEST_COMPARED:
+        return None
+
+    def alike(agrees: np.ndarray) -> np.ndarray:
+        kept = np.stack([np.bincount(number, each[rows], len(count)) for each in agrees])
+        against = count - kept
+        return (kept * (kept - 1) + against * (against - 1)).sum(1) / 2 / compared
+
+    return alike
+
+
+def excess_over_own_strength(
+    size: Float[np.ndarray, " choices"], annotator: Int[np.ndarray, " choices"]
+) -> Callable[[np.ndarray], np.ndarray]:
+    r"""Agreements of an annotator less those that their own best strength explains, on average.
+
+    The strength with :math:`\sum_t |\Delta_t| (y_t - \sigma(\beta|\Delta_t|)) = 0` fits the
+    annotator best, in which a choice against a large margin weighs more than one against a small
+    one. Whoever answers some questions at random, or by another margin, chooses against large ones
+    too often for the number of their agreements.
+
+    Args:
+        size: Sizes of the margins.
+        annotator: Index of the annotator of each choice; whoever chose once is not looked at.
+    """
+    unit = float(np.median(size[size > 0])) if (size > 0).any() else 1.0
+    size, count = size / unit, np.bincount(annotator)
+    repeated = np.flatnonzero(count >= 2)
+    chance = [expit(strength * size) for strength in _STRENGTHS]
+    score, number = (
+        np.stack([np.bincount(annotator, weight * p, len(count)) for p in chance], axis=1)
+        for weight in (size, np.ones(len(size)))
+    )
+
+    def excess(agrees: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(agrees))
+        scores = np.stack([np.bincount(annotator, size * a, len(count)) for a in agrees])
+        numbers = np.stack([np.bincount(annotator, a, len(count)) for a in agrees])
+        for k in repeated:
+            found += numbers[:, k] - np.interp(scores[:, k], score[k], number[k])
+        return found / len(repeated)
+
+    return excess
 
 
 def owners(choices: Choices) -> Int[np.ndarray, " choices"]:

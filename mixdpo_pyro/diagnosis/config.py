@@ -41,6 +41,9 @@ _CHOICE_SET = (
 _OPERATORS = re.compile(r"[*:()~|^]")
 """What other programs take in a formula beside `+`."""
 
+_LARGEST_ERROR = 10
+"""Errors of the margins beyond which these say next to nothing, relative to their size."""
+
 CHECK_FILE = "check.json"
 """The file that makes a folder a check folder."""
 
@@ -259,9 +262,19 @@ class PowerConfig:
         "Standard deviation of mean strength times the margin between two responses.", 2.0
     )
     cv: float = option("True coefficient of variation of the strength.", 0.5)
+    judges_per_pair: int = option(
+        "Annotators who judge the same pair, so that errors of the margins show.", 1
+    )
+    pair_error: float = option(
+        "Standard deviation of the errors of the margins, the same for all who judge a pair, over "
+        "that of the margins.",
+        0.0,
+    )
     simulations: int = option("Simulated datasets.", 50)
     more: bool = option(
-        "Also try twice the annotators, twice the choices of each, and both.", False
+        "Also try twice the annotators, twice the choices of each, and both; with `--pair_error` "
+        "also as many choices on pairs that four annotators judge each.",
+        False,
     )
     seed: int = option("Seed of the simulations.", 0)
     jobs: int = option("Simulations at a time; the answer does not depend on it.", 1)
@@ -280,9 +293,32 @@ class PowerConfig:
         check_positive("sd", self.sd)
         if not 0 <= self.cv <= 3:
             raise ConfigError(f"cv: expected 0 <= cv <= 3, got {self.cv}")
+        self._check_judges()
         reason = "a probability is then known to 0.01"
         check_range("simulations", self.simulations, 2, 10_000, reason)
         check_seed(self.seed)
+
+    def _check_judges(self) -> None:
+        check_range("judges_per_pair", self.judges_per_pair, 1)
+        if not 0 <= self.pair_error <= _LARGEST_ERROR:
+            raise ConfigError(
+                f"pair_error: expected 0 <= pair_error <= {_LARGEST_ERROR}, got {self.pair_error}"
+            )
+        other = next((name for name in self.design if name != "pairs"), None)
+        for name, is_set in (
+            ("judges_per_pair", self.judges_per_pair > 1), ("pair_error", self.pair_error > 0),
+        ):  # fmt: skip
+            if is_set and other is not None:
+                raise ConfigError(f"{name}: expected the design pairs alone, got {other}")
+        if self.judges_per_pair > 1 and not self.annotators:
+            raise ConfigError(
+                f"judges_per_pair: expected 1 without annotator ids, got {self.judges_per_pair}"
+            )
+        if self.annotators % self.judges_per_pair:
+            raise ConfigError(
+                f"judges_per_pair: expected a divisor of annotators ({self.annotators:,}), got "
+                f"{self.judges_per_pair}"
+            )
 
 
 @explained

@@ -4,7 +4,7 @@ The chosen response of every pair is known, so that "the chosen one was chosen" 
 without fail; pairs are oriented at random before anything is computed from them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,14 @@ import pandas as pd
 from mixdpo_pyro.diagnosis.check_statistics import (
     BINS,
     MAX_CURVES,
+    OWN_STRENGTH,
+    SAME_PAIR,
     SPREAD,
     PredictiveCheck,
     Question,
+    agreement_on_pairs,
     calibrate_predictions,
+    excess_over_own_strength,
     owners,
     rate_groups,
     spread_between,
@@ -57,7 +61,7 @@ def check_pairs(
     )
     known_choices, new_choices = rng.random(known.shape) < known, rng.random(new.shape) < new
     expected = choice_probabilities(posterior.first(200), size).mean(0)
-    questions = _questions(size, expected, annotator, choices.has_panels)
+    questions = [*_questions(size, expected), *_questions_of_people(choices, expected, annotator)]
     statistics, replicated = summarise(questions, agrees, known_choices, new_choices)
     oriented, is_first = orient_at_random(margin, rng)
     # Of new annotators: what the posterior knows about these ones came from these choices.
@@ -85,10 +89,8 @@ def check_pairs(
     )
 
 
-def _questions(
-    size: np.ndarray, probability: np.ndarray, annotator: np.ndarray, has_panels: bool
-) -> Sequence[Question]:
-    """Statistics of agreements."""
+def _questions(size: np.ndarray, probability: np.ndarray) -> Sequence[Question]:
+    """Statistics of agreements, whoever chose."""
     order = np.argsort(size)
     fifths, tenths = np.array_split(order, 5), np.array_split(order, BINS)
     expected = np.array([probability[g].mean() for g in tenths])
@@ -98,14 +100,24 @@ def _questions(
         rates = np.stack([agrees[:, g].mean(1) for g in tenths], axis=1)
         return ((rates - expected) ** 2 / np.maximum(variance, 1e-12)).sum(1)
 
-    found = [
+    return [
         Question("agreement with the margin", lambda a: a.mean(1)),
         Question("agreement, smallest fifth of margins", lambda a: a[:, fifths[0]].mean(1)),
         Question("agreement, largest fifth of margins", lambda a: a[:, fifths[-1]].mean(1)),
         Question(f"misfit over {BINS} bins of margins (chi-square)", misfit),
     ]
-    if has_panels:
-        found.append(
-            Question(SPREAD, spread_between(lambda a: a, probability, annotator), are_new=True)
-        )
-    return found
+
+
+def _questions_of_people(
+    choices: Choices, probability: np.ndarray, annotator: np.ndarray
+) -> Iterator[Question]:
+    """Statistics of agreements by annotator, and of annotators on the same pair."""
+    if choices.has_panels:
+        spread = spread_between(lambda a: a, probability, annotator)
+        yield Question(SPREAD, spread, are_new=True)
+        own = excess_over_own_strength(np.abs(choices.margin), annotator)
+        yield Question(OWN_STRENGTH, own, are_new=True)
+    if choices.pair is not None and choices.labels:
+        alike = agreement_on_pairs(choices.pair, annotator, choices.margin)
+        if alike is not None:
+            yield Question(SAME_PAIR, alike, are_new=True)

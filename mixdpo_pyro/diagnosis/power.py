@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import beta
@@ -13,7 +14,13 @@ from scipy.stats import beta
 from mixdpo_pyro.diagnosis.config import PowerConfig
 from mixdpo_pyro.inference import Design, simulate
 from mixdpo_pyro.inference.calibration.simulation import parse_kind
-from mixdpo_pyro.inference.diagnosis import diagnose_choices
+from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
+from mixdpo_pyro.inference.robustness.differences import (
+    PAIR_ERRORS,
+    compare_differences,
+    known_error,
+)
+from mixdpo_pyro.inference.robustness.errors.pair_errors import estimate_pair_errors
 from mixdpo_pyro.progress import Engine, run_tasks
 
 __all__ = ["PowerRow", "estimate_power", "power_lines", "simulate_power", "suggestion"]
@@ -23,8 +30,29 @@ _VERDICTS = ("heterogeneous", "homogeneous", "inconclusive")
 _FIRST_ANSWER = 5
 """Seconds after which a first table is shown; with the imports before, about ten."""
 
-_Answer = tuple[str, float]
-"""Verdict on a dataset, and the width of its interval of cv."""
+_MORE_JUDGES = 4
+"""Judges of each pair that `more` tries where margins have errors."""
+
+_NUM_ESTIMATED = 10
+"""Datasets in which the errors of the margins are estimated whatever the verdict."""
+
+
+class _Answer(NamedTuple):
+    """What was found in one dataset.
+
+    Attributes:
+        verdict: The verdict.
+        width: Width of the 90% interval of cv.
+        kind: In what people differ, where they were found to.
+        cv: Median of cv, margins taken as exact.
+        cv_with_errors: The same with errors of the margins, where it was estimated.
+    """
+
+    verdict: str
+    width: float
+    kind: str | None = None
+    cv: float = math.nan
+    cv_with_errors: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +64,12 @@ class PowerRow:
         choices_each: Choices of each annotator; all choices without ids.
         counts: Verdict -> number of simulations.
         design: What annotators are asked for.
-        width: Root mean square width of the 90% interval of cv.
+        width: Root mean square width of the 90% interval of cv, margins taken as exact.
+        judges: How many annotators judge each pair.
+        kinds: Kind of difference -> number of simulations, of those called heterogeneous.
+        cv: Mean over simulations of the median of cv, margins taken as exact.
+        cv_with_errors: The same with errors of the margins, over the first simulations; None where
+            no pair has several judges.
     """
 
     annotators: int
@@ -44,6 +77,15 @@ class PowerRow:
     counts: dict[str, int]
     design: str = "pairs"
     width: float = math.nan
+    judges: int = 1
+    kinds: dict[str, int] = field(default_factory=dict)
+    cv: float = math.nan
+    cv_with_errors: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What annotators are asked for, and how many judge the same."""
+        return self.design if self.judges == 1 else f"{self.design} by {self.judges}"
 
     @property
     def simulations(self) -> int:
@@ -77,8 +119,8 @@ def simulate_power(config: PowerConfig | None = None, progress: bool = True) -> 
 def estimate_power(config: PowerConfig, progress: bool = False) -> PowerRow:
     """Probability of each verdict for one design.
 
-    Strengths are lognormal, differences of the two responses normal, the link is logistic and the
-    margins are exact: with errors in the margins it takes more data.
+    Strengths are lognormal, differences of the two responses normal, and the link is logistic.
+    Margins are exact but for `pair_error`: with errors in the margins it takes more data.
 
     Args:
         config: Options; `more` is not used.
@@ -142,11 +184,12 @@ def _shape(config: PowerConfig) -> tuple[Design, int]:
     size = parse_kind(kind)[1]
     num_choices = max(2 * config.pairs // size, config.annotators, 2)
     each = num_choices // config.annotators if config.annotators else 1
-    return Design(config.annotators or num_choices, each, config.sd, 1.0, kind), each
+    judged = config.judges_per_pair, config.pair_error
+    return Design(config.annotators or num_choices, each, config.sd, 1.0, kind, *judged), each
 
 
 def _diagnose_one(task: tuple[PowerConfig, int]) -> _Answer:
-    """Verdict on a simulated dataset, and the width of its interval of cv."""
+    """What a diagnosis says of a simulated dataset."""
     config, number = task
     design, each = _shape(config)
     world = simulate(
@@ -155,6 +198,7 @@ def _diagnose_one(task: tuple[PowerConfig, int]) -> _Answer:
     diagnosis = diagnose_choices(
         world.margin,
         annotator=world.annotator if each > 1 else None,
+        pair=world.pair if config.judges_per_pair > 1 else None,
         **world.done,
         families=("lognormal", "gamma"),
         num_samples=500,
@@ -163,15 +207,43 @@ def _diagnose_one(task: tuple[PowerConfig, int]) -> _Answer:
         seed=config.seed,
         thorough=False,
     )
-    return diagnosis.verdict.value, float(np.diff(diagnosis.verdict.cv_interval)[0])
+    value, kind = diagnosis.verdict.value, None
+    if value == "heterogeneous":
+        size = known_error(diagnosis.checks, diagnosis.choices)
+        kind = compare_differences(diagnosis.result, {}, size).kind
+    with_errors = None
+    if config.judges_per_pair > 1 and config.pair_error and number < _NUM_ESTIMATED:
+        with_errors = _cv_with_errors(diagnosis)
+    width = float(np.diff(diagnosis.verdict.cv_interval)[0])
+    return _Answer(
+        value, width, kind, float(np.median(diagnosis.result.posterior.cv)), with_errors
+    )
+
+
+def _cv_with_errors(diagnosis: Diagnosis) -> float:
+    """Median of cv with errors of the margins; no check did it where another came first."""
+    for check in diagnosis.checks:
+        if check.name == PAIR_ERRORS and "cv, median" in check.numbers:
+            return check.numbers["cv, median"]
+    return float(np.median(estimate_pair_errors(diagnosis.result).cv))
 
 
 def _row(config: PowerConfig, answers: Sequence[_Answer]) -> PowerRow:
-    counts = dict.fromkeys(_VERDICTS, 0) | Counter(verdict for verdict, _ in answers)
-    width = float(np.sqrt(np.mean(np.square([width for _, width in answers]))))
+    counts = dict.fromkeys(_VERDICTS, 0) | Counter(answer.verdict for answer in answers)
+    kinds = Counter(answer.kind for answer in answers if answer.kind is not None)
     design, each = _shape(config)
-    shown = each if config.annotators else design.num_annotators
-    return PowerRow(config.annotators, shown, counts, config.design[0], width)
+    with_errors = [a.cv_with_errors for a in answers if a.cv_with_errors is not None]
+    return PowerRow(
+        annotators=config.annotators,
+        choices_each=each if config.annotators else design.num_annotators,
+        counts=counts,
+        design=config.design[0],
+        width=float(np.sqrt(np.mean(np.square([answer.width for answer in answers])))),
+        judges=config.judges_per_pair,
+        kinds=dict(kinds.most_common()),
+        cv=float(np.mean([answer.cv for answer in answers])),
+        cv_with_errors=float(np.mean(with_errors)) if with_errors else None,
+    )
 
 
 def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
@@ -180,6 +252,9 @@ def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
     if not config.more:
         return
     pairs, annotators = config.pairs, config.annotators
+    may_share = config.pair_error > 0 and config.judges_per_pair == 1 and annotators > 0
+    if may_share and annotators % _MORE_JUDGES == 0:
+        yield replace(config, judges_per_pair=_MORE_JUDGES, more=False)
     for name in config.design:
         larger = replace(config, design=[name], pairs=2 * pairs, more=False)
         yield replace(larger, annotators=2 * annotators)
@@ -190,25 +265,45 @@ def _designs(config: PowerConfig) -> Iterator[PowerConfig]:
 
 def power_lines(rows: list[PowerRow], config: PowerConfig) -> list[str]:
     """The probabilities with their Monte Carlo intervals, and what to collect."""
+    errors = f"errors of the margins {config.pair_error:g} times as large as they, "
     lines = [
         f"true cv {config.cv:g}, sd(mean strength * margin) {config.sd:g}, "
+        f"{errors * (config.pair_error > 0)}"
         f"{config.simulations} simulations; 95% Monte Carlo intervals",
         "",
         *_table_lines(rows),
+        "",
     ]
-    return [*lines, "", *_compared(rows[: len(config.design)]), suggestion(rows, config)]
+    if config.pair_error:
+        lines += [_attenuated(row, config) for row in rows]
+    return [*lines, *_compared(rows[: len(config.design)]), suggestion(rows, config)]
+
+
+def _attenuated(row: PowerRow, config: PowerConfig) -> str:
+    """What the errors of the margins do to cv."""
+    shape = f"{row.name} of {row.annotators or 'no ids,'} annotators"
+    lead = f"{shape}: with margins taken as exact cv is {row.cv:.2f} in place of {config.cv:g}"
+    if row.cv_with_errors is None:
+        return f"{lead}; nothing tells how large errors are, since no pair has several judges."
+    count = min(config.simulations, _NUM_ESTIMATED)
+    return (
+        f"{lead}, with their errors estimated {row.cv_with_errors:.2f} (mean of medians; the "
+        f"latter over {count} datasets)."
+    )
 
 
 def _table_lines(rows: Sequence[PowerRow]) -> list[str]:
     lines = [
         f"{'design':12}{'annotators':>10} {'choices each':>12} {'width of cv':>11}   "
         + "".join(f"{v:24}" for v in _VERDICTS)
+        + "kinds of the heterogeneous"
     ]
     for row in rows:
         cells = "".join(f"{_cell(row, verdict):24}" for verdict in _VERDICTS)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in row.kinds.items()) or "-"
         lines.append(
-            f"{row.design:12}{row.annotators or 'no ids':>10} {row.choices_each:>12} "
-            f"{row.width:>11.2f}   {cells}"
+            f"{row.name:12}{row.annotators or 'no ids':>10} {row.choices_each:>12} "
+            f"{row.width:>11.2f}   {cells}{kinds}"
         )
     return lines
 
@@ -233,7 +328,7 @@ def suggestion(rows: list[PowerRow], config: PowerConfig) -> str:
     if enough is not None:
         share = 100 * enough.probability(wanted)
         return (
-            f"Collect {enough.design} of {enough.annotators or 'no ids,'} annotators with "
+            f"Collect {enough.name} of {enough.annotators or 'no ids,'} annotators with "
             f"{enough.choices_each} choices each: {wanted} in {share:.0f}%."
         )
     if config.annotators == 0 and wanted == "heterogeneous":
@@ -242,9 +337,12 @@ def suggestion(rows: list[PowerRow], config: PowerConfig) -> str:
             "choices of each annotator."
         )
     more = "" if config.more else "; --more tries larger designs"
+    shared = ""
+    if config.pair_error and config.judges_per_pair == 1:
+        shared = "let several annotators judge the same pairs (--judges_per_pair), "
     return (
-        "This design does not settle it in 8 of 10 datasets: collect more choices of each "
-        f"annotator, more annotators, or pairs whose responses differ more (larger sd){more}."
+        f"This design does not settle it in 8 of 10 datasets: {shared}collect more choices of "
+        f"each annotator, more annotators, or pairs whose responses differ more (larger sd){more}."
     )
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixdpo_pyro.diagnosis.check_statistics import PredictiveCheck, Statistic
+from mixdpo_pyro.diagnosis.check_statistics import (
+    OWN_STRENGTH,
+    SAME_PAIR,
+    PredictiveCheck,
+    Statistic,
+)
 from mixdpo_pyro.diagnosis.config import CHECK_FILE, CheckConfig
 from mixdpo_pyro.diagnosis.outcome_checks import check_outcomes
 from mixdpo_pyro.diagnosis.pair_checks import check_pairs
@@ -30,6 +35,14 @@ from mixdpo_pyro.reporting.records import write_record
 __all__ = ["CheckRecord", "check_lines", "check_predictions", "read_posterior", "write_check"]
 
 _LEVEL = 0.05
+
+_MEANINGS = {
+    SAME_PAIR: "margins have errors that judges of a pair share: they agree with each other more "
+    "often than the margin lets them",
+    OWN_STRENGTH: "annotators choose against large margins too often for any one strength: some "
+    "answers are random, labels are wrong, or margins are",
+}
+"""What it says where a statistic is larger than the posterior predicts."""
 
 _WORDS = {
     "pairs": "pairs",
@@ -60,7 +73,7 @@ def check_predictions(
     posterior = read_posterior(posterior_path)
     ties: Ties = "davidson" if posterior.observation == "davidson" else "rao-kupper"
     try:
-        choices = read_choices(data.margin, data.annotator, **data.done, ties=ties)
+        choices = read_choices(data.margin, data.annotator, **data.done, ties=ties, **data.judged)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     _check_observation(path, choices, posterior)
@@ -208,11 +221,12 @@ def _figures(found: PredictiveCheck) -> dict[str, Figure]:
 def check_lines(found: PredictiveCheck, seed: int) -> list[str]:
     """The checks in a few lines of text."""
     what = "pairs" if found.kind == "pairs" else "choices"
-    failed = [s.name for s in found.statistics if s.p_value < _LEVEL / len(found.statistics)]
+    failed = [s for s in found.statistics if s.p_value < _LEVEL / len(found.statistics)]
     lines = [
-        f"the choices are not what the posterior predicts: {'; '.join(failed)}"
+        f"the choices are not what the posterior predicts: {'; '.join(s.name for s in failed)}"
         if failed
         else "the choices are like those that the posterior predicts",
+        *(_MEANINGS[s.name] for s in failed if s.name in _MEANINGS and s.observed > s.high),
         "",
         _looked_at_line(found, seed),
     ]

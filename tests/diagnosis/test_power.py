@@ -69,7 +69,7 @@ def test_answer_is_the_same_for_any_number_of_jobs():
 def test_a_first_answer_comes_early_and_is_refined(monkeypatch, capsys):
     def diagnose(task):
         config, number = task
-        return ("heterogeneous" if number else "inconclusive"), config.pairs / 1e5
+        return power._Answer("heterogeneous" if number else "inconclusive", config.pairs / 1e5)
 
     monkeypatch.setattr(power, "_FIRST_ANSWER", -1)
     monkeypatch.setattr(power, "_diagnose_one", diagnose)
@@ -80,6 +80,42 @@ def test_a_first_answer_comes_early_and_is_refined(monkeypatch, capsys):
     assert err.count("first answer, from 1 dataset of each design") == 1
     assert err.index("first answer") < err.index("12/12")
     assert f"heterogeneous {power._cell(rows[0], 'heterogeneous')}" in err
+
+
+def test_plain_pairs_give_the_numbers_of_before_there_were_judges_and_errors():
+    """Frozen: a new option must not move what is drawn without it."""
+    found = estimate_power(PowerConfig(pairs=400, annotators=20, cv=1.0, simulations=2))
+    assert found.counts == {"heterogeneous": 2, "homogeneous": 0, "inconclusive": 0}
+    assert found.width == pytest.approx(1.229350376698198, rel=1e-6)
+    assert sum(found.kinds.values()) == found.counts["heterogeneous"]
+
+
+def test_errors_of_shared_pairs_are_no_heterogeneity_and_their_size_is_found():
+    config = PowerConfig(
+        pairs=400, annotators=20, cv=0.0, judges_per_pair=4, pair_error=1.0, simulations=2
+    )
+    found = simulate_power(config, progress=False)
+    assert found[0].counts["heterogeneous"] == 0
+    assert found[0].cv_with_errors is not None
+    text = "\n".join(power_lines(found, config))
+    assert "errors of the margins 1 times as large as they" in text
+    assert "pairs by 4 of 20 annotators: with margins taken as exact cv is" in text
+    assert "with their errors estimated" in text
+
+
+def test_more_tries_pairs_with_several_judges_where_margins_have_errors():
+    config = PowerConfig(pair_error=0.5, more=True)
+    designs = list(power._designs(config))
+    assert [d.judges_per_pair for d in designs] == [1, 4, 1, 1, 1]
+    assert (designs[1].pairs, designs[1].annotators) == (config.pairs, config.annotators)
+    exact = list(power._designs(replace(config, pair_error=0.0)))
+    assert [d.judges_per_pair for d in exact] == [1] * 4
+    alone = PowerRow(200, 50, {"heterogeneous": 1, "homogeneous": 0, "inconclusive": 9}, cv=0.3)
+    shared = replace(alone, judges=4, cv_with_errors=0.5, kinds={"strength": 1})
+    lines = power_lines([alone, shared], config)
+    assert lines[3].endswith(" -") and lines[4].endswith(" strength 1")
+    assert "nothing tells how large errors are" in lines[6] and "estimated 0.50" in lines[7]
+    assert "(--judges_per_pair)" in lines[-1]
 
 
 def test_power_command_prints_probabilities(capsys):
@@ -98,6 +134,19 @@ def test_power_command_prints_probabilities(capsys):
         ({"cv": -0.1}, "cv: expected 0 <= cv <= 3, got -0.1"),
         ({"jobs": 0}, "jobs: expected at least 1, got 0"),
         ({"simulations": 1}, "simulations: expected at least 2, got 1"),
+        ({"judges_per_pair": 0}, "judges_per_pair: expected at least 1, got 0"),
+        ({"judges_per_pair": 3}, r"judges_per_pair: expected a divisor of annotators \(200\)"),
+        ({"judges_per_pair": 2, "annotators": 0}, "expected 1 without annotator ids, got 2"),
+        ({"pair_error": -1.0}, "pair_error: expected 0 <= pair_error <= 10, got -1"),
+        ({"pair_error": float("nan")}, "pair_error: expected 0 <= pair_error <= 10, got nan"),
+        (
+            {"pair_error": 1.0, "design": ["pairs", "ties"]},
+            "pair_error: expected the design pairs alone, got ties",
+        ),
+        (
+            {"judges_per_pair": 4, "design": ["best-of:4"]},
+            "judges_per_pair: expected the design pairs alone, got best-of:4",
+        ),
     ],
 )
 def test_impossible_designs_are_refused(changes, message):

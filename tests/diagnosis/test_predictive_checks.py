@@ -8,11 +8,27 @@ from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis import predictive_checks
-from mixdpo_pyro.diagnosis.check_statistics import SPREAD, calibrate_predictions
+from mixdpo_pyro.diagnosis.check_statistics import (
+    OWN_STRENGTH,
+    SAME_PAIR,
+    SPREAD,
+    agreement_on_pairs,
+    calibrate_predictions,
+    excess_over_own_strength,
+)
 from mixdpo_pyro.diagnosis.config import CheckConfig
+from mixdpo_pyro.diagnosis.pair_checks import check_pairs
 from mixdpo_pyro.diagnosis.predictive_checks import check_predictions, read_posterior
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.inference import Posterior, fit, save_arviz, to_arviz
+from mixdpo_pyro.inference import (
+    Design,
+    Posterior,
+    fit,
+    read_choices,
+    save_arviz,
+    simulate,
+    to_arviz,
+)
 from mixdpo_pyro.inference.choices import orient_at_random
 
 
@@ -88,6 +104,90 @@ def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
     assert sum(small) <= stats.binom.isf(failure_rate, 15, 0.2)
 
 
+def crossed(seed, cv=0.6, pair_error=0.0, flip=0.0, people=60, each=32):
+    """People of whom four judge each pair, some labels being flipped."""
+    design = Design(people, each, 2.0, 1.0, "pairs", 4, pair_error)
+    world = simulate(1.0, cv, "lognormal", design, np.random.default_rng(seed))
+    is_flipped = np.random.default_rng((seed, 1)).random(len(world.margin)) < flip
+    margin = np.where(is_flipped, -world.margin, world.margin)
+    return read_choices(margin, world.annotator, pair=world.pair)
+
+
+def p_values(choices, posterior, seed, number=100):
+    rng = np.random.default_rng((seed, 2))
+    found = check_pairs(choices, {}, "annotator", posterior, number, rng)
+    return {s.name: s.p_value for s in found.statistics}
+
+
+def test_people_on_one_pair_and_their_own_strength_give_uniform_p_values(failure_rate=2e-5):
+    """Nothing is fitted: the posterior is the truth, and nobody is known to it."""
+    from scipy import stats
+
+    truth = Posterior(np.full(50, 1.0), np.full(50, 0.6), "lognormal")
+    found = [p_values(crossed(seed), truth, seed) for seed in range(25)]
+    for name in (SAME_PAIR, OWN_STRENGTH):
+        values = [each[name] for each in found]
+        assert stats.kstest(values, "uniform").pvalue > failure_rate
+        assert max(values) > 0.3  # not all at one end
+
+
+@pytest.mark.parametrize(
+    ("world", "name"),
+    [({"pair_error": 1.0}, SAME_PAIR), ({"flip": 0.2, "cv": 0.5, "each": 80}, OWN_STRENGTH)],
+    ids=["errors", "flips"],
+)
+def test_shared_errors_and_random_answers_are_seen_in_most_datasets(world, name):
+    """The posterior is fitted to the same choices, as a user's is."""
+    count = 0
+    for seed in range(4):
+        choices = crossed(seed, **world)
+        posterior = fit(choices, beta=1.0, num_samples=100).posterior
+        count += p_values(choices, posterior, seed, 300)[name] < 0.05 / 7
+    assert count >= 3
+
+
+def test_agreement_on_pairs_is_that_of_all_judgements_two_by_two():
+    rng = np.random.default_rng(4)
+    pair, annotator = rng.integers(20, size=150), rng.integers(9, size=150)
+    margin = rng.normal(size=20)[pair] * (pair != 3)  # no orientation at zero
+    agrees = rng.random((3, 150)) < 0.7
+    first = {}  # of each person on each pair
+    for row in range(150):
+        if pair[row] != 3:
+            first.setdefault((pair[row], annotator[row]), row)
+    alike = [
+        agrees[:, a] == agrees[:, b]
+        for (p, g), a in first.items()
+        for (q, h), b in first.items()
+        if p == q and g < h
+    ]
+    found = agreement_on_pairs(pair, annotator, margin)
+    np.testing.assert_allclose(found(agrees), np.mean(alike, axis=0))
+    assert agreement_on_pairs(np.arange(150), annotator, margin) is None
+
+
+def test_only_choices_against_large_margins_exceed_ones_own_strength():
+    equal = excess_over_own_strength(np.full(8, 2.0), np.zeros(8, dtype=int))
+    agrees = np.arange(8) < np.array([[4], [6], [8]])
+    np.testing.assert_allclose(equal(agrees), 0, atol=2e-3)  # a strength fits any number of them
+    size, person = np.array([1.0, 1.0, 1.0, 6.0, 1.0]), np.array([0, 0, 0, 0, 1])
+    excess = excess_over_own_strength(size, person)
+    against_large = excess(np.array([[1, 1, 1, 0, 1.0]]))  # best strength 0: two of four
+    assert against_large == pytest.approx(1.0)
+    assert excess(np.array([[0, 1, 1, 1, 1.0]])) < 0.2
+
+
+def test_errors_that_judges_share_are_named(tmp_path, capsys):
+    choices = crossed(0, pair_error=1.0)
+    table = {"margin": choices.margin, "annotator": choices.annotator, "pair": choices.pair}
+    pd.DataFrame(table).to_csv(tmp_path / "m.csv", index=False)
+    save_arviz(to_arviz(fit(choices, beta=1.0, num_samples=200)), tmp_path / "posterior.nc")
+    assert main(["check", str(tmp_path / "m.csv"), str(tmp_path / "posterior.nc")]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("the choices are not") and SAME_PAIR in first
+    assert second.startswith("margins have errors that judges of a pair share")
+
+
 def test_an_unoriented_check_is_vacuous_and_an_oriented_one_is_not():
     """Were the chosen always first, the isotonic fit is 1 whatever was predicted."""
     rng = np.random.default_rng(0)
@@ -123,10 +223,10 @@ def test_check_command_writes_figures_and_prints_a_table(capsys, world, tmp_path
     assert text.startswith("the choices are like those")
     assert "oriented at random (seed 0)" in text
     facts = json.loads((out / "check.json").read_text())
-    assert facts["kind"] == "pairs" and len(facts["statistics"]) == 5
+    assert facts["kind"] == "pairs" and len(facts["statistics"]) == 6
     assert facts["choices"] == facts["choices_looked_at"] == 1_000
     names = {path.name for path in (out / "figures").iterdir()}
-    assert {"reliability.png", "separation.png", "statistic_5.png"} <= names
+    assert {"reliability.png", "separation.png", "statistic_6.png"} <= names
     assert len(pd.read_csv(out / "groups.csv")) == 50
 
 

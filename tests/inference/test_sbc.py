@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
+from scipy.special import expit
 
-from mixdpo_pyro.inference import Design, SBCResult, calibrate, fit, plot_calibration
+from mixdpo_pyro.inference import (
+    Design,
+    SBCResult,
+    calibrate,
+    fit,
+    plot_calibration,
+    simulate,
+)
 from mixdpo_pyro.inference.calibration import sbc
 from mixdpo_pyro.progress import Engine
 
@@ -87,3 +95,39 @@ def test_ranks_do_not_depend_on_the_engine():
 def test_no_dataset_raises():
     with pytest.raises(ValueError, match="num_datasets >= 1, got 0"):
         calibrate(num_datasets=0, family="gamma")
+
+
+def test_pairs_have_as_many_different_judges_as_asked_and_errors_that_these_share():
+    """With equal strengths 1, errors of sd 3 flatten the link to E sigma(margin + e)."""
+    design = Design(400, 100, spread=2.0, beta=1.0, judges_per_pair=4, pair_error=1.5)
+    world = simulate(1.0, 0.0, "lognormal", design, np.random.default_rng(0))
+    assert world.pair is not None and set(np.bincount(world.pair)) == {4}
+    assert len(set(zip(world.pair, world.annotator, strict=True))) == len(world.pair) == 40_000
+    assert set(np.bincount(world.annotator)) == {100}
+    size = np.abs(world.margin)
+    assert all(np.ptp(size[world.pair == k]) == 0 for k in range(20))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    flat = expit(size[:, None] + 3.0 * nodes) @ (weights / weights.sum())
+    agrees = world.margin > 0
+    error = np.sqrt((flat * (1 - flat)).mean() / 10_000)  # at least as wide as that of 4 judges
+    assert agrees.mean() == pytest.approx(flat.mean(), abs=4.5 * error)
+    assert agrees.mean() < expit(size).mean() - 10 * error
+    # Judges of one pair agree more often than independent ones would: they share its error.
+    first, second = agrees[np.argsort(world.pair, kind="stable")].reshape(-1, 4)[:, :2].T
+    independent = flat**2 + (1 - flat) ** 2
+    assert (first == second).mean() > independent.mean() + 10 * error
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kind": "ties", "pair_error": 0.5},
+            "Expected plain pairs with several judges",
+        ),
+        ({"judges_per_pair": 3}, r"to divide num_annotators \(20\), got 3"),
+    ],
+)
+def test_pairs_that_cannot_be_shared_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(1.0, 0.5, "gamma", Design(**changes), np.random.default_rng(0))
