@@ -13,6 +13,7 @@ ROWS = {
     "exact": "exact_arms.py --seeds 12 --first_seed 600",
     "panels": "exact_policy.py --seeds 8",
     "personal": "personal_strength.py --seeds 8",
+    "language_models": "language_models.py",
     "collapse": "training.py demo",
     "worlds": "differences.py --datasets 20 --first_seed 7000",
     "judges": "judges.py --datasets 40",
@@ -24,7 +25,7 @@ ROWS = {
 
 def main():
     if len(sys.argv) != 2 or sys.argv[1] not in ROWS:
-        lines = [f"  {name:12} python benchmarks/{script}" for name, script in ROWS.items()]
+        lines = [f"  {name:16} python benchmarks/{script}" for name, script in ROWS.items()]
         raise SystemExit("\n".join(["usage: python benchmarks/evidence.py ROW", *lines]))
     folder = Path(__file__).parent
     name, *words = shlex.split(ROWS[sys.argv[1]])

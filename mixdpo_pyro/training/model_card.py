@@ -22,6 +22,12 @@ PAPER = {
 
 _HEADING = "## Preference strength"
 
+_LOCAL = {
+    "version of [None](https://huggingface.co/None)": "version of a local model",
+    'model="None"': 'model="path/to/this/folder"',
+}
+"""What TRL writes of a model that was read from a folder -> what is true of it."""
+
 CHOICE_WORDS = {
     "sets": "choices from sets of responses, or rankings of them",
     "rao-kupper": "judgements of pairs with ties (Rao-Kupper)",
@@ -34,11 +40,15 @@ CHOICE_WORDS = {
 def append_strength(card: Path, strength: Strength) -> None:
     """Add the learned strength to a model card, in place of an earlier one.
 
+    A base model that was a folder is called that, where TRL's card names a model "None".
+
     Args:
         card: The card, an existing Markdown file.
         strength: What was learned.
     """
     text = card.read_text(encoding="utf-8").partition(_HEADING)[0].rstrip()
+    for wrong, right in _LOCAL.items():
+        text = text.replace(wrong, right)
     with written_whole(card) as temporary:
         temporary.write_text(f"{text}\n\n{_section(strength)}", encoding="utf-8")
 

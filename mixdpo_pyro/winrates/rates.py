@@ -1,5 +1,6 @@
 """Win rates from scores: ties, intervals over prompts and seeds, length, and equal KL."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -167,8 +168,10 @@ def match_divergence(
 ) -> MatchedRate:
     """Win rate at a KL to the reference, interpolated between an arm's runs, seed by seed.
 
-    Runs of one seed at several betas are points of a curve, linear between neighbours. A target
-    outside of the points of a seed is not extrapolated.
+    Runs of one seed at several betas or decoding weights are points of a curve, linear in the root
+    of the KL between neighbours: near the reference a policy at weight w has gained w and is at a
+    KL of w squared, so that a curve over the KL itself would lie too low between distant points. A
+    target outside of the points of a seed is not extrapolated.
 
     Args:
         divergence: KL to the reference of each run, in nats per response.
@@ -179,10 +182,10 @@ def match_divergence(
     found = []
     labels = np.array([str(each) for each in seed])
     for label in np.unique(labels):
-        x, y = divergence[labels == label], rate[labels == label]
+        x, y = np.sqrt(divergence[labels == label].clip(0)), rate[labels == label]
         order = np.argsort(x)
-        if x.min() <= target <= x.max():
-            found.append(float(np.interp(target, x[order], y[order])))
+        if x.min() <= math.sqrt(target) <= x.max():
+            found.append(float(np.interp(math.sqrt(target), x[order], y[order])))
     if not found:
         return MatchedRate(np.nan, np.nan, np.nan, 0)
     return MatchedRate(*over_seeds(found), len(found))

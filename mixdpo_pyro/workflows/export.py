@@ -94,7 +94,8 @@ def _write_merged(policy: Path, folder: Path, config: ExportConfig) -> None:
     card_file = policy / "README.md"
     if card_file.is_file():
         card = ModelCard.load(card_file)
-        card.data.library_name, card.data.base_model = "transformers", base
+        card.data.library_name = "transformers"
+        card.data.base_model = None if Path(base).exists() else base
         tags = [t for t in card.data.tags or [] if t not in ("peft", "lora")]
         card.data.tags = [t for t in tags if not t.startswith("base_model:")]
         card.text = f"{card.text.rstrip()}\n\nThe LoRA adapter is merged into the weights.\n"

@@ -67,11 +67,14 @@ def test_length_control_recovers_a_planted_effect(effect):
 
 
 def test_rates_are_matched_seed_by_seed_and_not_beyond_their_runs():
-    divergence = np.array([1.0, 3.0, 1.0, 3.0, 0.2, 0.9])
+    divergence = np.array([1.0, 9.0, 1.0, 9.0, 0.2, 0.9])
     rate = np.array([50.0, 60.0, 54.0, 58.0, 70.0, 90.0])
-    found = match_divergence(divergence, rate, ["0", "0", "1", "1", "2", "2"], 2.0)
+    found = match_divergence(divergence, rate, ["0", "0", "1", "1", "2", "2"], 4.0)
     assert (found.rate, found.seeds) == (pytest.approx(55.5), 2)
     assert found.low == pytest.approx(over_seeds([55.0, 56.0])[1])
-    assert match_divergence(divergence, rate, list("001122"), 5.0).seeds == 0
+    assert match_divergence(divergence, rate, list("001122"), 9.5).seeds == 0
+    # Where rewards grow with the weight, and KL with its square, distant points tell all.
+    weight = np.array([0.1, 2.0])
+    assert match_divergence(weight**2, 50 + 10 * weight, [0, 0], 0.81).rate == pytest.approx(59)
     alone = match_divergence(divergence[:2], rate[:2], ["0", "0"], 1.0)
     assert alone.rate == 50 and np.isnan(alone.low)

@@ -43,12 +43,13 @@ def test_the_merged_model_says_what_policy_and_adapter_say(run_folder, tmp_path,
     assert not list((out / "policy").glob("adapter*"))
 
 
-def test_its_card_is_that_of_a_whole_model(run_folder, tmp_path, policy_folder):
+def test_its_card_is_that_of_a_whole_model(run_folder, tmp_path):
     out = tmp_path / "out"
     assert main(["export", str(run_folder), "--merged", "-o", str(out)]) == 0
     card = ModelCard.load(out / "policy" / "README.md")
     assert card.data.library_name == "transformers"
-    assert card.data.base_model == policy_folder
+    assert card.data.base_model is None  # a folder of this machine
+    assert "version of a local model" in card.text and "None" not in card.text
     assert not {"lora", "peft"} & set(card.data.tags)
     assert "## Preference strength" in card.text
     assert "merged into the weights" in card.text and "PeftModel" not in card.text

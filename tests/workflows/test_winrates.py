@@ -169,8 +169,8 @@ def test_baselines_are_arms_of_their_own_and_a_sweep_names_its_arms(tmp_path, ru
 
 def test_arms_are_compared_at_the_largest_kl_that_all_reach():
     rates = [
-        rate("dpo", 0, 1.0, 60), rate("dpo", 0, 3.0, 80), rate("dpo", 1, 1.0, 62),
-        rate("dpo", 1, 3.0, 84), rate("gamma", 0, 1.5, 66), rate("gamma", 0, 2.0, 72),
+        rate("dpo", 0, 0.5, 60), rate("dpo", 0, 4.5, 80), rate("dpo", 1, 0.5, 62),
+        rate("dpo", 1, 4.5, 84), rate("gamma", 0, 1.5, 66), rate("gamma", 0, 2.0, 72),
         rate("alone", 0, 2.0, 99),
     ]  # fmt: skip
     config = WinrateConfig(prompts="p", judge="oracle", output_dir="o")
