@@ -40,6 +40,19 @@ def check_is_my_data_heterogeneous(names):
     assert names["no_ids"].verdict.value != "heterogeneous"
 
 
+def check_what_do_people_differ_in(names):
+    """All four parts are at work: an answer that names one alone, or none, would be wrong."""
+    found, truth, nuts = names["found"], names["truth"], names["nuts"]
+    assert found.verdict.value == "heterogeneous"
+    assert found.verdict.kind in ("strength", "undetermined")
+    errors = next(c for c in found.checks if c.name == "an error of each pair's margin").numbers
+    low, high = (errors[f"error over margin, {side}"] for side in ("5%", "95%"))
+    assert low < truth["error_ratio"] < high
+    shares = names["table"]["share"].dropna()
+    assert (shares > 0).all() and shares.sum() < 1
+    assert {"annotator", "pair", "attribute"} <= set(nuts.posterior.dims)
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return json.loads(request.param.read_text())
