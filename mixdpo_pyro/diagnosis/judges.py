@@ -16,7 +16,7 @@ from mixdpo_pyro.inference.people.judges import JudgesFit, fit_judges
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.judges import plot_judges, plot_ratings
-from mixdpo_pyro.reporting.html import encode_png, write_images
+from mixdpo_pyro.reporting.html import encode_images, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
@@ -170,14 +170,14 @@ def write_judges(found: JudgesFit, record: JudgesRecord, folder: Path) -> None:
     """Write `ratings.csv`, `judges.csv`, `judges.json` and the figures into a folder."""
     tables = {"ratings.csv": rating_table(found)}
     ratings = tables["ratings.csv"]
-    images = {"ratings": encode_png(plot_ratings(ratings))}
+    figures = {"ratings": plot_ratings(ratings)}
     if found.judges:
         tables["judges.csv"] = judge_table(found)
-        images["judges"] = encode_png(plot_judges(tables["judges.csv"]))
+        figures["judges"] = plot_judges(tables["judges.csv"])
     for name, table in tables.items():
         with written_whole(folder / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    write_images(images, folder)
+    write_images(encode_images(figures), folder)
     write_record(record, folder / JUDGES_FILE)
 
 

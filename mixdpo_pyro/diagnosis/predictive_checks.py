@@ -29,7 +29,7 @@ from mixdpo_pyro.reporting.figures.checks import (
     plot_shares,
     plot_statistic,
 )
-from mixdpo_pyro.reporting.html import encode_png, write_images
+from mixdpo_pyro.reporting.html import encode_images, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["CheckRecord", "check_lines", "check_predictions", "read_posterior", "write_check"]
@@ -178,8 +178,7 @@ def write_check(
     found: PredictiveCheck, folder: Path, config: CheckConfig, sources: Sequence[str]
 ) -> None:
     """Write `check.json`, `groups.csv`, `shares.csv` and `figures/*.png` into a folder."""
-    images = {name: encode_png(figure) for name, figure in _figures(found).items()}
-    write_images(images, folder)
+    write_images(encode_images(_figures(found)), folder)
     for name, table in (("groups.csv", found.groups), ("shares.csv", found.shares)):
         if len(table):
             with written_whole(folder / name) as temporary:

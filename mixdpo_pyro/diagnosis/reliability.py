@@ -12,7 +12,7 @@ from mixdpo_pyro.inference.people.reliability import Reliability, estimate_relia
 from mixdpo_pyro.inference.robustness.scale import anchor_strength
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.reporting.figures.annotators import plot_correlations
-from mixdpo_pyro.reporting.html import encode_png, write_images
+from mixdpo_pyro.reporting.html import encode_images, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = [
@@ -90,9 +90,9 @@ def _fit(data: MarginData, config: ReliabilityConfig) -> Fit:
 
 
 def write_reliability(found: ReliabilityRecord, folder: Path) -> None:
-    """Write `reliability.json` and `figures/correlations.png` into a folder."""
+    """Write `reliability.json` and `figures/` into a folder."""
     intervals = {each.parts: (each.correlation, *each.cautious_interval) for each in found.parts}
-    write_images({"correlations": encode_png(plot_correlations(intervals))}, folder)
+    write_images(encode_images({"correlations": plot_correlations(intervals)}), folder)
     write_record(found, folder / RELIABILITY_FILE)
 
 

@@ -29,7 +29,7 @@ from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.rivals import plot_gains
-from mixdpo_pyro.reporting.html import encode_png, write_images
+from mixdpo_pyro.reporting.html import encode_images, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["RivalsRecord", "judge_rivals", "rivals_lines", "score_table", "write_rivals"]
@@ -283,7 +283,7 @@ def write_rivals(record: RivalsRecord, people: pd.DataFrame, folder: Path) -> No
         [(score.gain, score.gain_q05, score.gain_q95) for score in rivals],
         [score.inputs == "embeddings" for score in rivals],
     )
-    write_images({"gains": encode_png(figure)}, folder)
+    write_images(encode_images({"gains": figure}), folder)
     write_record(record, folder / RIVALS_FILE)
 
 

@@ -1,6 +1,5 @@
 """Finished runs side by side: a table, and a self-contained page with the intervals."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from mixdpo_pyro.reporting.arms import (
 )
 from mixdpo_pyro.reporting.figures.style import literal
 from mixdpo_pyro.reporting.health_checks import check_run
-from mixdpo_pyro.reporting.html import encode_png, render_page, write_page
+from mixdpo_pyro.reporting.html import PageFigure, embed_figures, render_page, write_page
 from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.sweep_record import (
     SweptRun,
@@ -131,6 +130,14 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.parent.is_dir() or path.is_dir():
         raise OutputError(f"{path}: expected the name of a file in a folder that exists")
+    alt = "; ".join(
+        f"{r.name}: cv {format_interval(r.cv)}, mean {format_interval(r.mean)}" for r in runs
+    )
+    intervals = PageFigure(
+        "cv and mean strength, by run", alt, plot_intervals(runs),
+        "Median (point), 50% (thick) and 90% (thin) interval given the held-out pairs.",
+    )  # fmt: skip
+    (figure,), _ = embed_figures({"intervals": intervals})
     page = render_page(
         "compare.html",
         arm_headings=ARM_HEADINGS,
@@ -138,10 +145,7 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
         headings=_HEADINGS,
         rows=_rows(runs),
         notes=_notes(runs),
-        figure=base64.b64encode(encode_png(plot_intervals(runs), dpi=150)).decode(),
-        alt="; ".join(
-            f"{r.name}: cv {format_interval(r.cv)}, mean {format_interval(r.mean)}" for r in runs
-        ),
+        figure=figure,
     )
     return write_page(page, path)
 

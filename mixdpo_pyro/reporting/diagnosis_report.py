@@ -12,7 +12,11 @@ from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
-from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
+from mixdpo_pyro.reporting.figures.annotators import (
+    plot_annotator_intervals,
+    plot_annotators,
+    who_is_shown,
+)
 from mixdpo_pyro.reporting.figures.checks import plot_shares
 from mixdpo_pyro.reporting.figures.diagnosis import (
     plot_agreement,
@@ -21,12 +25,14 @@ from mixdpo_pyro.reporting.figures.diagnosis import (
 )
 from mixdpo_pyro.reporting.html import (
     PageFigure,
+    cv_figure,
     embed_figures,
     render_page,
     write_images,
     write_page,
 )
 from mixdpo_pyro.reporting.outcome_shares import replicate_shares
+from mixdpo_pyro.reporting.recommendation import headline
 
 __all__ = ["write_diagnosis_report"]
 
@@ -42,7 +48,7 @@ def write_diagnosis_report(
     differences: pd.DataFrame | None,
     folder: Path,
 ) -> Path:
-    """Write `report.html` and `figures/*.png` into a diagnosis folder.
+    """Write `report.html` and `figures/` into a diagnosis folder.
 
     Args:
         diagnosis: The diagnosis.
@@ -55,15 +61,17 @@ def write_diagnosis_report(
     Returns:
         Path of the page.
     """
-    figures, images = embed_figures(_figures(diagnosis, annotators))
+    figures, images = embed_figures(_figures(diagnosis, record, annotators))
     page = render_page(
         "diagnosis.html",
         record=record,
+        headline=headline(record.verdict),
         figures=figures,
         annotators=None if annotators is None else _ends(annotators),
         num_careless=0 if annotators is None else int((annotators["p_careless"] > 0.9).sum()),
-        groups=None if groups is None else _rows(groups, "group"),
+        groups=None if groups is None else _rows(groups.head(2 * _ROWS), "group"),
         differences=None if differences is None else _rows(differences, "part"),
+        num_groups=0 if groups is None else len(groups),
         levels=_level_rows(record),
     )
     write_images(images, folder)
@@ -92,20 +100,24 @@ def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str, PageFigure]:
+def _figures(
+    diagnosis: Diagnosis, record: DiagnosisRecord, annotators: pd.DataFrame | None
+) -> dict[str, PageFigure]:
     intervals = {"main fit": diagnosis.result.posterior.interval("cv")} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
     }
     draws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}
     words = "; ".join(f"{name} {a:.2f} to {b:.2f}" for name, (a, b) in intervals.items())
+    posterior, interval = diagnosis.result.posterior, record.verdict.cv_interval
     figures = {
-        "cv_intervals": (
+        "cv": cv_figure(posterior.cv, interval),
+        "cv_intervals": PageFigure(
             "Does another explanation change the answer?",
             f"90% intervals of cv: {words}.",
             plot_cv_intervals(intervals),
         ),
         "agreement": _agreement(diagnosis),
-        "cv_by_family": (
+        "cv_by_family": PageFigure(
             "From prior to posterior, by family",
             "Posterior of cv: "
             + "; ".join(f"{name}, median {np.median(cv):.2f}" for name, cv in draws.items())
@@ -113,20 +125,20 @@ def _figures(diagnosis: Diagnosis, annotators: pd.DataFrame | None) -> dict[str,
             plot_cv_by_family(draws),
         ),
     }
-    posterior = diagnosis.result.posterior
     if annotators is not None and posterior.annotators:
-        figures["annotators"] = (
+        figures["annotators"] = PageFigure(
             "Annotators",
             f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals; "
             "of many, forty evenly spread over the order.",
             _plot_annotators(posterior),
+            who_is_shown(len(annotators)),
         )
     return figures
 
 
 def _agreement(diagnosis: Diagnosis) -> PageFigure:
     if diagnosis.choices.outcomes is None:
-        return (
+        return PageFigure(
             "How choices agree with the margin",
             "Share of choices that agree with the sign of the margin, by its size, observed with "
             "90% intervals, beside the curves of different strengths and of one strength.",
@@ -135,7 +147,7 @@ def _agreement(diagnosis: Diagnosis) -> PageFigure:
     posterior = diagnosis.result.posterior
     shares = replicate_shares(posterior, diagnosis.choices, posterior.seed)
     leads = diagnosis.choices.outcomes.are_sets
-    return (
+    return PageFigure(
         "What was done, by the size of the margin",
         "Share of each outcome by "
         + ("the lead of the largest utility" if leads else "the size of the margin")

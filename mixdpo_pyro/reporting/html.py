@@ -1,41 +1,100 @@
-"""Self-contained pages: templates, figures as PNG inside them and beside them, whole files."""
+"""Self-contained pages: templates, figures inside them and beside them, whole files."""
 
 import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
+import numpy as np
+from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.reporting.figures.posterior import plot_cv
 
 __all__ = [
-    "PageFigure", "embed_figures", "encode_png", "render_page", "write_images", "write_page",
+    "PageFigure", "cv_figure", "embed_figures", "encode_images", "render_page", "write_images",
+    "write_page",
 ]  # fmt: skip
 
-PageFigure = tuple[str, str, Figure]
-"""Title, alternative text and figure."""
+_DPI = 180
+"""Sharp on a phone's screen and in print; figures are about five inches wide."""
+
+_FORMATS = ("png", "svg")
 
 
-def encode_png(figure: Figure, dpi: int | None = None) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi or "figure")
-    return buffer.getvalue()
+class PageFigure(NamedTuple):
+    """A figure of a page.
+
+    Attributes:
+        title: Its title.
+        alt: What it shows, for who does not see it.
+        figure: The figure.
+        note: A line below the title.
+    """
+
+    title: str
+    alt: str
+    figure: Figure
+    note: str = ""
+
+
+def cv_figure(
+    draws: Float[np.ndarray, " draws"],
+    interval: tuple[float, float] | None,
+    true_cv: float | None = None,
+) -> PageFigure:
+    """The figure of the first screen: the posterior of cv, see `plot_cv`."""
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    verdict = "" if interval is None else f" The verdict gives {_range(interval)} (90%)."
+    truth = "" if true_cv is None else f" The truth is {true_cv:.2f}."
+    alt = (
+        f"Posterior density of cv: median {middle:.2f}, 90% {_range((low, high))}, beside its "
+        f"prior; below 0.25 strengths count as equal.{verdict}{truth}"
+    )
+    return PageFigure("How much strengths differ", alt, plot_cv(draws, interval, true_cv))
+
+
+def encode_images(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Names of files, and figures as PNG and as SVG, which says nothing of the time."""
+    return {
+        f"{name}.{kind}": _encode(figure, kind)
+        for name, figure in figures.items()
+        for kind in _FORMATS
+    }
 
 
 def embed_figures(
-    figures: Mapping[str, PageFigure], dpi: int | None = None
+    figures: Mapping[str, PageFigure],
 ) -> tuple[list[dict[str, str]], dict[str, bytes]]:
-    """What a template shows of figures (`name`, `title`, `alt`, `data`), and their images."""
-    images = {name: encode_png(figure, dpi) for name, (_, _, figure) in figures.items()}
+    """What a template shows of figures, and their images as `encode_images` gives them."""
+    images = encode_images({name: each.figure for name, each in figures.items()})
     shown = [
-        {"name": name, "title": title, "alt": alt, "data": base64.b64encode(images[name]).decode()}
-        for name, (title, alt, _) in figures.items()
+        {
+            "name": name,
+            "title": each.title,
+            "alt": each.alt,
+            "note": each.note,
+            "data": base64.b64encode(images[f"{name}.png"]).decode(),
+        }
+        for name, each in figures.items()
     ]
     return shown, images
+
+
+def _encode(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "mixdpo"}):
+        figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -49,10 +108,10 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def write_images(images: Mapping[str, bytes], folder: Path) -> None:
-    """Write `figures/NAME.png` into a folder."""
+    """Write images into `figures/` of a folder, by the names of their files."""
     (folder / "figures").mkdir(exist_ok=True)
     for name, image in images.items():
-        with written_whole(folder / "figures" / f"{name}.png") as temporary:
+        with written_whole(folder / "figures" / name) as temporary:
             temporary.write_bytes(image)
 
 

@@ -11,7 +11,17 @@ from mixdpo_pyro.inference.diagnosis import Diagnosis
 from mixdpo_pyro.inference.robustness.checks import LEVEL, PREDICTION, RobustnessCheck
 from mixdpo_pyro.inference.verdict import Verdict
 
-__all__ = ["Advice", "Design", "advise", "recommend"]
+__all__ = ["Advice", "Design", "advise", "headline", "recommend"]
+
+_HEADLINES = {
+    "strength": "People differ in how strongly they prefer",
+    "taste": "People want different things",
+    "care": "Some people answer at random",
+    "undetermined": "People differ, and it is not known in what",
+    "homogeneous": "People are alike: one strength fits all",
+    "inconclusive": "No answer yet",
+}
+"""Kind or verdict -> plain words."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,13 @@ def advise(diagnosis: Diagnosis, looks_cut: bool = False) -> Advice:
         accuracy = "no change, since strengths above zero predict the same response as one does"
     nats = _nats(diagnosis.checks, design.choices)
     return Advice(recommend(diagnosis.verdict, design), nats, accuracy)
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict and its kind in plain words."""
+    if verdict.value == "heterogeneous":
+        return _HEADLINES[verdict.kind or "undetermined"]
+    return _HEADLINES[verdict.value]
 
 
 def recommend(verdict: Verdict, design: Design) -> str:

@@ -11,7 +11,7 @@ from mixdpo_pyro.inference.choices import orient_at_random
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
-from mixdpo_pyro.reporting.figures.annotators import plot_annotators
+from mixdpo_pyro.reporting.figures.annotators import plot_annotators, who_is_shown
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
     plot_reliability,
@@ -25,23 +25,21 @@ from mixdpo_pyro.reporting.health_checks import (
 )
 from mixdpo_pyro.reporting.html import (
     PageFigure,
+    cv_figure,
     embed_figures,
     render_page,
     write_images,
     write_page,
 )
-from mixdpo_pyro.reporting.recommendation import Advice
+from mixdpo_pyro.reporting.recommendation import Advice, headline
 from mixdpo_pyro.reporting.run_record import FinishedRun, finite_values
 from mixdpo_pyro.training.model_card import CHOICE_WORDS
 
 __all__ = ["learned_rows", "run_lines", "threshold_rows", "write_report"]
 
-_DPI = 180
-"""Sharp on a phone's screen and in print; the figures are 5.2 inches wide."""
-
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` and `figures/*.png` into a run folder.
+    """Write `report.html` and `figures/` into a run folder.
 
     Returns:
         Path of the report.
@@ -56,12 +54,13 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
-    """The page, and its figures as PNG."""
+    """The page, and its images by the names of their files."""
     health = check_run(run)
-    figures, images = embed_figures(_figures(run, health), _DPI)
+    figures, images = embed_figures(_figures(run, health))
     page = render_page(
         "report.html", run=run, record=run.record, health=health, rows=learned_rows(run),
         thresholds=threshold_rows(run), figures=figures, advice=advice_on(run, health),
+        headline=headline(run.record.verdict) if run.record.verdict else "no verdict",
         trained_on=CHOICE_WORDS.get(run.record.data.observation, "").format("several"),
     )  # fmt: skip
     return page, images
@@ -171,18 +170,20 @@ def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
     truth, strength = run.record.truth, run.posterior.strength
     figures = _posterior_figures(run, health) if _has_finite_draws(run) else {}
     if len(run.tail.table):  # a short run may have logged nothing
-        figures["training"] = (
+        figures["training"] = PageFigure(
             "Training",
             _training_words(run),
             plot_training(run.history, run.tail.first_step, run.guide_interval, _loss_words(run)),
+            _shaded(run),
         )
     if strength is not None and np.isfinite(strength).all():
-        figures["annotators"] = (
+        figures["annotators"] = PageFigure(
             "Annotators",
             _annotator_words(run.posterior),
             plot_annotators(
                 strength, run.posterior.annotators, truth.strengths if truth else None
             ),
+            who_is_shown(len(run.posterior.annotators)),
         )
     return figures
 
@@ -193,8 +194,12 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
     learned = {name: finite_values(run.training.draws[name]) for name in ("cv", "mean")}
     narrowed = run.posterior.contraction()
     words = f"median and 90% interval {format_interval(draws['cv'])}"
+    verdict = run.record.verdict
     figures = {
-        "strength_distribution": (
+        "cv": cv_figure(
+            draws["cv"], verdict.cv_interval if verdict else None, truth.cv if truth else None
+        ),
+        "strength_distribution": PageFigure(
             "The strength of preference",
             f"Density of strength over mean strength; its cv has {words} given the held-out "
             "pairs. The median over the prior is grey.",
@@ -202,9 +207,9 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
                 draws["cv"], family, run.record.learned.cv, truth, show_prior=True
             ),
         ),
-        "cv": (
+        "prior_to_posterior": PageFigure(
             "From prior to posterior",
-            f"Histograms of posterior draws beside the prior: cv, {words}, "
+            f"Posterior densities beside the prior: cv, {words}, "
             f"{_narrowed(narrowed['cv'])}; mean strength, {format_interval(draws['mean'])}"
             + (f", {_narrowed(narrowed['log_mean'])}." if "log_mean" in narrowed else "."),
             plot_prior_to_posterior(
@@ -213,7 +218,7 @@ def _posterior_figures(run: FinishedRun, health: HealthReport) -> dict[str, Page
         ),
     }
     if run.pair_margins is not None and len(run.pair_margins):
-        figures["reliability"] = (
+        figures["reliability"] = PageFigure(
             "Are the predicted probabilities right on held-out pairs?",
             "Observed frequency against predicted probability in ten bins, with 90% intervals; "
             + health.check(CALIBRATION).sentence,
@@ -239,6 +244,15 @@ def _narrowed(value: float) -> str:
 def _prior_median(run: FinishedRun) -> float | None:
     """Median of the mean's prior in the fit of the held-out pairs; None where it was fixed."""
     return None if run.posterior.mean_anchor == "fixed" else run.posterior.beta
+
+
+def _shaded(run: FinishedRun) -> str:
+    """What is shaded in the figure of the training."""
+    if run.tail.first_step is None:
+        return ""
+    tail = "Shaded grey: the last third, counted in learning rate, that convergence is judged by."
+    guide = " Blue: the guide's 90% interval at the end."
+    return tail + guide * (run.guide_interval is not None)
 
 
 def _loss_words(run: FinishedRun) -> str:

@@ -1,6 +1,5 @@
 """`mixdpo winrate`: completions of finished runs, their scores, and win rates at equal KL."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,7 +18,13 @@ from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import ADAPTER_OFF, LanguageModels
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.figures.winrates import plot_frontier
-from mixdpo_pyro.reporting.html import encode_png, render_page, write_images, write_page
+from mixdpo_pyro.reporting.html import (
+    PageFigure,
+    embed_figures,
+    render_page,
+    write_images,
+    write_page,
+)
 from mixdpo_pyro.reporting.records import read_record, write_record
 from mixdpo_pyro.reporting.run_record import RunRecord
 from mixdpo_pyro.reporting.sweep_record import find_swept, short_names
@@ -337,12 +342,16 @@ def _write(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> No
         runs.to_csv(temporary, index=False, float_format="%.6g")
     with written_whole(folder / "completions.parquet") as temporary:
         completions.to_parquet(temporary, index=False)
-    image = encode_png(plot_frontier(runs, record.kl))
-    page = render_page(
-        "winrate.html", record=record, headline=_headline(record),
-        figure=base64.b64encode(image).decode(),
-    )  # fmt: skip
-    write_images({"frontier": image}, folder)
+    frontier = PageFigure(
+        "Win rate against the reference over the KL to it",
+        "Win rate against the reference over the KL to it, by arm.",
+        plot_frontier(runs, record.kl),
+        "A point a run, a line a seed; bars are 95% intervals over prompts. The dashed line is "
+        "the KL at which arms are compared.",
+    )
+    (figure,), images = embed_figures({"frontier": frontier})
+    page = render_page("winrate.html", record=record, headline=_headline(record), figure=figure)
+    write_images(images, folder)
     write_page(page, folder / "report.html")
     write_record(record, folder / WINRATE_FILE)
 

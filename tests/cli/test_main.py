@@ -79,8 +79,8 @@ def test_train_writes_policy_posterior_and_report(capsys, tmp_path, config, fami
 
     page = (folder / "report.html").read_text()
     assert facts["verdict"]["reason"].split(",")[0] in page
-    assert page.count("<img") == len(list((folder / "figures").glob("*.png"))) == 5
-    assert page.count("alt=") == 5
+    assert page.count("<img") == len(list((folder / "figures").glob("*.png"))) == 6
+    assert page.count("alt=") == 6
     assert "http://" not in page
     assert "https://" not in page
 

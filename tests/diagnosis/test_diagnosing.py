@@ -147,8 +147,8 @@ def test_diagnose_writes_everything(capsys, tmp_path):
     with xr.open_datatree(out / "posterior.nc", engine="h5netcdf") as tree:
         assert tree["posterior"].sizes["annotator"] == 40
     page = (out / "report.html").read_text()
-    assert page.index("heterogeneous") < page.index("Other explanations")
-    assert page.count("<img") == page.count('alt="') == 4
+    assert page.index("heterogeneous") < page.index("What the answer rests on")
+    assert page.count("<img") == page.count('alt="') == 5
     assert "http" not in page.replace("http-equiv", "")
     status, _, error = run_cli(capsys, "diagnose", tmp_path / "m.parquet", "-o", out)
     assert status == 1 and "--overwrite" in error

@@ -47,7 +47,7 @@ def test_everything_is_written(capsys, tmp_path, votes):
     assert judges["left_of_even"].idxmax() == 0 and (judges["votes"] == 30).all()
     facts = json.loads((out / "judges.json").read_text())
     assert (facts["votes"], facts["judges"]) == (360, 12)
-    assert {path.name for path in (out / "figures").iterdir()} == {"ratings.png", "judges.png"}
+    assert {path.name for path in (out / "figures").glob("*.png")} == {"ratings.png", "judges.png"}
     status, _, error = run(capsys, tmp_path / "v.csv", "--judge", "who", "-o", out)
     assert status == 1 and "--overwrite" in error
 

@@ -4,6 +4,7 @@ from scipy import integrate, stats
 
 from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
+from mixdpo_pyro.reporting.figures.posterior import plot_cv, smooth_density
 from mixdpo_pyro.reporting.figures.run import (
     _relative_density,
     plot_prior_to_posterior,
@@ -11,6 +12,7 @@ from mixdpo_pyro.reporting.figures.run import (
     plot_strength_distribution,
     plot_training,
 )
+from mixdpo_pyro.reporting.html import encode_images
 
 
 def lines_of(figure):
@@ -138,15 +140,48 @@ def test_training_figure_of_plain_dpo_and_of_few_columns_shows_what_there_is():
 @pytest.mark.parametrize("label", [r"$\frac$", "$x$", r"\$a$b$", "$$", "<&>"])
 def test_labels_of_the_data_are_shown_letter_by_letter(label):
     """As a formula the first cannot be drawn at all; the drawn text is the label itself."""
-    from mixdpo_pyro.reporting.html import encode_png
-
     figure = plot_annotators(np.random.default_rng(0).gamma(4, 1, (50, 2)), ["a", label])
-    assert encode_png(figure)
+    assert set(encode_images({"f": figure})) == {"f.png", "f.svg"}
     (axes,) = figure.axes
     shown = next(
         text for text in axes.get_yticklabels() if text.get_text().replace("\\$", "$") == label
     )
     assert shown._preprocess_math(shown.get_text()) == (label, False)
+
+
+@pytest.mark.parametrize("name", ["half-normal", "gamma"])
+def test_smooth_density_is_that_of_the_distribution_up_to_zero(name):
+    """Within 0.05 of densities of height one, at zero too, where half of a kernel hangs over."""
+    truth = {"half-normal": stats.halfnorm(), "gamma": stats.gamma(9, scale=0.1)}[name]
+    grid = np.linspace(0, 6, 601)
+    density = smooth_density(truth.ppf((np.arange(5_000) + 0.5) / 5_000), grid)
+    assert integrate.trapezoid(density, grid) == pytest.approx(1, abs=1e-3)
+    np.testing.assert_allclose(density, truth.pdf(grid), atol=0.05)
+
+
+def test_density_of_a_few_points_of_a_grid_has_one_peak():
+    """Draws from quadrature take few values; a histogram of them has gaps."""
+    points = np.linspace(0.2, 1.4, 25)
+    weight = stats.norm.pdf(points, 0.8, 0.2)
+    draws = np.random.default_rng(0).choice(points, 1_000, p=weight / weight.sum())
+    density = smooth_density(draws, np.linspace(0, 2, 400))
+    assert (np.diff(np.sign(np.diff(density))) < 0).sum() == 1
+
+
+def test_cv_figure_shows_the_interval_of_the_verdict_and_the_truth():
+    draws = np.random.default_rng(0).gamma(16, 0.05, 500)
+    figure = plot_cv(draws, (0.4, 1.7), true_cv=0.8)
+    (axes,) = figure.axes
+    _, labels = axes.get_legend_handles_labels()
+    assert {"given the choices", "before the data", "verdict's 90% interval", "truth"} < set(
+        labels
+    )
+    assert axes.get_xlim()[1] > 1.7
+
+
+def test_images_are_equal_whenever_they_are_drawn():
+    figure = plot_cv(np.linspace(0.1, 1, 50))
+    assert encode_images({"a": figure}) == encode_images({"a": figure})
 
 
 def test_long_labels_leave_room_for_the_figure():

@@ -8,66 +8,21 @@ import pytest
 import xarray as xr
 from markupsafe import escape
 
-from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.inference import Posterior, assess_heterogeneity, fit, save_arviz, to_arviz
+from mixdpo_pyro.inference import fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessStatus
 from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.reporting.comparison import load_summaries
 from mixdpo_pyro.reporting.health_checks import check_run
-from mixdpo_pyro.reporting.recommendation import Advice
 from mixdpo_pyro.reporting.records import write_record
-from mixdpo_pyro.reporting.run_record import FinishedRun, LearnedStrength, RunData, RunRecord
+from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.run_report import learned_rows, run_lines, write_report
-
-TRUTH = Truth("gamma", 2.0, 0.5, 0, "pairs", [], {"a": 1.0, "b": 2.0, "c": 3.0})
 
 
 @pytest.fixture
 def run_folder(tmp_path, written_run):
     """A copy of the run, to be changed."""
     return shutil.copytree(written_run, tmp_path, dirs_exist_ok=True)
-
-
-@pytest.fixture(scope="module")
-def written_run(tmp_path_factory):
-    """A run folder written by hand: margins are 4 times the reward, strengths 0.5 per nat."""
-    tmp_path = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    reward = rng.normal(0, 1, 300)
-    annotator = np.repeat(["a", "b", "c"], 100)
-    strength = np.array([TRUTH.strengths[name] for name in annotator])
-    is_right = rng.random(300) < 1 / (1 + np.exp(-strength * np.abs(reward)))
-    reward = np.where(is_right, 1, -1) * np.abs(reward)
-    margins = pd.DataFrame(
-        {"margin": 4 * reward, "source_row": np.arange(300), "annotator": annotator,
-         "reward_margin": reward}
-    )  # fmt: skip
-    result = fit(
-        margins["margin"].to_numpy(copy=True),
-        annotator=annotator,
-        family="gamma",
-        beta=0.5,
-        num_samples=400,
-    )
-    margins.to_parquet(tmp_path / "margins.parquet")
-    save_arviz(to_arviz(result), tmp_path / "posterior.nc")
-    history = [
-        {"step": s, "loss": 0.5, "rewards/accuracies": 0.5, "strength/mean": 0.5,
-         "strength/cv": 0.4, "learning_rate": 1 - s / 60} for s in range(1, 61)
-    ]  # fmt: skip
-    (tmp_path / "log_history.json").write_text(json.dumps(history))
-    training = Posterior(np.full(9, 0.5), np.linspace(0.3, 0.7, 9), "gamma", method="training")
-    training.save(tmp_path / "training_posterior.nc")
-    record = RunRecord(
-        family="gamma", mean_anchor="prior", beta=0.5, seed=0,
-        data=RunData("d", 10, 300, {"empty response": 2}, "annotator", has_panels=True),
-        learned=LearnedStrength(0.5, 0.5, 0.1, 1.0), verdict=assess_heterogeneity(result),
-        advice=Advice("Collect <more>.", "+0.01 nats", "no change"),
-        truth=TRUTH, command="mixdpo train <b>", versions={"python": "3"}, seconds=1.0,
-    )  # fmt: skip
-    write_record(record, tmp_path / "run.json")
-    return tmp_path
 
 
 def test_table_holds_both_posteriors_and_the_truth_on_the_scale_of_the_reward(run_folder):
@@ -182,7 +137,7 @@ def test_plain_dpo_without_annotators_and_without_logged_losses(run_folder):
     page = write_report(run_folder).read_text()
     assert "plain DPO, the strength is fixed at 0.5" in page
     assert "There are no annotator ids" in page
-    assert page.count("<img") == 3
+    assert page.count("<img") == 4
     statuses = {
         check.name: check.status for check in check_run(FinishedRun.load(run_folder)).checks
     }
@@ -202,9 +157,17 @@ def test_prior_is_that_of_the_posterior_file(run_folder):
 
 def test_page_prints_whole_and_needs_no_network(run_folder):
     page = write_report(run_folder).read_text()
+    assert "prefers-color-scheme: dark" in page
     assert "@media print" in page and "break-inside: avoid" in page
     for forbidden in ("<script", "@import", "url(", "<link", 'src="http'):
         assert forbidden not in page
+
+
+def test_the_answer_stands_before_everything_technical(run_folder):
+    top = write_report(run_folder).read_text().split("<h2>")[0]
+    order = ["No answer yet", "What to do", "gain per held-out choice", 'id="cv"', "p = 0.13"]
+    places = [top.index(words) for words in order]
+    assert places == sorted(places) and top.count("<img") == 1
 
 
 def test_missing_key_is_named(run_folder):
@@ -221,9 +184,14 @@ def test_accuracy_counts_ties_one_half(run_folder):
 
 def test_page_has_every_figure_with_alt_text_and_escapes_what_it_is_given(run_folder):
     page = write_report(run_folder).read_text()
-    names = sorted(p.stem for p in (run_folder / "figures").iterdir())
-    assert names == ["annotators", "cv", "reliability", "strength_distribution", "training"]
-    assert page.count('src="data:image/png;base64,') == page.count('alt="') == 5
+    names = sorted(p.stem for p in (run_folder / "figures").glob("*.png"))
+    vectors = sorted(p.stem for p in (run_folder / "figures").glob("*.svg"))
+    assert vectors == names
+    assert names == [
+        "annotators", "cv", "prior_to_posterior", "reliability", "strength_distribution",
+        "training",
+    ]  # fmt: skip
+    assert page.count('src="data:image/png;base64,') == page.count('alt="') == 6
     assert "mixdpo train &lt;b&gt;" in page
     assert "2 with empty response" in page
     assert "http" not in page.replace("http-equiv", "")

@@ -40,6 +40,6 @@ def test_small_demo_ends_in_a_report_beside_the_truth(capsys, tmp_path, small_re
     assert facts["data"]["train"] + len(margins) == 12 * 10
     assert np.isfinite(margins["margin"]).all()
     page = (output / "report.html").read_text()
-    assert "truth" in page and page.count("<img") == len(list((output / "figures").iterdir()))
+    assert "truth" in page and page.count("<img") == len(list((output / "figures").glob("*.png")))
     assert (output / "reference" / "model.safetensors").is_file()
     assert (output / "policy" / "strength.json").is_file()

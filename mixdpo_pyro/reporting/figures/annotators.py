@@ -9,13 +9,13 @@ from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
     PRIOR,
-    RUN_WIDTH,
+    SMALL,
     TRUTH,
     literal,
     make_figure,
 )
 
-__all__ = ["plot_annotator_intervals", "plot_annotators", "plot_correlations"]
+__all__ = ["plot_annotator_intervals", "plot_annotators", "plot_correlations", "who_is_shown"]
 
 _MAX_ANNOTATORS = 40
 
@@ -47,7 +47,7 @@ def plot_annotator_intervals(
     if len(order) > _MAX_ANNOTATORS:
         order = order[np.linspace(0, len(order) - 1, _MAX_ANNOTATORS).round().astype(int)]
     rows = np.arange(len(order))
-    figure, axes = make_figure(RUN_WIDTH, 1.2 + 0.17 * len(order))
+    figure, axes = make_figure(height=1.2 + 0.18 * len(order))
     axes.hlines(rows, low[order], high[order], color=HELD_OUT, alpha=0.5)
     axes.plot(middle[order], rows, "o", color=HELD_OUT, markersize=4, label="posterior, 90%")
     if truth is not None:
@@ -58,12 +58,19 @@ def plot_annotator_intervals(
         )  # fmt: skip
     axes.axvline(1, color=PRIOR, linewidth=1)
     axes.set(
-        yticks=rows, yticklabels=[literal(abridged(labels[i])) for i in order],
+        yticks=rows, yticklabels=[literal(abridged(labels[i], 24)) for i in order],
         xlabel="strength / mean strength", xlim=(0, None), ylim=(-1, len(rows)),
     )  # fmt: skip
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize=SMALL)
     axes.legend(frameon=False, loc="lower right")
     return figure
+
+
+def who_is_shown(number: int) -> str:
+    """Which of so many annotators the figures show, as a sentence."""
+    if number <= _MAX_ANNOTATORS:
+        return f"All {number:,} annotators."
+    return f"{_MAX_ANNOTATORS} of {number:,} annotators, evenly spread from weakest to strongest."
 
 
 def plot_correlations(values: dict[str, tuple[float, float, float]], half: float = 0.5) -> Figure:

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRUTH, literal, make_figure
+from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, SMALL, TRUTH, literal, make_figure
 
 __all__ = ["plot_calibration_curve", "plot_separation", "plot_shares", "plot_statistic"]
+
+_MAX_POINTS = 2_000
 
 
 def plot_calibration_curve(
@@ -25,7 +27,10 @@ def plot_calibration_curve(
         high: Upper edge.
         event: What is predicted of each choice, such as "the first response".
     """
-    figure, axes = make_figure(width=5.2)
+    predicted, calibrated, low, high = (
+        value[_spread_rows(len(value))] for value in (predicted, calibrated, low, high)
+    )
+    figure, axes = make_figure(height=4.4)
     axes.plot([0, 1], [0, 1], color=PRIOR, linewidth=1)
     axes.fill_between(
         predicted, low, high, color=HELD_OUT, alpha=0.2, linewidth=0,
@@ -36,7 +41,7 @@ def plot_calibration_curve(
         xlabel=f"predicted probability of {event}", ylabel="observed frequency",
         xlim=(0, 1), ylim=(0, 1), aspect="equal",
     )  # fmt: skip
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    axes.legend(frameon=False, loc="upper left", fontsize=SMALL)
     return figure
 
 
@@ -58,7 +63,8 @@ def plot_separation(
     axes.imshow(
         share[None], aspect="auto", cmap="Blues", vmin=0, vmax=1, extent=(0, len(order), 0, 1)
     )
-    axes.plot(np.arange(len(order)) + 0.5, probability[order], color=TRUTH, linewidth=1.2)
+    rows = _spread_rows(len(order))
+    axes.plot(rows + 0.5, probability[order][rows], color=TRUTH, linewidth=1.2)
     axes.set(
         xlabel=f"choices, by predicted probability of {event}", ylabel="probability",
         xlim=(0, len(order)), ylim=(0, 1),
@@ -78,7 +84,7 @@ def plot_shares(shares: pd.DataFrame) -> Figure:
         axes.fill_between(rows["margin"], rows["q05"], rows["q95"], color=color, alpha=0.25)
         axes.plot(rows["margin"], rows["observed"], "o", color=color, markersize=3, label=name)
     axes.set(xlabel="size of the margin, nats, mean of bin", ylabel="share", ylim=(0, 1))
-    axes.legend(frameon=False, fontsize=8, title="band: predicted, 90%", title_fontsize=8)
+    axes.legend(frameon=False, fontsize=SMALL, title="band: predicted, 90%", title_fontsize=SMALL)
     return figure
 
 
@@ -96,3 +102,8 @@ def plot_statistic(replicated: np.ndarray, observed: float, label: str) -> Figur
     axes.set(xlabel=literal(label), ylabel="replications")
     axes.legend(frameon=False)
     return figure
+
+
+def _spread_rows(number: int) -> np.ndarray:
+    """Rows of a curve, evenly spread and no more than a figure can show."""
+    return np.unique(np.linspace(0, number - 1, min(number, _MAX_POINTS)).round().astype(int))

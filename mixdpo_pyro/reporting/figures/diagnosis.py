@@ -1,12 +1,16 @@
 """Figures of a diagnosis."""
 
+from textwrap import fill
+
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from mixdpo_pyro.reporting.figures.posterior import smooth_density
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
     PRIOR,
+    SMALL,
     TRAINING,
     TRUTH,
     literal,
@@ -14,8 +18,6 @@ from mixdpo_pyro.reporting.figures.style import (
 )
 
 __all__ = ["plot_agreement", "plot_cv_by_family", "plot_cv_intervals"]
-
-# Figures of a diagnosis
 
 
 def plot_agreement(
@@ -63,10 +65,10 @@ def plot_cv_intervals(intervals: dict[str, tuple[float, float]], small: float = 
     axes.hlines(rows, low, high, color=HELD_OUT, linewidth=3)
     upper = 1.05 * max(float(high.max()), 2 * small)
     axes.set(
-        yticks=rows, yticklabels=[literal(name) for name in intervals],
+        yticks=rows, yticklabels=[literal(fill(name, 24)) for name in intervals],
         xlabel="cv of the strength, 90% interval", xlim=(0, upper), ylim=(-0.7, len(rows) - 0.3),
     )  # fmt: skip
-    axes.legend(frameon=False, loc="upper right", fontsize=8)
+    axes.legend(frameon=False, loc="upper right", fontsize=SMALL)
     return figure
 
 
@@ -77,16 +79,13 @@ def plot_cv_by_family(draws: dict[str, np.ndarray]) -> Figure:
         draws: Family -> posterior draws of cv.
     """
     upper = max(1.0, *(1.1 * float(np.quantile(d, 0.995)) for d in draws.values()))
-    grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 80).tolist()
+    grid = np.linspace(0, upper, 400)
     figure, axes = make_figure()
     colors = (HELD_OUT, TRAINING, "#3b7d3b")
     for (name, values), color in zip(draws.items(), colors, strict=False):
-        axes.hist(
-            values, bins=bins, density=True, histtype="step", linewidth=1.6, color=color,
-            label=name,
-        )  # fmt: skip
+        axes.plot(grid, smooth_density(values, grid), color=color, linewidth=1.6, label=name)
     axes.plot(grid, stats.halfnorm.pdf(grid), color=PRIOR, label="prior")
     axes.set(xlabel="cv of the strength (0: one strength for all)", ylabel="density")
-    axes.set_xlim(0, upper)
+    axes.set(xlim=(0, upper), ylim=(0, None))
     axes.legend(frameon=False)
     return figure

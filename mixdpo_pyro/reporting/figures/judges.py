@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mixdpo_pyro.progress import abridged
-from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, TRUTH, literal, make_figure
+from mixdpo_pyro.reporting.figures.style import HELD_OUT, PRIOR, SMALL, TRUTH, literal, make_figure
 
 __all__ = ["plot_judges", "plot_ratings"]
 
@@ -28,7 +28,7 @@ def plot_ratings(ratings: pd.DataFrame) -> Figure:
         yticks=rows, yticklabels=[literal(abridged(item)) for item in shown["item"]],
         ylim=(-0.7, len(rows) - 0.3), xlabel="rating in logits, 90% interval",
     )  # fmt: skip
-    axes.tick_params(axis="y", labelsize=7)
+    axes.tick_params(axis="y", labelsize=SMALL)
     return figure
 
 
@@ -46,5 +46,5 @@ def plot_judges(judges: pd.DataFrame) -> Figure:
     axes.set(yscale="log", xlabel="bias to the left, logits", ylabel="strength, 1 is average")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:.1g}")
-    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.tick_params(axis="y", which="minor", labelsize=SMALL)
     return figure

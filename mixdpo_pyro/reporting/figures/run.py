@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from mixdpo_pyro.data.simulation import Truth
+from mixdpo_pyro.reporting.figures.posterior import smooth_density
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
     PRIOR,
-    RUN_WIDTH,
     TRAINING,
     TRUTH,
+    WIDTH,
     make_figure,
     tidy,
 )
@@ -53,7 +54,7 @@ def plot_strength_distribution(
         [_relative_density(relative, cv, family) for cv in cv_draws[:_MAX_CURVES]]
     )
     low, middle, high = np.quantile(densities, [0.05, 0.5, 0.95], axis=0)
-    figure, axes = make_figure(RUN_WIDTH, 3.6)
+    figure, axes = make_figure(WIDTH, 3.6)
     if show_prior:
         prior = stats.halfnorm.ppf((np.arange(_MAX_CURVES) + 0.5) / _MAX_CURVES)
         densities = np.stack([_relative_density(relative, cv, family) for cv in prior])
@@ -93,7 +94,7 @@ def plot_prior_to_posterior(
             is not shown.
         true_cv: True cv of a simulated world.
     """
-    figure = Figure(figsize=(RUN_WIDTH, 3.4 if prior_median is None else 6.2), dpi=110)
+    figure = Figure(figsize=(WIDTH, 3.4 if prior_median is None else 6.2), dpi=110)
     figure.set_layout_engine("constrained")
     panels = figure.subplots(1 if prior_median is None else 2, squeeze=False).ravel()
     _plot_draws(panels[0], draws["cv"], training["cv"], stats.halfnorm(), 2.0)
@@ -116,20 +117,20 @@ def plot_prior_to_posterior(
 def _plot_draws(
     axes: Axes, draws: np.ndarray, training: np.ndarray, prior: Any, upper: float
 ) -> None:
-    """Histograms of both posteriors from zero, beside the density of the prior."""
+    """Densities of both posteriors from zero, beside that of the prior."""
     upper = max(upper, *(1.1 * float(np.quantile(d, 0.995)) for d in (draws, training)))
-    grid, bins = np.linspace(0, upper, 400), np.linspace(0, upper, 60).tolist()
-    axes.hist(draws, bins=bins, density=True, color=HELD_OUT, alpha=0.45, label="held-out pairs")
+    grid = np.linspace(0, upper, 400)
+    density = smooth_density(draws, grid)
+    axes.fill_between(grid, density, color=HELD_OUT, alpha=0.25, linewidth=0)
+    axes.plot(grid, density, color=HELD_OUT, label="held-out pairs")
     if np.ptp(training) > 0:
-        axes.hist(
-            training, bins=bins, density=True, color=TRAINING, histtype="step",
-            label="learned in training",
-        )  # fmt: skip
+        density = smooth_density(training, grid)
+        axes.plot(grid, density, color=TRAINING, label="learned in training")
     else:
         label = "learned in training (a point)"
         axes.axvline(training[0], color=TRAINING, linestyle=":", label=label)
     axes.plot(grid, prior.pdf(grid), color=PRIOR, label="prior")
-    axes.set(ylabel="density", xlim=(0, upper))
+    axes.set(ylabel="density", xlim=(0, upper), ylim=(0, None))
     tidy(axes)
 
 
@@ -157,7 +158,7 @@ def plot_training(
     if "strength/cv" in table and not (table["strength/cv"].astype(float) != 0).any():
         panels = {k: v for k, v in panels.items() if not k.startswith("strength/")}  # plain DPO
     panels = {k: v for k, v in panels.items() if k in table}
-    figure = Figure(figsize=(RUN_WIDTH, 0.5 + 1.5 * len(panels)), layout="constrained", dpi=110)
+    figure = Figure(figsize=(WIDTH, 0.5 + 1.5 * len(panels)), layout="constrained", dpi=110)
     rows = figure.subplots(len(panels), sharex=True, squeeze=False).ravel()
     marker = "o" if len(table) <= _MAX_MARKERS else None
     for axes, (name, label) in zip(rows, panels.items(), strict=True):
@@ -190,7 +191,7 @@ def plot_reliability(probability: np.ndarray, is_first: np.ndarray, bins: int = 
     # Jeffreys interval of a proportion
     low = stats.beta.ppf(0.05, chosen + 0.5, count - chosen + 0.5)
     high = stats.beta.ppf(0.95, chosen + 0.5, count - chosen + 0.5)
-    figure, axes = make_figure(RUN_WIDTH, 4.6)
+    figure, axes = make_figure(WIDTH, 4.6)
     axes.plot([0, 1], [0, 1], color=PRIOR, linewidth=1)
     axes.vlines(predicted, low, high, color=HELD_OUT, alpha=0.5)
     axes.plot(predicted, chosen / count, "o", color=HELD_OUT)
