@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from mixdpo_pyro.diagnosis.check_report import (
+    LEVEL,
+    failed_statistics,
+    what_it_means,
+    write_check_report,
+)
 from mixdpo_pyro.diagnosis.check_statistics import (
-    OWN_STRENGTH,
-    SAME_PAIR,
     PredictiveCheck,
     Statistic,
 )
@@ -23,26 +26,9 @@ from mixdpo_pyro.inference.outcomes import Ties, describe_observation
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.table import MarginData, read_margins
-from mixdpo_pyro.reporting.figures.checks import (
-    plot_calibration_curve,
-    plot_separation,
-    plot_shares,
-    plot_statistic,
-)
-from mixdpo_pyro.reporting.html import encode_images, write_images
 from mixdpo_pyro.reporting.records import write_record
 
 __all__ = ["CheckRecord", "check_lines", "check_predictions", "read_posterior", "write_check"]
-
-_LEVEL = 0.05
-
-_MEANINGS = {
-    SAME_PAIR: "margins have errors that judges of a pair share: they agree with each other more "
-    "often than the margin lets them",
-    OWN_STRENGTH: "annotators choose against large margins too often for any one strength: some "
-    "answers are random, labels are wrong, or margins are",
-}
-"""What it says where a statistic is larger than the posterior predicts."""
 
 _WORDS = {
     "pairs": "pairs",
@@ -177,8 +163,7 @@ class CheckRecord:
 def write_check(
     found: PredictiveCheck, folder: Path, config: CheckConfig, sources: Sequence[str]
 ) -> None:
-    """Write `check.json`, `groups.csv`, `shares.csv` and `figures/*.png` into a folder."""
-    write_images(encode_images(_figures(found)), folder)
+    """Write `check.json`, `groups.csv`, `shares.csv`, `report.html` and `figures/`."""
     for name, table in (("groups.csv", found.groups), ("shares.csv", found.shares)):
         if len(table):
             with written_whole(folder / name) as temporary:
@@ -197,35 +182,18 @@ def write_check(
         config=asdict(config),
     )
     write_record(record, folder / CHECK_FILE)
-
-
-def _figures(found: PredictiveCheck) -> dict[str, Figure]:
-    curve = found.calibration
-    event = "the first response" if found.kind == "pairs" else "an outcome drawn at random"
-    figures = {
-        "reliability": plot_calibration_curve(
-            curve.predicted, curve.calibrated, curve.low, curve.high, event
-        ),
-        "separation": plot_separation(found.probability, found.happened, event),
-    }
-    if len(found.shares):
-        figures["shares"] = plot_shares(found.shares)
-    for k, statistic in enumerate(found.statistics):
-        figures[f"statistic_{k + 1}"] = plot_statistic(
-            found.replicated[statistic.name], statistic.observed, statistic.name
-        )
-    return figures
+    write_check_report(found, folder, sources)
 
 
 def check_lines(found: PredictiveCheck, seed: int) -> list[str]:
     """The checks in a few lines of text."""
     what = "pairs" if found.kind == "pairs" else "choices"
-    failed = [s for s in found.statistics if s.p_value < _LEVEL / len(found.statistics)]
+    failed = failed_statistics(found)
     lines = [
         f"the choices are not what the posterior predicts: {'; '.join(s.name for s in failed)}"
         if failed
         else "the choices are like those that the posterior predicts",
-        *(_MEANINGS[s.name] for s in failed if s.name in _MEANINGS and s.observed > s.high),
+        *what_it_means(failed),
         "",
         _looked_at_line(found, seed),
     ]
@@ -242,8 +210,8 @@ def check_lines(found: PredictiveCheck, seed: int) -> list[str]:
         "",
         f"reliability of the predictions: the isotonic curve leaves its 90% band for "
         f"{100 * found.calibration.outside:.0f}% of the {what}",
-        f"a check fails below p = {_LEVEL / len(found.statistics):.3g}, "
-        f"{_LEVEL:g} over {len(found.statistics)} statistics",
+        f"a check fails below p = {LEVEL / len(found.statistics):.3g}, "
+        f"{LEVEL:g} over {len(found.statistics)} statistics",
     ]
     if len(found.groups):
         for column, table in found.groups.groupby("column", sort=False):

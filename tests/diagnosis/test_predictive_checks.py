@@ -4,10 +4,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis import predictive_checks
+from mixdpo_pyro.diagnosis.check_report import write_check_report
 from mixdpo_pyro.diagnosis.check_statistics import (
     OWN_STRENGTH,
     SAME_PAIR,
@@ -228,6 +230,20 @@ def test_check_command_writes_figures_and_prints_a_table(capsys, world, tmp_path
     names = {path.name for path in (out / "figures").iterdir()}
     assert {"reliability.png", "separation.png", "statistic_6.png"} <= names
     assert len(pd.read_csv(out / "groups.csv")) == 50
+    page = (out / "report.html").read_text()
+    top = page.split("<h2>")[0]
+    assert "The choices are like those that the posterior predicts" in top
+    assert "Use the posterior for these annotators" in top and top.count("<img") == 1
+    assert page.count("<img") == page.count('alt="') == len(list((out / "figures").glob("*.svg")))
+
+
+def test_the_page_of_a_posterior_that_fails_says_in_what(world, tmp_path):
+    config = CheckConfig(num_replications=200)
+    found = check_predictions(world / "m.parquet", world / "equal.nc", config)
+    write_check_report(found, tmp_path, ("m.parquet", "equal.nc"))
+    top = (tmp_path / "report.html").read_text().split("<h2>")[0]
+    assert "The choices are not what the posterior predicts" in top
+    assert str(escape(SPREAD)) in top and "Do not use this posterior" in top
 
 
 def test_other_people_get_strengths_of_the_distribution(world, tmp_path):
