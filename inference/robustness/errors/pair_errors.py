@@ -199,7 +199,7 @@ def _coarse_profile(
 
 def _terms_until_hopeless(
     result: Fit, evidence: Evidence, ratios: Float[np.ndarray, " ratios"]
-) -> Float[np.ndarray, "terms ratios"]:
+) -> Float[np.ndarray, "terms looked_at"]:
     """Terms for ascending sizes of errors, which need no draws."""
     terms, least, largest = list[np.ndarray](), 0.0, -np.inf
     for ratio in ratios:
