@@ -69,6 +69,7 @@ def test_a_cluster_goes_on_where_a_worker_dies(cluster, tmp_path):
     assert found == [0, 1, 2, 7]
 
 
+@pytest.mark.slow  # a worker that its nanny does not start again in time leaves nobody to ask
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_task_that_kills_every_worker_is_given_up(cluster):
     fatal = [sys.executable, "-c", "import os; os.kill(os.getppid(), 9)"]
