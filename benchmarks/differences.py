@@ -18,7 +18,8 @@ cv: printed, lognormal with exact margins, with errors, and the mean median of t
     uniform (17, 5, 0, 1.25), Pareto (16, 3, 16, .33), opposed on shared pairs undetermined 20
 
 From seed 5,000, before inconclusive answers had that interval, the printed one held Pareto 16, two
-groups 17, 20% at zero 18.
+groups 17, 20% at zero 18. From seed 9,000: 20% careless wrong 1 of 20 ("strength", the others
+undetermined), 10% coin flippers and opposed tastes undetermined 20, with respects given taste 20.
 """
 
 import argparse

@@ -125,7 +125,8 @@ ARMS = {
 def measure(world: World, weights: np.ndarray, dpo: np.ndarray) -> dict[str, float]:
     """What an arm reaches, against DPO."""
     own = np.broadcast_to(weights, (PEOPLE, weights.shape[-1]))
-    scaled = np.stack([at_equal_divergence(w) for w in _distinct(own)])[_index(own)]
+    policies, index = np.unique(own, axis=0, return_inverse=True)
+    scaled = np.stack([at_equal_divergence(w) for w in policies])[index.reshape(-1)]
     rival = at_equal_divergence(dpo)
     wins = _per_person(lambda w, taste: win_rate(w, rival, taste), scaled, world)
     margin = (world.held_out.numpy() * scaled[world.held_out_annotator]).sum(1)
@@ -142,14 +143,6 @@ def measure(world: World, weights: np.ndarray, dpo: np.ndarray) -> dict[str, flo
         "at equal beta": _per_person(lambda w, taste: win_rate(w, dpo, taste), own, world).mean(),
         "KL less DPO's": np.mean([divergence(w) for w in own]) - divergence(dpo),
     }
-
-
-def _distinct(own: np.ndarray) -> np.ndarray:
-    return np.unique(own, axis=0)
-
-
-def _index(own: np.ndarray) -> np.ndarray:
-    return np.unique(own, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _per_person(value, weights: np.ndarray, world: World) -> np.ndarray:

@@ -34,7 +34,7 @@ from mixdpo_pyro.winrates.oracle import parse_response, total_reward
 from mixdpo_pyro.winrates.rates import compare_scores, match_divergence, over_seeds
 
 SFT = 0.2
-"""Weight of the likelihood of the chosen responses, which keeps all arms in the language."""
+"""Weight of the likelihood of the chosen responses in the loss of all arms."""
 
 CV = {"none": 0.0, "strong": 1.5}
 IDS = {"annotator_column": "annotator"}

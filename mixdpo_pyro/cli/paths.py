@@ -147,14 +147,7 @@ def check_result(path: str) -> None:
     """
     from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE
 
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise OutputError(f"{path}: no such folder")
-    if not any((folder / name).is_file() for name in (RUN_FILE, DIAGNOSIS_FILE)):
-        raise OutputError(
-            f"{path}: holds no {RUN_FILE} and no {DIAGNOSIS_FILE}; is it a finished run or a "
-            "diagnosis?"
-        )
+    _check_folder(path, (RUN_FILE, DIAGNOSIS_FILE), "a finished run or a diagnosis")
 
 
 def check_run(path: str) -> None:
@@ -163,8 +156,14 @@ def check_run(path: str) -> None:
     Raises:
         OutputError: Naming it.
     """
+    _check_folder(path, (RUN_FILE,), "a finished run")
+
+
+def _check_folder(path: str, markers: tuple[str, ...], what: str) -> None:
+    """Refuse a folder that has none of the files that make it a result."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise OutputError(f"{path}: no such folder")
-    if not (folder / RUN_FILE).is_file():
-        raise OutputError(f"{path}: holds no {RUN_FILE}; is it a finished run?")
+    if not any((folder / name).is_file() for name in markers):
+        named = " and no ".join(markers)
+        raise OutputError(f"{path}: holds no {named}; is it {what}?")

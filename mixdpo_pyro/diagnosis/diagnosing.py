@@ -21,7 +21,7 @@ from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.people.columns import read_columns
 from mixdpo_pyro.inference.posterior import format_interval
 from mixdpo_pyro.inference.verdict import Verdict
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import write_csv
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import (
@@ -174,8 +174,7 @@ def write_diagnosis(
     }
     for name, table in tables.items():
         if table is not None:
-            with written_whole(folder / name) as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
+            write_csv(table, folder / name)
     save_arviz(to_arviz(diagnosis.result, seed=config.seed), folder / "posterior.nc")
     record = make_record(diagnosis, data, config, command)
     write_record(record, folder / DIAGNOSIS_FILE)

@@ -13,7 +13,7 @@ from mixdpo_pyro.data.validation import TextRule, id_rule
 from mixdpo_pyro.diagnosis.config import JUDGES_FILE, JudgesConfig
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.people.judges import JudgesFit, fit_judges
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import write_csv
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.judges import plot_judges, plot_ratings
 from mixdpo_pyro.reporting.html import encode_images, write_images
@@ -175,8 +175,7 @@ def write_judges(found: JudgesFit, record: JudgesRecord, folder: Path) -> None:
         tables["judges.csv"] = judge_table(found)
         figures["judges"] = plot_judges(tables["judges.csv"])
     for name, table in tables.items():
-        with written_whole(folder / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(table, folder / name)
     write_images(encode_images(figures), folder)
     write_record(record, folder / JUDGES_FILE)
 

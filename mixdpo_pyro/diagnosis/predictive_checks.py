@@ -24,7 +24,7 @@ from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import Choices, random_subset, read_choices, select_choices
 from mixdpo_pyro.inference.outcomes import Ties, describe_observation
 from mixdpo_pyro.inference.posterior import Posterior
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import write_csv
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.reporting.records import write_record
 
@@ -166,8 +166,7 @@ def write_check(
     """Write `check.json`, `groups.csv`, `shares.csv`, `report.html` and `figures/`."""
     for name, table in (("groups.csv", found.groups), ("shares.csv", found.shares)):
         if len(table):
-            with written_whole(folder / name) as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
+            write_csv(table, folder / name)
     record = CheckRecord(
         margins=str(sources[0]),
         posterior=str(sources[1]),

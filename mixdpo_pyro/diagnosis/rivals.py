@@ -25,7 +25,7 @@ from mixdpo_pyro.inference.people.rivals.scores import (
     compare_rivals,
     find_winners,
 )
-from mixdpo_pyro.io import written_whole
+from mixdpo_pyro.io import write_csv
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.rivals import plot_gains
@@ -275,8 +275,7 @@ def _setting(score: RivalScore) -> str:
 def write_rivals(record: RivalsRecord, people: pd.DataFrame, folder: Path) -> None:
     """Write `rivals.csv`, `types.csv`, `rivals.json` and the figure into a folder."""
     for name, table in {"rivals.csv": score_table(record), "types.csv": people}.items():
-        with written_whole(folder / name) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(table, folder / name)
     rivals = [score for score in record.scores if score.model != ONE_STRENGTH]
     figure = plot_gains(
         [score.model for score in rivals],

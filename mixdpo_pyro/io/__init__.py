@@ -1,6 +1,6 @@
 """What goes to disk: files and folders that are whole or absent, and never in another's place."""
 
-from mixdpo_pyro.io.files import write_errors_named, write_json, written_whole
+from mixdpo_pyro.io.files import write_csv, write_errors_named, write_json, written_whole
 from mixdpo_pyro.io.outputs import check_output, locked_output
 from mixdpo_pyro.io.staging import (
     RUN_FILE,
@@ -24,6 +24,7 @@ __all__ = [
     "remove_claimed",
     "shared_staged_folder",
     "staged_folder",
+    "write_csv",
     "write_errors_named",
     "write_json",
     "written_whole",

@@ -9,8 +9,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixdpo_pyro.errors import MixDPOError, OutputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "disk_errors_named",
@@ -18,6 +22,7 @@ __all__ = [
     "flush_names",
     "remove_leftovers",
     "resolved",
+    "write_csv",
     "write_errors_named",
     "write_json",
     "written_whole",
@@ -49,6 +54,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     flush_names(target.parent)
+
+
+def write_csv(table: "pd.DataFrame", path: str | Path) -> None:
+    """Write a table as CSV without its index, numbers to six digits, whole or not at all."""
+    with written_whole(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def write_json(value: object, path: str | Path) -> None:

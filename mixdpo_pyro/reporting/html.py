@@ -12,6 +12,7 @@ from jaxtyping import Float
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
+from mixdpo_pyro.inference.verdict import ROPE
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.reporting.figures.posterior import plot_cv
 
@@ -51,7 +52,7 @@ def cv_figure(
     truth = "" if true_cv is None else f" The truth is {true_cv:.2f}."
     alt = (
         f"Posterior density of cv: median {middle:.2f}, 90% {_range((low, high))}, beside its "
-        f"prior; below 0.25 strengths count as equal.{verdict}{truth}"
+        f"prior; below {ROPE:g} strengths count as equal.{verdict}{truth}"
     )
     return PageFigure("How much strengths differ", alt, plot_cv(draws, interval, true_cv))
 

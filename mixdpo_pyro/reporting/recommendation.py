@@ -9,6 +9,7 @@ import numpy as np
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.diagnosis import Diagnosis
 from mixdpo_pyro.inference.robustness.checks import LEVEL, PREDICTION, RobustnessCheck
+from mixdpo_pyro.inference.robustness.errors.shared import shared_rows
 from mixdpo_pyro.inference.verdict import Verdict
 
 __all__ = ["Advice", "Design", "advise", "headline", "recommend"]
@@ -124,19 +125,19 @@ def recommend(verdict: Verdict, design: Design) -> str:
 def _of_kind(verdict: Verdict, design: Design) -> str:
     if verdict.kind == "strength" and design.has_panels:
         return (
-            "Use MixDPO with annotator ids (annotator_column); where people differed a lot (cv "
-            "1.5) that gained 1 to 1.5 points of win rate over DPO at equal KL in simulations, "
-            "and without ids nothing."
+            "Use MixDPO with annotator ids (annotator_column); in a simulated world of people who "
+            "differ a lot (cv 1.5) it won 51.3% against DPO at equal KL, and 50.1% without ids, "
+            "while a language model showed no gain."
         )
     if verdict.kind == "strength":
         return (
             "Collect annotator ids, several choices of each, before you use MixDPO: without ids "
-            "it gained nothing in simulations."
+            "it gained nothing in simulated worlds."
         )
     if verdict.kind == "taste":
         return (
             "Do not train one policy with annotator ids, which served the minority worse than "
-            "plain DPO in simulations: compare models of types first (mixdpo rivals)."
+            "plain DPO in a simulated world: compare models of types first (mixdpo rivals)."
         )
     if verdict.kind == "care":
         return (
@@ -204,7 +205,4 @@ def _are_ordered(choices: Choices) -> bool:
 
 def _are_shared(choices: Choices) -> bool:
     """Whether a pair was judged by several annotators."""
-    if choices.pair is None or choices.annotator is None:
-        return False
-    judged = set(zip(choices.pair.tolist(), choices.annotator.tolist(), strict=True))
-    return len({pair for pair, _ in judged}) < len(judged)
+    return choices.annotator is not None and len(shared_rows(choices)) > 0

@@ -91,6 +91,7 @@ def _sample(
     ids, mask = _encode(models, prompts)
     tokenizer = models.tokenizer
     end = tokenizer.eos_token_id
+    is_reference = models.policy is models.reference
     between = [] if weight == 1 else [InterpolatedLogits(models.reference, weight, mask)]
     generated = models.policy.generate(
         input_ids=ids,
@@ -104,13 +105,14 @@ def _sample(
         pad_token_id=end if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         eos_token_id=end,
         return_dict_in_generate=True,
-        output_logits=True,
+        output_logits=not is_reference,
     )
     written = generated.sequences[:, ids.shape[1] :]
-    policy = torch.stack(generated.logits, 1)
     ends = (written == end).int()
     is_before = ends.cumsum(1) - ends == 0  # the end token itself counts
-    divergence = _divergence(models, policy, (ids, mask), written, is_before, weight)
+    divergence = torch.zeros(len(ids))
+    if not is_reference:
+        divergence = _divergence(models, generated.logits, (ids, mask), written, is_before, weight)
     text = tokenizer.batch_decode(
         [row[kept] for row, kept in zip(written, is_before, strict=True)], skip_special_tokens=True
     )
@@ -146,16 +148,17 @@ def _without_end(row: list[int], end: int | None) -> list[int]:
 
 def _divergence(
     models: LanguageModels,
-    policy: Float[Tensor, "batch tokens vocabulary"],
+    policy: Sequence[Float[Tensor, "batch vocabulary"]],
     prompts: tuple[Tensor, Tensor],
     written: Int[Tensor, "batch tokens"],
     kept: Bool[Tensor, "batch tokens"],
     weight: float,
 ) -> Float[Tensor, " batch"]:
-    """Sum over the completion of the KL of both next tokens; the policy's logits are known."""
+    """Sum over the completion of the KL of both next tokens; the policy's logits are known.
+
+    Token by token, so that no second copy of all logits is needed.
+    """
     ids, mask = prompts
-    if models.policy is models.reference:
-        return torch.zeros(len(ids), device=ids.device)
     seen = torch.cat([mask, kept.long()], 1)
     assert models.reference is not None
     reference = models.reference(
@@ -164,7 +167,9 @@ def _divergence(
         position_ids=(seen.cumsum(1) - 1).clamp(min=0),
         use_cache=False,
     ).logits[:, ids.shape[1] - 1 : -1]
-    reference, policy = reference.float(), policy.float()
-    mixed = (reference + weight * (policy - reference)).log_softmax(-1)
-    each = (mixed.exp() * (mixed - reference.log_softmax(-1))).sum(-1)
-    return (each * kept).sum(1)
+    total = torch.zeros(len(ids), device=ids.device)
+    for place, logits in enumerate(policy):
+        base = reference[:, place].float()
+        mixed = (base + weight * (logits.float() - base)).log_softmax(-1)
+        total += kept[:, place] * (mixed.exp() * (mixed - base.log_softmax(-1))).sum(-1)
+    return total

@@ -14,7 +14,7 @@ from mixdpo_pyro.diagnosis.predictive_checks import read_posterior
 from mixdpo_pyro.diagnosis.tables import weight_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference.verdict import Verdict
-from mixdpo_pyro.io import RUN_FILE, written_whole
+from mixdpo_pyro.io import RUN_FILE, write_csv
 from mixdpo_pyro.margins.language_models import load_policy
 from mixdpo_pyro.progress import show_stage
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
@@ -69,8 +69,7 @@ def export_result(result: str | Path, config: ExportConfig, folder: Path) -> Exp
     table, verdict = None, None
     if config.weights:
         table, verdict = _weights(result), _verdict(result)
-        with written_whole(folder / WEIGHTS) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(table, folder / WEIGHTS)
     record = ExportRecord(
         result=str(result),
         merged=config.merged,

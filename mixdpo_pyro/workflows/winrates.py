@@ -13,7 +13,7 @@ import yaml
 
 from mixdpo_pyro.data.tables import check_has_columns, read_table
 from mixdpo_pyro.errors import ConfigError, DataError
-from mixdpo_pyro.io import RUN_FILE, written_whole
+from mixdpo_pyro.io import RUN_FILE, write_csv, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import ADAPTER_OFF, LanguageModels
 from mixdpo_pyro.progress import show_stage
@@ -338,8 +338,7 @@ def _common_divergence(arms: list[list[RunRate]]) -> float | None:
 
 def _write(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> None:
     runs = pd.DataFrame([asdict(rate) for rate in record.runs])
-    with written_whole(folder / "winrates.csv") as temporary:
-        runs.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(runs, folder / "winrates.csv")
     with written_whole(folder / "completions.parquet") as temporary:
         completions.to_parquet(temporary, index=False)
     frontier = PageFigure(
