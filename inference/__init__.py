@@ -9,7 +9,7 @@ from mixdpo_pyro.inference.calibration.simulation import (
 )
 from mixdpo_pyro.inference.choices import Choices, read_choices
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
-from mixdpo_pyro.inference.export import to_arviz, to_inference_data
+from mixdpo_pyro.inference.export import to_arviz, to_datatree, to_inference_data
 from mixdpo_pyro.inference.fitting import Fit, fit
 from mixdpo_pyro.inference.loo import LeaveOneOut, compare_loo, leave_one_out
 from mixdpo_pyro.inference.methods.bounds import BoundedModel, LocalGuide
@@ -88,5 +88,6 @@ __all__ = [
     "simulate",
     "simulate_choices",
     "to_arviz",
+    "to_datatree",
     "to_inference_data",
 ]

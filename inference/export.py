@@ -1,7 +1,8 @@
 """A fit as an ArviZ object: named groups, dims and coords, written against the 1.x API."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from mixdpo_pyro.inference.choices import (
     without_ids,
 )
 from mixdpo_pyro.inference.fitting import Fit
+from mixdpo_pyro.inference.likelihood.left_out import log_prob_given_others
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, tabulate
-from mixdpo_pyro.inference.outcomes import prior_parameters
+from mixdpo_pyro.inference.outcomes import log_prior_of_parameters, prior_parameters
 from mixdpo_pyro.inference.posterior import Posterior, make_dataset
 from mixdpo_pyro.inference.predictive import replicate_choices, replicate_outcomes
 from mixdpo_pyro.models import cv_prior, mean_prior
@@ -26,11 +28,36 @@ from mixdpo_pyro.models import cv_prior, mean_prior
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["to_arviz", "to_inference_data"]
+__all__ = ["LeftOut", "to_arviz", "to_datatree", "to_inference_data"]
+
+LeftOut = Literal["annotator", "choice"]
 
 
-def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree":
-    """Everything ArviZ needs for diagnosis, comparison and predictive checks.
+def to_arviz(
+    result: Fit, max_pairs: int = 2000, seed: int = 0, left_out: LeftOut = "annotator"
+) -> Any:
+    """Everything ArviZ needs, in the form that the installed ArviZ takes.
+
+    An `InferenceData` where arviz 0.x is installed, else an `xarray.DataTree`, which arviz 1.x,
+    arviz-stats and arviz-plots work on; these two take an `InferenceData` as well. The groups and
+    the arguments are those of :func:`to_datatree`.
+    """
+    tree = to_datatree(result, max_pairs, seed, left_out)
+    return to_inference_data(tree) if _takes_inference_data() else tree
+
+
+def _takes_inference_data() -> bool:
+    """Whether the installed arviz is of the generation before the tree."""
+    try:
+        return int(version("arviz").split(".")[0]) < 1
+    except PackageNotFoundError:
+        return False
+
+
+def to_datatree(
+    result: Fit, max_pairs: int = 2000, seed: int = 0, left_out: LeftOut = "annotator"
+) -> "xr.DataTree":
+    """Everything ArviZ needs for diagnosis, comparison and predictive checks, as a tree.
 
     Pairs are oriented at random: `choice` is 1 where the response called first was chosen and
     `margin` is that of the first over the second; were the chosen response always first, every
@@ -46,21 +73,32 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     - `observed_data`: `choice`; `constant_data`: `margin`, and `annotator_id` with ids;
     - `log_likelihood`: pointwise with the strength marginalised: `choice` (dim `pair`), or
       `choices` (dim `annotator`) for panels, whose unit is the annotator;
+    - `log_prior`: log density of the priors of `mean` and `cv` and, on the real line, of
+      thresholds, where they have one;
     - `sample_stats`: those of the fit.
+
+    For panels `loo` leaves out whole annotators. With `left_out="choice"` it leaves out single
+    choices: `log_likelihood` then holds `choice` (dim `pair`) under the name of what was observed,
+    as `plot_loo_pit` wants it, each given all other choices of its annotator. These do not add up
+    to the likelihood, so that they say nothing about its sensitivity; `log_prior` is left out, by
+    which `psense` refuses.
 
     Args:
         result: A fit.
         max_pairs: Pairs (and annotators, in the log-likelihood of panels) that are kept; of more,
             a random subset is, and the attributes of the root say so.
         seed: Seed of orientation, subset and replications.
+        left_out: What a leave-one-out of panels leaves out, `"annotator"` or `"choice"`.
 
     Raises:
-        ValueError: If `max_pairs` is not positive.
+        ValueError: If `max_pairs` is not positive, or `left_out` is neither of the two.
     """
     import xarray as xr
 
     if max_pairs < 1:
         raise ValueError(f"Expected max_pairs >= 1, got {max_pairs}")
+    if left_out not in get_args(LeftOut):
+        raise ValueError(f"Expected left_out='annotator' or 'choice', got {left_out!r}")
     rng = np.random.default_rng(seed)
     choices, posterior = result.choices, result.posterior
     pair = random_subset(choices.num_choices, max_pairs, rng)
@@ -68,8 +106,12 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
     shown = _Shown.of(result, pair, rng)
     variables: dict[str, dict[str, np.ndarray]] = {
         "posterior_predictive": shown.replicated(_with_draws(result, pair, seed), seed),
-        "log_likelihood": _log_likelihood(result, pair, annotator),
     }
+    if left_out == "choice" and choices.has_panels:
+        variables["log_likelihood"] = _log_likelihood_given_others(result, pair)
+    else:
+        variables["log_likelihood"] = _log_likelihood(result, pair, annotator)
+        variables |= _log_prior(result)
     if posterior.mean_anchor != "free":
         prior = _prior(result, rng)
         variables |= {
@@ -89,9 +131,10 @@ def to_arviz(result: Fit, max_pairs: int = 2000, seed: int = 0) -> "xr.DataTree"
         "constant_data": make_dataset(shown.constant, coords),
     }
     tree = xr.DataTree.from_dict(datasets)
+    in_log_likelihood = datasets["log_likelihood"].sizes.get("annotator", 0)
     tree.attrs = posterior.attributes() | {
         "num_pairs_shown": len(pair),
-        "num_annotators_in_log_likelihood": len(annotator) if choices.has_panels else 0,
+        "num_annotators_in_log_likelihood": in_log_likelihood,
     }
     return tree
 
@@ -202,3 +245,27 @@ def _log_likelihood(result: Fit, pair: np.ndarray, annotator: np.ndarray) -> dic
     table = tabulate(units, family, flip)
     per_unit = table.per_annotator(torch.from_numpy(mean), torch.from_numpy(cv))
     return {name: per_unit.T.numpy()}
+
+
+def _log_likelihood_given_others(result: Fit, pair: np.ndarray) -> dict[str, np.ndarray]:
+    """Of single choices, each given the others of its annotator."""
+    posterior, choices = result.posterior, result.choices
+    point = torch.from_numpy(posterior.mean), torch.from_numpy(posterior.cv)
+    value = log_prob_given_others(
+        choices, pair, *point, posterior.family, posterior.flip_probability
+    )
+    return {"choice": value.T.numpy()}
+
+
+def _log_prior(result: Fit) -> dict[str, dict[str, np.ndarray]]:
+    """The group `log_prior`, without what is fixed; empty where nothing has a prior."""
+    posterior = result.posterior
+    if posterior.mean_anchor == "free":
+        return {}
+    mean, cv = torch.from_numpy(posterior.mean), torch.from_numpy(posterior.cv)
+    found = log_prior_of_parameters(result.choices.outcomes, posterior.parameters)
+    if posterior.family != "fixed":
+        found["cv"] = cv_prior().log_prob(cv).numpy()
+    if posterior.mean_anchor == "prior":
+        found["mean"] = mean_prior(posterior.beta).log_prob(mean).double().numpy()
+    return {"log_prior": found} if found else {}

@@ -24,6 +24,7 @@ __all__ = [
     "Outcomes",
     "Ties",
     "describe_observation",
+    "log_prior_of_parameters",
     "name_grades",
     "name_parameters",
     "prior_parameters",
@@ -282,6 +283,30 @@ def prior_parameters(
         return {}
     draws = outcomes.prior + rng.standard_normal((num_samples, len(outcomes.prior)))
     return name_parameters(outcomes.observation, draws)
+
+
+def log_prior_of_parameters(
+    outcomes: Outcomes | None, parameters: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Log prior density of each parameter's draws, in nats, on the real line.
+
+    Args:
+        outcomes: What was done, which knows the priors' medians; their deviations are one.
+        parameters: Draws by name, as :func:`name_parameters` gives them.
+
+    Returns:
+        By name, shape `(samples,)`; cut points are summed.
+    """
+    if outcomes is None:
+        return {}
+    found, first = {}, 0
+    for name, draws in parameters.items():
+        steps = np.diff(draws.reshape(len(draws), -1), prepend=0.0)
+        vector = np.log(steps) - (np.log1p(-steps) if name == "lapse_rate" else 0.0)
+        centre = outcomes.prior[first : first + vector.shape[1]]
+        first += vector.shape[1]
+        found[name] = (-((vector - centre) ** 2) / 2 - np.log(2 * np.pi) / 2).sum(1)
+    return found
 
 
 def name_grades(number: int) -> list[str]:

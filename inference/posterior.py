@@ -250,8 +250,9 @@ class Posterior:
         import xarray as xr
 
         coords = {"annotator": np.array(self.annotators)}
+        posterior = make_dataset(self.draws, coords, self.num_chains)
         datasets = {
-            "posterior": make_dataset(self.draws, coords, self.num_chains),
+            "posterior": posterior.assign_attrs(method=self.method),
             "sample_stats": make_dataset(self.sample_stats, coords, self.num_chains),
         }
         if self.strength_summary:
@@ -327,8 +328,8 @@ def make_dataset(
     )
 
 
-def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
-    """Write the tree as NetCDF, whole or not at all.
+def save_arviz(data: Any, path: str | Path) -> Path:
+    """Write a tree, or an `InferenceData`, as NetCDF, whole or not at all.
 
     `arviz.from_netcdf` of arviz 0.23 reads the file as an `InferenceData`, and
     `xarray.open_datatree` as a tree.
@@ -336,7 +337,10 @@ def save_arviz(tree: "xr.DataTree", path: str | Path) -> Path:
     Raises:
         OSError: Naming the file, such as for a full disk.
     """
-    path = Path(path)
+    from arviz_base import convert_to_datatree
+
+    path, tree = Path(path), convert_to_datatree(data)
+    tree.attrs = dict(data.attrs)  # which the conversion of an `InferenceData` loses
     # To memory first: HDF5 ends the process where the disk that it writes to is full.
     write_whole(tree.to_netcdf(engine="h5netcdf"), path)
     return path

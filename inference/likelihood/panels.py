@@ -258,7 +258,7 @@ class PanelGrid:
         The nodes of a narrow distribution are its own, so that strengths are drawn there.
         """
         if self._is_wide(cv).all():
-            return _describe(self._strength, self._mixture(mean, cv))
+            return _describe(self.strength, self._mixture(mean, cv))
         rng, shape = np.random.default_rng(0), (len(self.log_likelihood), 1)
         points = zip(mean[:_NUM_DRAWN].split(1), cv[:_NUM_DRAWN].split(1), strict=True)
         draws = [
@@ -275,7 +275,7 @@ class PanelGrid:
         """Strengths, and the log posterior mass of each annotator's strength there."""
         if self._is_wide(cv):
             log_weight = self.log_likelihood + self._log_mass(mean, cv)[:, 0]
-            return self._strength, log_weight.log_softmax(1)
+            return self.strength, log_weight.log_softmax(1)
         beta, log_mass = (x[0] for x in self._narrow_rule(mean, cv))
         return beta, (self._at(beta) + log_mass).log_softmax(1)
 
@@ -310,11 +310,11 @@ class PanelGrid:
         kept = (log_mass > -_MASS_NATS).nonzero()[:, 0]
         near = slice(max(int(kept[0]) - 1, 0), int(kept[-1]) + 2)  # two nodes at least
         density = self._relative_likelihood[:, near] * log_mass[near].exp()
-        value = _draw_rows(self._strength[near], density, uniform)
+        value = _draw_rows(self.strength[near], density, uniform)
         rare = (density.amax(1) < _OUTLYING).nonzero()[:, 0]
         if len(rare):
             whole = _density(self.log_likelihood[rare] + log_mass)
-            value[rare] = _draw_rows(self._strength, whole, uniform[rare])
+            value[rare] = _draw_rows(self.strength, whole, uniform[rare])
         return value
 
     @property
@@ -333,11 +333,12 @@ class PanelGrid:
 
     def _log_mass(self, mean: Tensor, cv: Tensor) -> Float[Tensor, "grid points"]:
         """Log of the distribution's mass per grid step."""
-        density = strength_log_density(self._strength[:, None], mean, cv, self.family)
+        density = strength_log_density(self.strength[:, None], mean, cv, self.family)
         return density + self._log_jacobian[:, None] + math.log(self.step)
 
     @cached_property
-    def _strength(self) -> Tensor:
+    def strength(self) -> Float[Tensor, " grid"]:
+        """The strength at each point of the grid."""
         return strength_grid(self.z, self.origin, self.family)
 
     @cached_property

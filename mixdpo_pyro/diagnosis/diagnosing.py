@@ -15,7 +15,7 @@ from mixdpo_pyro.diagnosis.tables import (
     group_table,
 )
 from mixdpo_pyro.errors import DataError
-from mixdpo_pyro.inference import fit_strength_effects, save_arviz, to_arviz
+from mixdpo_pyro.inference import fit_strength_effects, save_arviz, to_datatree
 from mixdpo_pyro.inference.choices import Choices, read_choices, typical_size
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.people.columns import read_columns
@@ -175,7 +175,7 @@ def write_diagnosis(
     for name, table in tables.items():
         if table is not None:
             write_csv(table, folder / name)
-    save_arviz(to_arviz(diagnosis.result, seed=config.seed), folder / "posterior.nc")
+    save_arviz(to_datatree(diagnosis.result, seed=config.seed), folder / "posterior.nc")
     record = make_record(diagnosis, data, config, command)
     write_record(record, folder / DIAGNOSIS_FILE)
     write_diagnosis_report(diagnosis, record, annotators, groups, differences, folder)

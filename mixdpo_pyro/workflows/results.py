@@ -17,7 +17,7 @@ from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
 from mixdpo_pyro.diagnosis.diagnosing import data_notes
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.inference import save_arviz, to_arviz
+from mixdpo_pyro.inference import save_arviz, to_datatree
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.io.environment import package_versions
@@ -126,7 +126,7 @@ class RunResults:
 
     def _diagnose(self) -> None:
         diagnosis = _diagnose_margins(self.margins, self.plan.training, self.done)
-        save_arviz(to_arviz(diagnosis.result), self.folder / POSTERIOR_FILE)
+        save_arviz(to_datatree(diagnosis.result), self.folder / POSTERIOR_FILE)
         self.diagnosis = diagnosis
 
     def _write_record(self, command: str, truth: Truth | None, started: float) -> None:
