@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
+from mixdpo_pyro.errors import extra_named
 from mixdpo_pyro.inference.choices import (
     Choices,
     orient_at_random,
@@ -143,12 +144,10 @@ def to_inference_data(tree: "xr.DataTree") -> Any:
     """The same groups as an `InferenceData` of arviz 0.23; arviz 1.x works on the tree itself.
 
     Raises:
-        ModuleNotFoundError: If arviz is not installed.
+        MissingPackageError: If arviz is not installed.
     """
-    try:
+    with extra_named("to_inference_data"):
         import arviz
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("arviz is missing: pip install 'mixdpo-pyro[plots]'") from error
 
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
     return arviz.InferenceData(attrs=tree.attrs, **groups)

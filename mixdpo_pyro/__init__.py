@@ -6,12 +6,15 @@ Names resolve on first use (PEP 562), so that `import mixdpo_pyro` loads neither
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mixdpo_pyro.errors import extra_named
+
 if TYPE_CHECKING:
     from mixdpo_pyro.data.loading import load_preferences
     from mixdpo_pyro.data.simulation import simulate_preferences
     from mixdpo_pyro.errors import (
         ConfigError,
         DataError,
+        MissingPackageError,
         MixDPOError,
         NonFiniteLossError,
         OutputError,
@@ -40,16 +43,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConfigError", "DataError", "GammaLogit", "LatentStrengthModel", "LogNormalLogit",
-    "MixDPOConfig", "MixDPOError", "MixDPOTrainer", "MixedLogit", "NonFiniteLossError",
-    "NormalLogit", "OutputError", "Posterior", "PreferenceModel", "Strength",
-    "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint", "load_preferences",
-    "mixed_logit_log_prob", "save_arviz", "simulate_preferences", "to_arviz",
+    "MissingPackageError", "MixDPOConfig", "MixDPOError", "MixDPOTrainer", "MixedLogit",
+    "NonFiniteLossError", "NormalLogit", "OutputError", "Posterior", "PreferenceModel",
+    "Strength", "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint",
+    "load_preferences", "mixed_logit_log_prob", "save_arviz", "simulate_preferences", "to_arviz",
 ]  # fmt: skip
 
 _HOMES = {
     "data.loading": ("load_preferences",),
     "data.simulation": ("simulate_preferences",),
-    "errors": ("ConfigError", "DataError", "MixDPOError", "NonFiniteLossError", "OutputError"),
+    "errors": (
+        "ConfigError", "DataError", "MissingPackageError", "MixDPOError", "NonFiniteLossError",
+        "OutputError",
+    ),
     "inference": (
         "Posterior", "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint", "save_arviz",
         "to_arviz",
@@ -71,7 +77,8 @@ def __getattr__(name: str) -> Any:
         return version("mixdpo-pyro")
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"{__name__}.{home}"), name)
+            with extra_named(f"{__name__}.{name}"):
+                return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from scenarios import two_workers
 
-from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.errors import ConfigError, MissingPackageError
 from mixdpo_pyro.progress import Engine, run_tasks
 
 ENGINES = [Engine(), Engine(jobs=2), Engine(jobs=2, threads=True)]
@@ -89,5 +89,5 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch):
 
 def test_without_dask_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ConfigError, match=r"not installed; pip install 'mixdpo-pyro\[sweep\]'"):
+    with pytest.raises(MissingPackageError, match="scheduler needs distributed, which is not"):
         run_tasks(abs, [1], Engine(scheduler="tcp://127.0.0.1:1"))

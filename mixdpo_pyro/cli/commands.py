@@ -129,7 +129,7 @@ def _doctor(parser: "CommandParser", words: Words) -> Iterable[str]:
         check_output(config.json, inputs, config.overwrite, '"ready_to_train"')
     from mixdpo_pyro.data.audit import examine
     from mixdpo_pyro.data.audit_view import show_examination
-    from mixdpo_pyro.progress import Screen
+    from mixdpo_pyro.progress.screen import Screen
 
     found = examine(named.data, config)
     show_examination(found, Screen())
@@ -205,7 +205,7 @@ def _compare(parser: "CommandParser", words: Words) -> Iterable[str]:
     runs = _runs_of(named.runs)
     if config.output is not None:
         check_output(config.output, named.runs, config.overwrite, "runs compared</title>")
-    from mixdpo_pyro.progress import Screen
+    from mixdpo_pyro.progress.screen import Screen
     from mixdpo_pyro.reporting.comparison import load_summaries, show_comparison, write_comparison
 
     found = load_summaries(runs)
@@ -381,7 +381,8 @@ def _simulate(parser: "CommandParser", words: Words) -> Iterable[str]:
         world = {f.name: getattr(config, f.name) for f in fields(config)}
         del world["output_dir"], world["overwrite"]
         simulate_preferences(**world).save(folder)
-    return [f"wrote {config.output_dir}/dataset and {config.output_dir}/truth.json"]
+    files = ("pairs.parquet", "margins.parquet", "truth.json")
+    return [f"wrote {config.output_dir}/{name}" for name in files]
 
 
 def _report(parser: "CommandParser", words: Words) -> Iterable[str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mixdpo_pyro.cli.commands import COMMANDS, usage
-from mixdpo_pyro.errors import ConfigError, MixDPOError
+from mixdpo_pyro.errors import ConfigError, MixDPOError, extra_named
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         _quiet_libraries()
     try:
-        with _sigterm_interrupts():
+        with _sigterm_interrupts(), extra_named(" ".join(["mixdpo", *arguments[:1]])):
             return _run(arguments)
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, _Terminated)

@@ -9,12 +9,14 @@ probability ``sigmoid(strength_g * (reward_a - reward_b))``: the mixed logit tha
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
+import pyarrow as pa
 from jaxtyping import Float, Int
+from pyarrow import parquet
 
 from mixdpo_pyro.config_fields import check_kind
 from mixdpo_pyro.data.choice_kinds import CHOICE_SET, GRADE, OUTCOME, RANK
@@ -22,6 +24,8 @@ from mixdpo_pyro.data.config import check_world
 from mixdpo_pyro.errors import ConfigError
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from mixdpo_pyro.models.observation import Observation
 
 __all__ = ["SENTENCES", "Truth", "World", "response_reward", "simulate_preferences"]
@@ -90,6 +94,9 @@ _OPTIONS = [[text for group in groups for text in group] for groups in _SLOTS.va
 
 _OPTION_WORTHS = np.repeat(_WORTHS, 4)
 
+_REWARD = "reward_margin"
+"""Column of the true reward difference."""
+
 SENTENCES = {
     text: (slot, worth)
     for slot, options in enumerate(_OPTIONS)
@@ -127,20 +134,32 @@ class World:
     """A simulated preference dataset and the truth it was drawn from.
 
     Attributes:
-        dataset: Columns `prompt`, `chosen`, `rejected`, `annotator`, `reward_margin`; the last is
+        table: Columns `prompt`, `chosen`, `rejected`, `annotator`, `reward_margin`; the last is
             the true reward difference chosen minus rejected, and no model sees it. With ties also
             `outcome` and with grades `grade`, of the response in `chosen`; with choices among
             several a row per other response, with `choice_set`, and with rankings `rank`.
         truth: What it was drawn from.
     """
 
-    dataset: Dataset
+    table: pa.Table
     truth: Truth
 
+    @cached_property
+    def dataset(self) -> "Dataset":
+        """The same table as trainers take it."""
+        from datasets import Dataset  # of the extra `train`
+
+        return Dataset(self.table)
+
     def save(self, folder: str | Path) -> None:
-        """Write the dataset (`save_to_disk` format) and `truth.json` beside it."""
+        """Write `pairs.parquet`, `margins.parquet` and `truth.json` into an existing folder.
+
+        The margins are those of a policy without errors: the true reward differences.
+        """
         folder = Path(folder)
-        self.dataset.save_to_disk(str(folder / "dataset"))
+        parquet.write_table(self.table, folder / "pairs.parquet")
+        names = ["margin" if name == _REWARD else name for name in self.table.column_names]
+        parquet.write_table(self.table.rename_columns(names), folder / "margins.parquet")
         (folder / "truth.json").write_text(json.dumps(asdict(self.truth), indent=2) + "\n")
 
 
@@ -204,12 +223,12 @@ def simulate_preferences(
     ids = [f"annotator-{g:04d}" for g in range(num_annotators)]
     columns = _columns(prompts, options, reward, [ids[g] for g in annotator], done)
     shuffle = rng.permutation(len(columns["prompt"]))
-    dataset = Dataset.from_dict({k: [v[i] for i in shuffle] for k, v in columns.items()})
+    table = pa.table({k: [v[i] for i in shuffle] for k, v in columns.items()})
     truth = Truth(
         family, mean, cv, seed, kind, _thresholds(observation),
         dict(zip(ids, strengths.tolist(), strict=True)),
     )  # fmt: skip
-    return World(dataset, truth)
+    return World(table, truth)
 
 
 def response_reward(response: str) -> float:
@@ -336,7 +355,7 @@ def _columns(
         "chosen": [_render(row) for row in options[choice, chosen]],
         "rejected": [_render(row) for row in options[choice, rejected]],
         "annotator": [annotator[i] for i in choice],
-        "reward_margin": (reward[choice, chosen] - reward[choice, rejected]).tolist(),
+        _REWARD: (reward[choice, chosen] - reward[choice, rejected]).tolist(),
     }
     if done.rank is not None:
         columns[CHOICE_SET] = [f"choice-{i:06d}" for i in choice]

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 
 __all__ = ["environment_lines", "package_versions"]
 
@@ -21,9 +22,12 @@ _VARIABLES = (
 
 
 def package_versions() -> dict[str, str]:
-    """Python, this package and those that it stands on."""
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"python": platform.python_version(), **versions}
+    """Python, this package and those that it stands on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def environment_lines() -> list[str]:
@@ -37,6 +41,7 @@ def environment_lines() -> list[str]:
     if torch.cuda.is_available():
         device += f" ({torch.cuda.get_device_name()})"
     facts = {
+        **dict.fromkeys(_PACKAGES, "not installed"),
         **package_versions(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpus": str(os.cpu_count()),

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,6 @@ RUN_FILE = "run.json"
 
 _RECORD = ".mixdpo.json"
 """The file that tells a folder of this program from others: its step, and the files it wrote."""
-
-_CACHE = "cache-*.arrow"
-"""What `datasets` leaves beside a saved dataset that somebody reads."""
 
 
 @contextmanager
@@ -300,8 +296,7 @@ def check_replaceable(folder: str | Path, overwrite: bool, marker: str = RUN_FIL
 def _foreign_file(folder: Path, marker: str) -> str | None:
     """A file that is not in the folder's record, such as the user's notes."""
     known = {marker, *_recorded_files(folder)}
-    found = (name for name in _files(folder) if name not in known)
-    return next((name for name in found if not fnmatch(Path(name).name, _CACHE)), None)
+    return next((name for name in _files(folder) if name not in known), None)
 
 
 def _files(folder: Path) -> list[str]:

@@ -36,7 +36,7 @@ from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import COMPLETION, LanguageModels
 from mixdpo_pyro.margins.resume import Parts
 from mixdpo_pyro.margins.sequences import Sequences
-from mixdpo_pyro.progress import console, show_stage
+from mixdpo_pyro.progress.screen import console, show_stage
 
 __all__ = ["MARGIN_COLUMNS", "MarginsSummary", "write_margins"]
 

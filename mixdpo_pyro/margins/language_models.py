@@ -24,7 +24,7 @@ from mixdpo_pyro.margins.weights import (
     refuse_missing_adapter,
     refuse_not_finite,
 )
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 
 __all__ = ["ADAPTER_OFF", "COMPLETION", "PROMPT", "LanguageModels", "load_policy"]
 

@@ -18,7 +18,7 @@ from mixdpo_pyro.io import (
     write_json,
     written_whole,
 )
-from mixdpo_pyro.progress import console
+from mixdpo_pyro.progress.screen import console
 
 __all__ = ["Parts"]
 

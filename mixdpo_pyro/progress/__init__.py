@@ -1,22 +1,6 @@
-"""What a person waits for and sees: stages, notes, results, and tasks with a progress bar."""
+"""What a person waits for and sees: lines of text, and tasks with a progress bar."""
 
-from mixdpo_pyro.progress.screen import (
-    Screen,
-    abridged,
-    console,
-    printable,
-    show_lines,
-    show_stage,
-)
+from mixdpo_pyro.progress.lines import abridged, printable, show_lines
 from mixdpo_pyro.progress.tasks import Engine, run_tasks
 
-__all__ = [
-    "Engine",
-    "Screen",
-    "abridged",
-    "console",
-    "printable",
-    "run_tasks",
-    "show_lines",
-    "show_stage",
-]
+__all__ = ["Engine", "abridged", "printable", "run_tasks", "show_lines"]

@@ -1,34 +1,15 @@
-"""What a person sees: stages, notes and results, with nothing in them that steers a terminal."""
+"""The terminal: tables, stages and notes. It is apart, since what computes prints nothing."""
 
 import os
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.segment import Segment
 
-__all__ = ["Screen", "abridged", "console", "printable", "show_lines", "show_stage"]
+from mixdpo_pyro.progress.lines import printable
 
-_STEERING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and the end of a line
-    "\u2028-\u202e\u2066-\u2069"  # separators of lines, and marks that reorder text
-    "\ud800-\udfff]"  # halves of characters, which no encoding writes
-)
-
-
-def printable(text: str) -> str:
-    r"""The text with control characters escaped, such as `\x1b`; every message passes here."""
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
-
-
-def abridged(text: str, length: int = 40) -> str:
-    """A label in one line: of a long text its beginning and its end."""
-    text = printable(text).replace("\n", r"\n")
-    if len(text) <= length:
-        return text
-    end = length // 3
-    return f"{text[: length - end - 1]}…{text[-end:]}"
+__all__ = ["Screen", "console", "show_stage"]
 
 
 class Screen(Console):
@@ -45,12 +26,6 @@ class Screen(Console):
 
 
 console = Screen(stderr=True)
-
-
-def show_lines(lines: Iterable[str]) -> None:
-    """Print the result of a command, line by line as it is, on standard output."""
-    for line in lines:
-        print(printable(line))
 
 
 def show_stage(title: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.errors import ConfigError, extra_named
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -68,7 +68,8 @@ def run_tasks(
             without it the error ends everything.
 
     Raises:
-        ConfigError: If the scheduler does not answer, has no workers, or dask is not installed.
+        ConfigError: If the scheduler does not answer, or has no workers.
+        MissingPackageError: If dask is not installed.
 
     Example:
         >>> run_tasks(abs, [3, -2])
@@ -150,13 +151,8 @@ def _on_cluster(function: _Guarded, tasks: Sequence[Any], client: "Client") -> _
 
 
 def _connect(address: str) -> "Client":
-    try:
+    with extra_named("scheduler"):
         from distributed import Client
-    except ImportError as error:
-        raise ConfigError(
-            "scheduler: needs dask's 'distributed', which is not installed; "
-            "pip install 'mixdpo-pyro[sweep]'"
-        ) from error
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:

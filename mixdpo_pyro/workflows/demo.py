@@ -4,11 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import load_from_disk
-
 from mixdpo_pyro.data.simulation import simulate_preferences
 from mixdpo_pyro.io import staged_folder
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.training.tiny_llama import ReferenceConfig, build_reference
 from mixdpo_pyro.workflows.results import raise_failures
 from mixdpo_pyro.workflows.run_config import DemoConfig, plan_from_values
@@ -45,7 +43,6 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
         plan = plan_from_values(_training_values(config, folder))
         given = _training_values(config, output)  # what stays true once the folder has its name
         failures = execute_run(replace(plan, given=given), folder, command, world.truth)
-        load_from_disk(str(folder / "world" / "dataset")).cleanup_cache_files()
     raise_failures(failures, output)
     return output
 
@@ -53,7 +50,7 @@ def run_demo(config: DemoConfig, command: str = "mixdpo demo") -> Path:
 def _training_values(config: DemoConfig, folder: Path) -> dict[str, Any]:
     return {
         "model_name_or_path": str(folder / "reference"),
-        "dataset_name": str(folder / "world" / "dataset"),
+        "dataset_name": str(folder / "world" / "pairs.parquet"),
         "output_dir": str(folder),
         "family": config.family,
         "beta": 1.0,

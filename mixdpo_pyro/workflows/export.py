@@ -6,17 +6,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from huggingface_hub import ModelCard
 
-from mixdpo_pyro.data.tokenization import is_adapter
 from mixdpo_pyro.diagnosis.config import DIAGNOSIS_FILE
 from mixdpo_pyro.diagnosis.predictive_checks import read_posterior
 from mixdpo_pyro.diagnosis.tables import weight_table
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import RUN_FILE, write_csv
-from mixdpo_pyro.margins.language_models import load_policy
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.records import read_record, write_record
 from mixdpo_pyro.reporting.run_record import RunRecord
@@ -83,6 +80,11 @@ def export_result(result: str | Path, config: ExportConfig, folder: Path) -> Exp
 
 
 def _write_merged(policy: Path, folder: Path, config: ExportConfig) -> None:
+    from huggingface_hub import ModelCard  # weights are written without it
+
+    from mixdpo_pyro.data.tokenization import is_adapter
+    from mixdpo_pyro.margins.language_models import load_policy
+
     if not is_adapter(policy):
         raise ConfigError(f"merged: {policy} has no adapter, so that it is a whole model already")
     show_stage("Merging the adapter into its base model")

@@ -22,7 +22,7 @@ from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.io.environment import package_versions
 from mixdpo_pyro.margins.sequences import judged_columns, short_hash
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.reporting.recommendation import advise
 from mixdpo_pyro.reporting.records import write_record
 from mixdpo_pyro.reporting.run_record import (

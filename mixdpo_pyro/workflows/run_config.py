@@ -14,7 +14,6 @@ from mixdpo_pyro.config_fields import (
 )
 from mixdpo_pyro.data.config import READER_HELP, check_world
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.workflows.training_values import check_training_values
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -107,6 +106,8 @@ def plan_from_values(values: dict[str, Any]) -> TrainPlan:
     Raises:
         ConfigError: Naming the key.
     """
+    from mixdpo_pyro.workflows.training_values import check_training_values  # loads numpy
+
     check_training_values(values)
     run = RunConfig(**_values_of(RunConfig, values))
     from trl import ModelConfig

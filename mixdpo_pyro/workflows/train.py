@@ -16,7 +16,7 @@ from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
 from mixdpo_pyro.data.validation import TEXT_COLUMNS, PreferenceData
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io.integrity import find_model_fault
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.progress import train_with_progress

@@ -16,7 +16,7 @@ from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io import RUN_FILE, write_csv, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import ADAPTER_OFF, LanguageModels
-from mixdpo_pyro.progress import show_stage
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.reporting.figures.winrates import plot_frontier
 from mixdpo_pyro.reporting.html import (
     PageFigure,

@@ -129,7 +129,7 @@ def test_lists_and_several_runs_are_read():
         ("doctor", [], "the following arguments are required: DATA; see mixdpo doctor --help"),
         ("init", ["-o", "x"], "the following arguments are required: --dataset_name"),
         ("diagnose", ["m.csv", "--family", "weibull"], "invalid choice: 'weibull'"),
-        ("diagnose", ["m.csv", "--overwrite=maybe"], "Truthy value expected: got maybe"),
+        ("diagnose", ["m.csv", "--overwrite=maybe"], "expected true or false, got 'maybe'"),
     ],
 )
 def test_wrong_words_are_named(command, words, message):

@@ -289,13 +289,13 @@ def test_init_and_simulate_feed_train(capsys, tmp_path):
     )
     assert status == 0
     status, _, _ = run_cli(
-        capsys, "init", "--dataset_name", world / "dataset", "--output_dir", model,
+        capsys, "init", "--dataset_name", world / "pairs.parquet", "--output_dir", model,
         "--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320,
         "--sft_steps", 2,
     )  # fmt: skip
     assert status == 0
     status, out, _ = run_cli(
-        capsys, "train", "--dataset_name", world / "dataset", "--model_name_or_path", model,
+        capsys, "train", "--dataset_name", world / "pairs.parquet", "--model_name_or_path", model,
         "--output_dir", tmp_path / "run", "--max_steps", 2, "--report_to", "none",
         "--save_strategy", "no", "--logging_steps", 1,
     )  # fmt: skip
@@ -307,8 +307,9 @@ def test_init_and_simulate_replace_only_what_they_wrote_and_only_when_asked(caps
     world, model = tmp_path / "world", tmp_path / "model"
     simulate = ["simulate", "--output_dir", world, "--num_annotators", 2]
     init = [
-        "init", "--dataset_name", world / "dataset", "--output_dir", model, "--hidden_size", 8,
-        "--num_layers", 1, "--num_heads", 2, "--vocab_size", 300, "--sft_steps", 1,
+        "init", "--dataset_name", world / "pairs.parquet", "--output_dir", model,
+        "--hidden_size", 8, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 300,
+        "--sft_steps", 1,
     ]  # fmt: skip
     for command, marker in ((simulate, "truth.json"), (init, "init.json")):
         assert run_cli(capsys, *command)[0] == 0
@@ -323,7 +324,7 @@ def test_init_and_simulate_replace_only_what_they_wrote_and_only_when_asked(caps
     (world / "truth.json").unlink()
     line = run_cli(capsys, *simulate, "--overwrite")[2]
     assert "holds other files than an earlier result" in line
-    assert (world / "dataset").is_dir()
+    assert (world / "pairs.parquet").is_file()
 
 
 def test_help_and_wrong_commands(capsys):

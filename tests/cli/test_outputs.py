@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from datasets import load_from_disk
 from scenarios import TRAINING_MARKS, small_world
 
 from mixdpo_pyro.cli.main import main
@@ -117,21 +116,12 @@ def test_check_and_init_leave_their_inputs_alone(capsys, tmp_path, margins):
     assert status == 1
     assert f"holds the input '{posterior}'" in line
     world = tmp_path / "world"
-    (world / "dataset").mkdir(parents=True)
-    status, line = run_cli(
-        capsys, "init", "--dataset_name", world / "dataset", "--output_dir", world, "--overwrite"
-    )
+    pairs = world / "dataset"
+    pairs.mkdir(parents=True)
+    init = ["init", "--dataset_name", pairs, "--output_dir", world, "--overwrite"]
+    status, line = run_cli(capsys, *init)
     assert status == 1
-    assert f"holds the input '{world / 'dataset'}'" in line
-
-
-def test_simulated_world_is_replaced_after_it_was_read(capsys, tmp_path):
-    """`datasets` keeps what it computed of a saved dataset beside it."""
-    simulate = ["simulate", "--output_dir", tmp_path / "world", "--num_annotators", 2]
-    assert run_cli(capsys, *simulate)[0] == 0
-    load_from_disk(tmp_path / "world" / "dataset").map(lambda row: {"a": 1})
-    assert list((tmp_path / "world" / "dataset").glob("cache-*.arrow"))
-    assert run_cli(capsys, *simulate, "--overwrite")[0] == 0
+    assert f"holds the input '{pairs}'" in line
 
 
 def test_full_disk_ends_diagnose_with_one_line(tmp_path, margins):

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mixdpo_pyro.cli.main import main
-from mixdpo_pyro.progress import Screen, abridged, printable, show_lines, show_stage
+from mixdpo_pyro.progress import abridged, printable, show_lines
+from mixdpo_pyro.progress.screen import Screen, show_stage
 
 STEERING = ["\x1b[2J", "\x9b31m", "\x07", "\r", "\x00", "\x7f", "\u202e", "\u2028", "\ud800"]
 
@@ -72,7 +73,7 @@ def test_results_and_notes_show_paths_as_they_are(tmp_path, capsys):
     output = folder / "world"
     assert main(["simulate", "-o", str(output), "--num_annotators", "2"]) == 0
     assert str(output).replace("\x1b", r"\x1b") in capsys.readouterr().out
-    assert main(["doctor", str(output / "dataset")]) == 0
+    assert main(["doctor", str(output / "pairs.parquet")]) == 0
     out = capsys.readouterr().out.replace("\n", "")  # lines end where the terminal does
     assert "[bold]x[/none] :smile:" in out and "\x1b" not in out
 

@@ -1,10 +1,13 @@
 import dataclasses
+import types
 
 import pytest
 import yaml
-from trl import DPOConfig, TrlParser
+from trl import DPOConfig, ModelConfig, TrlParser
 
 from mixdpo_pyro.cli import training_options
+from mixdpo_pyro.cli.arguments import CommandParser
+from mixdpo_pyro.cli.commands import COMMANDS
 from mixdpo_pyro.cli.train_arguments import TrainParser, parse_train_arguments
 from mixdpo_pyro.errors import ConfigError, DataError, OutputError
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -201,6 +204,46 @@ def test_options_read_from_source_are_those_of_the_class():
     assert {f.name for f in dataclasses.fields(own)} == names - {
         f.name for f in dataclasses.fields(DPOConfig)
     }
+
+
+def described(parser):
+    """All that a parser knows of each flag, and how it reads words."""
+    return {
+        flag: (
+            type(a),
+            a.dest,
+            a.nargs,
+            a.const,
+            a.default,
+            a.required,
+            a.choices,
+            a.help,
+            read(a),
+        )
+        for a in parser._actions
+        for flag in a.option_strings
+    }
+
+
+def read(action):
+    if not isinstance(action.type, types.FunctionType):
+        return action.type
+    known = {"int": ("1", "None"), "float": ("1", "null"), "dict": ("null",)}
+    words = known.get(action.type.__name__, ("true", "No", "1"))
+    return [action.type(word) for word in (*words, *map(str, action.choices or ()))]
+
+
+PARTS = [*training_options.read_training_options(), ModelConfig]
+PARTS += [command.config for command in COMMANDS.values() if command.config]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_dataclasses_become_the_options_that_trl_makes_of_them(part):
+    """`--debug` apart, whose words TRL's parser cannot read."""
+    found = described(CommandParser("some", "", [part]))
+    expected = described(TrlParser([part]))
+    assert found.pop("--debug", None) != expected.pop("--debug", ())
+    assert found == expected
 
 
 def test_choices_and_types_read_from_source_are_those_of_the_class():

@@ -4,12 +4,13 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from datasets import load_from_disk
 from scipy import stats
 
+from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import response_reward, simulate_preferences
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.inference import fit, read_choices
+from mixdpo_pyro.margins.table import read_margins
 
 
 def test_reward_of_the_text_is_the_reward_that_choices_were_drawn_from():
@@ -75,10 +76,14 @@ def test_as_many_different_annotators_judge_every_pair_as_asked():
     assert len(partners) > 20  # who judges what is random
 
 
-def test_saved_world_loads_as_an_ordinary_dataset_with_its_truth(tmp_path):
+def test_saved_world_loads_as_tables_with_their_truth(tmp_path):
     world = simulate_preferences(3, 4, cv=0.0)
     world.save(tmp_path)
-    assert load_from_disk(tmp_path / "dataset").to_dict() == world.dataset.to_dict()
+    pairs = load_preferences(str(tmp_path / "pairs.parquet")).pairs
+    assert pairs.remove_columns("source_row").to_dict() == world.dataset.to_dict()
+    data = read_margins(str(tmp_path / "margins.parquet"))
+    assert data.margin.tolist() == world.dataset["reward_margin"][:]
+    assert data.annotator.tolist() == world.dataset["annotator"][:]
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert truth == asdict(world.truth)
     assert set(truth["strengths"].values()) == {1.0}

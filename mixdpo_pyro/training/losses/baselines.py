@@ -4,7 +4,6 @@ import math
 from typing import Literal, TypeAlias
 
 import torch
-from accelerate.utils import gather, reduce
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -145,6 +144,8 @@ class BetaDPO(Baseline):
 
     def loss(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
         """Mean loss of the pairs that are kept, in nats; updates the averages."""
+        from accelerate.utils import gather, reduce  # a strength is read without it
+
         fixed = margin.detach()
         everyones = gather(fixed)
         self.margin_mean.lerp_(everyones.mean(), 1 - self.momentum)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mixdpo_pyro.errors import ConfigError, OutputError
 from mixdpo_pyro.io import RUN_FILE, locked_output, write_errors_named
-from mixdpo_pyro.progress import Engine, printable, run_tasks, show_stage
+from mixdpo_pyro.progress import Engine, printable, run_tasks
+from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.reporting.sweep_record import SweptRun
 from mixdpo_pyro.workflows.sweep.folder import SweepFolder
 from mixdpo_pyro.workflows.sweep.plan import PlannedRun, SweepConfig, SweepPlan
