@@ -57,7 +57,8 @@ class RunningPanels:
     twice: of each pair's latest margin, and of its first one, to which the policy had not been
     fitted yet. A pair that was not seen says nothing. First margins are those of a policy that
     grows: where the mean is fixed each is taken in units of its time, multiplied by the slope of
-    the choices on the first margins that came last.
+    the choices on the first margins that came last. A policy that knows little errs much, and
+    errors attenuate cv: of all first margins only the later half count.
 
     Args:
         annotator: Number of each pair's annotator, counted from 0.
@@ -66,8 +67,11 @@ class RunningPanels:
     Attributes:
         margin: Latest margin of each pair in nats; NaN where it was not seen.
         latest: Log-likelihoods of the latest margins, shape `(annotators, grid)`.
-        first: The same of the first ones; strengths in units of the mean's anchor where the mean
-            is fixed.
+        first: The same of the later half of the first ones; strengths in units of the mean's
+            anchor where the mean is fixed.
+        first_margin: First margin of each pair, in those units; NaN where it was not seen.
+        order: Pairs in the order in which they were first seen.
+        num_first: How many pairs were seen, and how many of these count no more.
         slope: Slope of the last first margins, in units of the mean's anchor.
     """
 
@@ -83,6 +87,9 @@ class RunningPanels:
         self.margin = torch.full((len(annotator),), math.nan)
         self.latest = torch.zeros(int(annotator.max()) + 1, len(self._z), dtype=torch.float64)
         self.first = torch.zeros_like(self.latest)
+        self.first_margin = torch.full((len(annotator),), math.nan, dtype=torch.float64)
+        self.order = torch.zeros(len(annotator), dtype=torch.int64)
+        self.num_first = torch.zeros(2, dtype=torch.int64)
         self.has_own_scale = model.latents == ("cv",)
         self._anchor = model.beta
         self.recent = torch.zeros(_RECENT, dtype=torch.float64)
@@ -96,7 +103,8 @@ class RunningPanels:
         before, who = self.margin[pair], self.annotator[pair]
         is_new = before.isnan()
         change = self._log_prob(margin)
-        self.first.index_add_(0, who[is_new], self._first_log_prob(margin[is_new]))
+        if is_new.any():
+            self._take_first(pair[is_new], margin[is_new])
         change[~is_new] -= self._log_prob(before[~is_new])
         self.latest.index_add_(0, who, change)
         self.margin[pair] = margin
@@ -107,7 +115,9 @@ class RunningPanels:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        names = ("margin", "latest", "first", "recent", "slope")
+        names = (
+            "margin", "latest", "first", "first_margin", "order", "num_first", "recent", "slope"
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -123,12 +133,26 @@ class RunningPanels:
                 raise ValueError(f"'{name}': expected shape {tuple(value.shape)}, got {shape}")
             value.copy_(found)
 
-    def _first_log_prob(self, margin: Float[Tensor, " new"]) -> Float[Tensor, "new grid"]:
-        if not self.has_own_scale:
-            return self._log_prob(margin)
-        self.recent = torch.cat([self.recent, margin.double()])[-_RECENT:]
-        self.slope = _fit_slope(self.recent * self._anchor, self.slope)
-        return self._log_prob(margin.double() * self.slope)
+    def _take_first(self, pair: Int[Tensor, " new"], margin: Float[Tensor, " new"]) -> None:
+        """Take in pairs that were not seen before; what is older than half of them counts no more.
+
+        Margins of one batch are of one policy: none of the newest batch is ever too old.
+        """
+        margin = margin.double()
+        if self.has_own_scale:
+            self.recent = torch.cat([self.recent, margin])[-_RECENT:]
+            self.slope = _fit_slope(self.recent * self._anchor, self.slope)
+            margin = margin * self.slope
+        before, too_old = self.num_first.tolist()
+        seen = before + len(pair)
+        self.order[before:seen], self.first_margin[pair] = pair, margin
+        self.num_first.copy_(torch.tensor([seen, min(seen // 2, before)]))
+        self._add_first(pair, 1)
+        self._add_first(self.order[too_old : self.num_first[1]], -1)
+
+    def _add_first(self, pair: Int[Tensor, " pairs"], sign: int) -> None:
+        log_prob = self._log_prob(self.first_margin[pair])
+        self.first.index_add_(0, self.annotator[pair], sign * log_prob)
 
     def _log_prob(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, "batch grid"]:
         return choice_log_prob(margin.double()[:, None] * self._beta, self._flip_probability)
@@ -153,7 +177,7 @@ class PanelObjective(StrengthObjective):
 
     is the misfit of a batch: each choice given all other choices of its annotator, as far as they
     were seen. Its gradient in the margins is that of the likelihood of whole panels, in whatever
-    order pairs come. Mean and cv learn from the panels of first margins,
+    order pairs come. Mean and cv learn from the panels of the later half of first margins,
 
     .. math:: -\frac1N \sum_g \log p(y_g \mid s m, cv),
 

@@ -48,7 +48,8 @@ def test_gradient_is_that_of_the_likelihood_of_whole_panels(family, cv, flip_pro
 def test_panels_of_all_margins_have_their_marginal_likelihood(cv):
     margin, annotator = world()
     panels = objective(annotator, cv).panels
-    for batch in torch.randperm(len(margin)).split(7):
+    order = torch.randperm(len(margin))
+    for batch in order.split(8):
         panels.update(batch, margin[batch])
     expected = mixed_logit_log_prob(
         margin, 1.0, cv, "lognormal", annotator=torch.from_numpy(annotator)
@@ -56,7 +57,11 @@ def test_panels_of_all_margins_have_their_marginal_likelihood(cv):
     point = torch.tensor([1.0]).double(), torch.tensor([cv]).double()
     found = panels.grid(panels.latest).per_annotator(*point)[:, 0]
     torch.testing.assert_close(found, expected.double(), atol=3e-5, rtol=0)  # float32 margins
-    torch.testing.assert_close(panels.first, panels.latest)
+    later = order[len(order) // 2 :]  # without a cv to learn, margins have the scale they have
+    of_later = torch.zeros_like(panels.first)
+    log_prob = panels._log_prob(margin[later].float())
+    of_later.index_add_(0, torch.from_numpy(annotator)[later], log_prob)
+    torch.testing.assert_close(panels.first, of_later, atol=1e-8, rtol=1e-12)
 
 
 def test_first_margins_stay_and_latest_ones_replace():
@@ -119,6 +124,20 @@ def test_cv_is_not_moved_by_margins_that_grow():
     growth = torch.linspace(0.05, 1, len(margin))  # pairs come in random order
     found = learn(growth * margin, annotator, batch=40).location()["cv"].item()
     assert found < 0.12
+
+
+def test_cv_is_not_attenuated_by_what_the_policy_did_not_know_at_first():
+    """Errors of first margins, as large as the margins themselves, that end half-way."""
+    margin, annotator = world(0.8, annotators=100, choices=60, seed=5)
+    error = torch.randn(len(margin), generator=torch.Generator().manual_seed(1)).double()
+    error[len(margin) // 2 :] = 0
+    seen = margin + margin.std() * error
+    found = learn(seen, annotator, batch=40).location()["cv"].item()
+    everything, later = (
+        fit(read_choices(part.numpy(), who), beta=1.0, draw_strengths=False).posterior
+        for part, who in ((seen, annotator), (seen[3000:], annotator[3000:]))
+    )
+    assert np.median(everything.cv) < 0.6 < later.interval("cv")[0] < found < later.interval("cv")[1]
 
 
 def test_panels_of_other_pairs_are_refused():
