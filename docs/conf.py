@@ -71,7 +71,8 @@ def write_commands(app: Any) -> None:
     """Write `api/commands.md`."""
     page = Path(app.srcdir) / "api" / "commands.md"
     page.parent.mkdir(exist_ok=True)
-    parts = ["# Commands\n\n`mixdpo --debug COMMAND` shows tracebacks and library warnings."]
+    more = "`--verbose` shows bars and warnings of libraries, `--debug` tracebacks too."
+    parts = [f"# Commands\n\n{more}"]
     parts += [describe_command(name) for name in COMMANDS]
     page.write_text("\n\n".join(parts) + "\n")
 

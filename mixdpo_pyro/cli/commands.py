@@ -104,8 +104,9 @@ def usage() -> str:
     for command in COMMANDS.values():
         example = f": mixdpo {command.name} {command.example}" if command.example else ""
         lines.append(f"  {command.name:11} {command.summary}{example}")
-    hint = "mixdpo COMMAND --help shows a command's options."
-    return "\n".join([*lines, "", f"{hint} --debug shows tracebacks and library warnings."])
+    lines += ["", "mixdpo COMMAND --help shows a command's options."]
+    lines += ["--verbose shows bars and warnings of libraries, --debug tracebacks too."]
+    return "\n".join(lines)
 
 
 def _demo(parser: "CommandParser", words: Words) -> Iterable[str]:

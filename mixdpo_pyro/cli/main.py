@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for a wrong command line or configuration, 1 for any other failure, 130 when
         interrupted, 143 when terminated. A failure is one line on standard error, or a traceback
-        with `--debug`.
+        with `--debug`. Bars and warnings of libraries stay on the screen with `--verbose`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    debug, verbose = "--debug" in arguments, "--verbose" in arguments
+    arguments = [word for word in arguments if word not in ("--debug", "--verbose")]
     _keep_private()
-    if not debug:
+    if not (debug or verbose):
         _quiet_libraries()
     try:
         with _sigterm_interrupts(), extra_named(" ".join(["mixdpo", *arguments[:1]])):
@@ -144,6 +144,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_LEAVE", "")  # "" is False: a bar that is done goes
     warnings.filterwarnings("ignore")
     logger = logging.getLogger("mixdpo_pyro")
     if not logger.handlers:

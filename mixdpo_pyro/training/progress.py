@@ -16,7 +16,22 @@ _SHOWN = {
 
 
 class TidyProgress(ProgressCallback):
-    """The Trainer's progress bar; the last metrics stand in the bar, not in lines below it."""
+    """The Trainer's progress bar; the last metrics stand in the bar, not in lines below it.
+
+    It stays on the screen when it is done, with the metrics that training ended with.
+    """
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.leave = True
 
     def on_log(
         self,

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from rich.table import Table
@@ -93,3 +96,17 @@ def test_warnings_of_the_package_are_escaped(monkeypatch):
     monkeypatch.setattr(handler, "stream", stream)
     logger.warning("%s: the reader dropped 3", "\x1b[2J")
     assert stream.getvalue() == "\\x1b[2J: the reader dropped 3\n"
+
+
+@pytest.mark.parametrize("flags, stays", [([], False), (["--verbose"], True), (["--debug"], True)])
+def test_bars_that_are_done_go_unless_they_are_asked_for(flags, stays):
+    """As tqdm is imported by libraries afterwards."""
+    code = f"""if True:
+        from mixdpo_pyro.cli.main import main
+        main(["--version", *{flags}])
+        from tqdm.auto import tqdm
+        with tqdm(total=1) as bar:
+            print(bar.leave)"""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TQDM_")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean)
+    assert found.stdout.split()[-1] == str(stays), found.stderr

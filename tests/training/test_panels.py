@@ -38,9 +38,8 @@ def test_an_epoch_sees_every_margin_once(tmp_path, policy_folder):
     assert not panels.margin.isnan().any()
     assert sorted(panels.order.tolist()) == list(range(len(panels.margin)))
     later = panels.order[len(panels.margin) // 2 :]
-    torch.testing.assert_close(
-        panels.first_margin[later], panels.margin[later].double() * panels.slope, rtol=0.2, atol=1e-3
-    )
+    expected = panels.margin[later].double() * panels.slope
+    torch.testing.assert_close(panels.first_margin[later], expected, rtol=0.2, atol=1e-3)
 
 
 def test_loss_is_that_of_a_choice_given_all_others_of_its_annotator(tmp_path, policy_folder):

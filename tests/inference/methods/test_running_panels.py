@@ -137,7 +137,8 @@ def test_cv_is_not_attenuated_by_what_the_policy_did_not_know_at_first():
         fit(read_choices(part.numpy(), who), beta=1.0, draw_strengths=False).posterior
         for part, who in ((seen, annotator), (seen[3000:], annotator[3000:]))
     )
-    assert np.median(everything.cv) < 0.6 < later.interval("cv")[0] < found < later.interval("cv")[1]
+    low, high = later.interval("cv")
+    assert np.median(everything.cv) < 0.6 < low < found < high
 
 
 def test_panels_of_other_pairs_are_refused():
