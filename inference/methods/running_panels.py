@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mixdpo_pyro.inference.likelihood.observed import LARGEST_INFORMATION
 from mixdpo_pyro.inference.likelihood.panels import PanelGrid, strength_grid
 from mixdpo_pyro.inference.methods.guides import StrengthGuide
+from mixdpo_pyro.inference.methods.laplace import explore
+from mixdpo_pyro.inference.methods.log_joint import LogJoint
 from mixdpo_pyro.inference.methods.objectives import StrengthObjective
 from mixdpo_pyro.models import PreferenceModel
 from mixdpo_pyro.models.quadrature import choice_log_prob
@@ -216,6 +218,20 @@ class PanelObjective(StrengthObjective):
         of_strength = self._of_strength({**self._constants(), **latents})
         misfit = self._misfit(margin, pair.cpu()) + (of_strength - of_strength.detach())
         return misfit.to(margin), divergence / len(self.panels.annotator)
+
+    @torch.no_grad()
+    def exact_cv(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the exact posterior of cv, which the guide approximates.
+
+        On a lattice, given the panels of first margins as they stand; a free scale has the prior
+        that a mean would have, which thousands of choices drown. None where cv is not latent or
+        the mean is free, so that the guide is a point.
+        """
+        if "cv" not in self.model.latents or self.model.mean_anchor == "free":
+            return None
+        log_joint = LogJoint(self.panels.grid(self.panels.first), "prior", self.model.beta)
+        moments = explore(log_joint).moments()
+        return moments.cv, moments.cv_scale
 
     def _misfit(self, margin: Tensor, pair: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         panels, place = self.panels, self.location()

@@ -253,15 +253,17 @@ def _loss_has_settled(tail: TrainingTail) -> HealthCheck:
 
 
 def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
-    """The drift of cv over the last third in standard deviations of the guide.
+    """The guide against the exact posterior where that is known; else the drift of cv.
 
-    It fails only where it is also beyond that many deviations of the held-out posterior, since the
-    verdict rests on that one. Under `free` the guide is a point, and the held-out posterior is the
-    only measure.
+    The drift is that over the last third in standard deviations of the guide. It fails only where
+    it is also beyond that many deviations of the held-out posterior, since the verdict rests on
+    that one. Under `free` the guide is a point, and the held-out posterior is the only measure.
     """
     name, threshold = "drift of cv", f"drift up to {DRIFT_REVIEW:g} sd or {MATERIAL_PROBABILITY:g}"
     if run.record.not_learned:
         return _inapplicable(name, threshold, run.record.not_learned)
+    if "exact_cv_mean" in run.training.diagnostics:
+        return _guide_is_exact(run.training)
     found = tail.change("strength/cv")
     if found is None:
         return _unavailable(name, threshold, _too_few(tail))
@@ -285,6 +287,29 @@ def _strength_has_settled(run: FinishedRun, tail: TrainingTail) -> HealthCheck:
         "sd fails."
     )
     return HealthCheck(name, status, f"{drift:.2f} sd", threshold, sentence)
+
+
+def _guide_is_exact(training: Posterior) -> HealthCheck:
+    """What training learned of cv against the exact posterior of the same margins.
+
+    New pairs move cv as long as they come, by as much as they say: its drift is no measure here.
+    """
+    exact, error = (training.diagnostics[f"exact_cv_{name}"] for name in ("mean", "sd"))
+    learned, name = float(training.cv.mean()), "learned cv"
+    distance, moved = abs(learned - exact) / error, _CURVATURE * abs(learned**2 - exact**2)
+    threshold = f"exact up to {DRIFT_REVIEW:g} sd or {MATERIAL_PROBABILITY:g}"
+    if not np.isfinite(distance):
+        return _unavailable(name, threshold, "The draws of cv are not finite.")
+    is_close = distance <= DRIFT_REVIEW or moved <= MATERIAL_PROBABILITY
+    status = Status.PASS if is_close else Status.REVIEW
+    if distance > DRIFT_FAIL:
+        status = Status.FAIL
+    sentence = (
+        f"Training learned a cv of {learned:.2f}, and the exact posterior of the margins that it "
+        f"learned from has {exact:.2f} with sd {error:.2g}; the difference moves predicted "
+        f"probabilities by at most {moved:.1g}. More than {DRIFT_FAIL:g} sd fails."
+    )
+    return HealthCheck(name, status, f"{distance:.2f} sd", threshold, sentence)
 
 
 def _mean_is_anchored(run: FinishedRun) -> HealthCheck:

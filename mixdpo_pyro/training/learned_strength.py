@@ -220,8 +220,14 @@ class Strength:
         return self.objective.draw(num_samples, seed)
 
     def posterior(self, num_samples: int = 1000, seed: int = 0) -> Posterior:
-        """What training learned, as a posterior; conditional on the policy."""
-        draws = self.draw(num_samples, seed)
+        """What training learned, as a posterior; conditional on the policy.
+
+        Where panels are kept, `diagnostics` has `exact_cv_mean` and `exact_cv_sd`: the exact
+        posterior of the same margins, by which the guide can be judged.
+        """
+        draws, diagnostics = self.draw(num_samples, seed), {}
+        if isinstance(self.objective, PanelObjective) and (exact := self.objective.exact_cv()):
+            diagnostics = dict(zip(("exact_cv_mean", "exact_cv_sd"), exact, strict=True))
         return Posterior(
             mean=draws["mean"].double().cpu().numpy(),
             cv=draws["cv"].double().cpu().numpy(),
@@ -233,6 +239,7 @@ class Strength:
             parameters=self._repeated_thresholds(num_samples),
             method="training",
             seed=seed,
+            diagnostics=diagnostics,
         )
 
     def _repeated_thresholds(self, num_samples: int) -> dict[str, np.ndarray]:

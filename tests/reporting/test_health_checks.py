@@ -196,6 +196,19 @@ def test_thresholds_of_the_drift_are_what_their_docstring_says():
     assert coverage(DRIFT_FAIL) == pytest.approx(0.36, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("distance", "status"), [(0.4, "PASS"), (0.7, "REVIEW"), (1.9, "REVIEW"), (2.2, "FAIL")]
+)
+def test_guide_is_measured_by_the_exact_posterior_where_that_is_known(distance, status):
+    """However cv moved while new pairs came in."""
+    run = passing_run()
+    exact = {"exact_cv_mean": float(run.training.cv.mean()) + 0.1 * distance, "exact_cv_sd": 0.1}
+    moving = history_of(np.full(60, 0.5), cv=np.linspace(0.1, 0.65, 60))
+    training = replace(run.training, diagnostics=exact)
+    found = row(replace(run, history=moving, training=training), "learned cv")
+    assert (found.status, found.value) == (status, f"{distance:.2f} sd")
+
+
 def test_point_guide_is_measured_by_the_held_out_posterior():
     run = passing_run()
     run = changed(replace(run, training=run.training.at(MEAN, CV, 9)), mean_anchor="free")

@@ -118,6 +118,18 @@ def test_cv_is_that_of_whole_panels_whatever_the_scale_of_the_margins(cv):
         assert slope == pytest.approx(exact.posterior.mean.mean(), rel=0.1)
 
 
+@pytest.mark.parametrize("cv", [0.0, 0.4, 0.8])
+def test_exact_posterior_of_cv_is_that_of_the_fit_and_the_guide_is_near(cv):
+    margin, annotator = world(max(cv, 1e-6), annotators=100, choices=30, seed=3)
+    panels = learn(margin, annotator)
+    scaled = read_choices((margin * panels.panels.slope).numpy(), annotator)
+    exact = fit(scaled, beta=1.0, draw_strengths=False)
+    mean, sd = panels.exact_cv()
+    assert mean == pytest.approx(exact.posterior.cv.mean(), abs=0.1 * sd)
+    assert sd == pytest.approx(exact.posterior.cv.std(), rel=0.1)
+    assert panels.draw(1000)["cv"].mean().item() == pytest.approx(mean, abs=0.5 * sd)
+
+
 def test_cv_is_not_moved_by_margins_that_grow():
     """Equal people whose first margins are those of a policy that is learning."""
     margin, annotator = world(1e-6, annotators=100, choices=40, seed=4)
