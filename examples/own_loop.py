@@ -3,11 +3,12 @@
     python examples/own_loop.py
 
 Here a reward model is a line in five features; yours may be a network. The strength's distribution
-is learned with it, by one optimiser.
+is learned with it, by one optimiser, at a rate of its own and without weight decay.
 """
 
 import torch
 
+from mixdpo_pyro import strength_parameter_groups
 from mixdpo_pyro.inference import StrengthObjective, build_strength_guide
 from mixdpo_pyro.models import PreferenceModel
 
@@ -33,7 +34,8 @@ def train(num_epochs: int = 30) -> StrengthObjective:
     model = PreferenceModel("lognormal", mean_anchor="fixed", beta=1.0)
     objective = StrengthObjective(model, build_strength_guide(model, initial_cv=0.3))
     reward = torch.nn.Linear(NUM_FEATURES, 1, bias=False)
-    optimizer = torch.optim.Adam([*reward.parameters(), *objective.parameters()], lr=0.03)
+    groups = [{"params": reward.parameters()}, *strength_parameter_groups(objective, 0.03)]
+    optimizer = torch.optim.AdamW(groups, lr=0.03, weight_decay=0.0)
     for epoch in range(num_epochs):
         for people in torch.randperm(NUM_ANNOTATORS).split(20):
             rows = torch.isin(annotator, people)

@@ -38,15 +38,19 @@ if TYPE_CHECKING:
         mixed_logit_log_prob,
     )
     from mixdpo_pyro.training.config import MixDPOConfig
-    from mixdpo_pyro.training.learned_strength import Strength
+    from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig
+    from mixdpo_pyro.training.strength.dpo_mixin import DPOStrengthMixin
+    from mixdpo_pyro.training.strength.mixin import StrengthMixin
+    from mixdpo_pyro.training.strength.parameters import strength_parameter_groups
     from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 __all__ = [
-    "ConfigError", "DataError", "GammaLogit", "LatentStrengthModel", "LogNormalLogit",
-    "MissingPackageError", "MixDPOConfig", "MixDPOError", "MixDPOTrainer", "MixedLogit",
-    "NonFiniteLossError", "NormalLogit", "OutputError", "Posterior", "PreferenceModel",
-    "Strength", "assess_heterogeneity", "diagnose_choices", "fit", "fit_joint",
-    "load_preferences", "mixed_logit_log_prob", "save_arviz", "simulate_preferences", "to_arviz",
+    "ConfigError", "DPOStrengthMixin", "DataError", "GammaLogit", "LatentStrengthModel",
+    "LogNormalLogit", "MissingPackageError", "MixDPOConfig", "MixDPOError", "MixDPOTrainer",
+    "MixedLogit", "NonFiniteLossError", "NormalLogit", "OutputError", "Posterior",
+    "PreferenceModel", "Strength", "StrengthConfig", "StrengthMixin", "assess_heterogeneity",
+    "diagnose_choices", "fit", "fit_joint", "load_preferences", "mixed_logit_log_prob",
+    "save_arviz", "simulate_preferences", "strength_parameter_groups", "to_arviz",
 ]  # fmt: skip
 
 _HOMES = {
@@ -65,7 +69,10 @@ _HOMES = {
         "PreferenceModel", "mixed_logit_log_prob",
     ),
     "training.config": ("MixDPOConfig",),
-    "training.learned_strength": ("Strength",),
+    "training.learned_strength": ("Strength", "StrengthConfig"),
+    "training.strength.dpo_mixin": ("DPOStrengthMixin",),
+    "training.strength.mixin": ("StrengthMixin",),
+    "training.strength.parameters": ("strength_parameter_groups",),
     "training.trainer": ("MixDPOTrainer",),
 }  # fmt: skip
 

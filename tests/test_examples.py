@@ -9,7 +9,13 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from scenarios import TRAINING_MARKS, small_world
+from other_trainers import (
+    axolotl_trainer,
+    install_axolotl,
+    install_llama_factory,
+    llama_factory_trainer,
+)
+from scenarios import TRAINING, TRAINING_MARKS, small_world
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.inference import fit_joint
@@ -99,6 +105,76 @@ def test_own_votes_are_diagnosed(tmp_path, monkeypatch, capsys):
     run("own_votes.py", monkeypatch, tmp_path / "votes.csv")
     printed = capsys.readouterr().out
     assert printed.startswith("heterogeneous") and "shrinkage" in printed
+
+
+PLAIN = {name: TRAINING[name] for name in TRAINING if name not in ("beta", "max_length")}
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def mixdpo_trainer(folder, policy):
+    """What the other trainers are compared with: the same model, pairs, options and draws."""
+    from mixdpo_pyro import MixDPOConfig, MixDPOTrainer
+
+    args = MixDPOConfig(str(folder), **{**TRAINING, "max_steps": 3})
+    return MixDPOTrainer(policy, args=args, train_dataset=small_world())
+
+
+def train(trainer):
+    torch.manual_seed(3)
+    trainer.train()
+    return trainer
+
+
+def test_a_reward_model_learns_how_people_differ(policy_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = {**PLAIN, "max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    options.pop("report_to")
+    trainer = load("reward_trainer.py")["train"](policy_folder, small_world(), **options)
+    assert trainer.strength.objective.panels.margin.isfinite().sum() == 12
+    assert logged(trainer, "strength/cv")[-1] != pytest.approx(0.5, rel=1e-4)
+    loaded = Strength.from_pretrained(tmp_path / "out" / "checkpoint-3")
+    assert loaded.summary() == trainer.strength.summary()
+
+
+def test_llama_factory_takes_the_strength(policy_folder, tmp_path, monkeypatch):
+    """Its class is replaced before its workflow takes it; losses are those of `MixDPOTrainer`."""
+    from transformers import AutoModelForCausalLM
+
+    ours = mixdpo_trainer(tmp_path / "ours", policy_folder)
+    models = [AutoModelForCausalLM.from_pretrained(policy_folder) for _ in range(2)]
+    built = []
+
+    def run_theirs(trainer_class):
+        theirs = llama_factory_trainer(
+            trainer_class, tmp_path, *models, ours.train_dataset, ours.data_collator,
+            **{**PLAIN, "max_steps": 3},
+        )  # fmt: skip
+        built.append(train(theirs))
+
+    install_llama_factory(monkeypatch, run_theirs)
+    run("llama_factory_dpo.py", monkeypatch, "dpo.yaml")
+    train(ours)
+    for name in ("loss", "rewards/margins", "strength/cv", "strength/kl"):
+        assert logged(built[0], name) == pytest.approx(logged(ours, name), abs=1e-4), name
+
+
+def test_axolotl_takes_the_strength(policy_folder, tmp_path, monkeypatch):
+    """Losses are those of `MixDPOTrainer`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    install_axolotl(monkeypatch)
+    theirs = axolotl_trainer(
+        load("axolotl_dpo.py")["MixDPOTrainer"], tmp_path,
+        AutoModelForCausalLM.from_pretrained(policy_folder), small_world(),
+        AutoTokenizer.from_pretrained(policy_folder), **{**TRAINING, "max_steps": 3},
+    )  # fmt: skip
+    for trainer in (theirs, ours := mixdpo_trainer(tmp_path / "ours", policy_folder)):
+        train(trainer)
+    for name in ("loss", "rewards/margins", "strength/cv", "strength/kl"):
+        assert logged(theirs, name) == pytest.approx(logged(ours, name), abs=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["prism_pythia.yaml", "hh_pythia.yaml"])

@@ -116,7 +116,9 @@ import mixdpo_pyro.reporting.run_report, mixdpo_pyro.winrates.rates
 print(json.dumps(found))
 """
     found = json.loads(run_without_extras(code, tmp_path)[0])
-    assert set(found) == {"MixDPOConfig", "MixDPOTrainer", "load_preferences"}
+    assert set(found) == {
+        "DPOStrengthMixin", "MixDPOConfig", "MixDPOTrainer", "StrengthMixin", "load_preferences",
+    }  # fmt: skip
     for name, sentence in found.items():
         assert sentence.startswith(f"MissingPackageError: mixdpo_pyro.{name} needs ")
         assert sentence.endswith(", which is not installed: pip install 'mixdpo-pyro[train]'")

@@ -18,7 +18,7 @@ from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
 from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.training_tail import MIN_POINTS, TrainingTail
-from mixdpo_pyro.training.mean_drift import MEAN_DRIFT, why_mean_drifts
+from mixdpo_pyro.training.strength.mean_drift import MEAN_DRIFT, why_mean_drifts
 
 __all__ = [
     "CALIBRATION", "CALIBRATION_FAIL", "CALIBRATION_LEVEL", "DRIFT_FAIL", "DRIFT_REVIEW",

@@ -208,12 +208,6 @@ class MixDPOConfig(DPOConfig):
             self.ties,
         )  # fmt: skip
 
-    @property
-    def choice_weight(self) -> float:
-        """Weight of the loss of the choices among all losses."""
-        weights = self.loss_weights or [1.0] * len(self.loss_type)
-        return weights[self.loss_type.index("sigmoid")]
-
     def _check_strength(self) -> None:
         self.strength_config()
         check_positive("strength_learning_rate", self.strength_learning_rate)

@@ -20,19 +20,15 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
-from trl import DPOTrainer
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from mixdpo_pyro.data.validation import ROW_COLUMN
-from mixdpo_pyro.errors import ConfigError, DataError, NonFiniteLossError
-from mixdpo_pyro.inference.methods.running_panels import PanelObjective
+from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.margins.weights import (
     TELL_ALL,
     load_quietly,
@@ -62,10 +58,8 @@ from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
 from mixdpo_pyro.training.group_metrics import decisive_rows, evaluate_groups
-from mixdpo_pyro.training.learned_strength import Strength
-from mixdpo_pyro.training.losses.observed import PAIRS, Done, ObservedObjective, signs
-from mixdpo_pyro.training.losses.trl_batch import FirstOutputs, MarginTap, TRLBatch, pair_weights
-from mixdpo_pyro.training.mean_drift import why_mean_drifts
+from mixdpo_pyro.training.losses.observed import Done, signs
+from mixdpo_pyro.training.losses.trl_batch import TRLBatch
 from mixdpo_pyro.training.model_card import PAPER, append_strength
 from mixdpo_pyro.training.reference_cache import (
     Fingerprint,
@@ -74,22 +68,17 @@ from mixdpo_pyro.training.reference_cache import (
     hash_parameters,
     hash_tokens,
 )
+from mixdpo_pyro.training.strength.dpo_mixin import DPOStrengthMixin
 
 __all__ = ["MixDPOTrainer"]
 
 logger = logging.getLogger(__name__)
 
-_SEED_STRIDE = 1_000_003  # far from the small seeds that people use
-
-_BETAS = (0.9, 0.98)
-"""Of Adam for the strength, where whole panels are kept: their gradients grow as choices come in,
-and have little noise, so that sizes of long ago would only make the steps small."""
-
 _BLOCK_SIZE = 8
 """Pairs of one annotator in a block, where whole panels are not kept and no size is given."""
 
 
-class MixDPOTrainer(DPOTrainer):
+class MixDPOTrainer(DPOStrengthMixin):
     """`trl.DPOTrainer` whose strength of preference is a random variable.
 
     It takes the arguments of `trl.DPOTrainer`; `args` is a :class:`MixDPOConfig`. Metrics keep
@@ -136,7 +125,6 @@ class MixDPOTrainer(DPOTrainer):
         columns = args.choice_columns()
         self._reader = ChoiceReader(columns) if columns.are_given else None
         self._reference_hash: str | None = None
-        self._has_warned_of_drift = False
         super().__init__(model, ref_model, args, **kwargs)
         _refuse_merged_adapter(self.model)
         for name, part in {"model": self.model, "ref_model": self.ref_model}.items():
@@ -152,13 +140,17 @@ class MixDPOTrainer(DPOTrainer):
         self._num_sets: int | None = None
         self._order: AnnotatorBlockSampler | ChoiceBatchSampler | None = None
         self._deals_choices = args.group_by_pair or self._has_sets()
-        self.strength = Strength(replace(args.strength_config(), **vars(self._kind)))
+        annotator = None
         if self._has_whole_panels():
             data = self.train_dataset
             self.train_dataset = data.add_column(PAIR_INDEX, np.arange(len(data)))
-            self.strength.keep_panels(np.asarray(data[ANNOTATOR_INDEX][:]))
-        self.strength.objective.to(self.accelerator.device)
-        self.add_callback(_StrengthGradients(self))
+            annotator = np.asarray(data[ANNOTATOR_INDEX][:])
+        self.learn_strength(
+            replace(args.strength_config(), **vars(self._kind)),
+            args.strength_learning_rate,
+            args.strength_warmup_steps,
+            annotator,
+        )
         self.add_callback(_OrderOfEpochs(self))
 
     def _send_telemetry(self) -> None:
@@ -323,26 +315,26 @@ class MixDPOTrainer(DPOTrainer):
         margin = batch.margin
         if done.code is not None and done.choice is None:
             self._log_who_was_better(margin.detach(), done.code)
-        is_bad = ~torch.isfinite(margin)
-        if is_bad.any():
-            raise NonFiniteLossError(self._blame(is_bad, "margin", rows))
         if self.model.training:
-            misfit, divergence = self._terms(margin, annotator, batch.weight, done, pair)
-            seen = self.accelerator.gather(divergence.detach()).mean().item()
-            self._metrics["train"]["strength/kl"].append(seen)
-            scale = self.args.choice_weight * self._share_of_choices(done, len(margin))
-            loss = scale * (misfit + (divergence - divergence.detach())) + batch.other
+            loss = self.strength_loss(
+                margin, annotator=annotator, pair=pair, weight=batch.weight, done=done, rows=rows
+            )
+            loss = self._choice_weight() * loss + batch.other
+            self._check_finite(loss.expand_as(margin), "loss", rows)
         else:
-            seen = {"margin": margin, "group": group, **done._asdict()}
-            seen = {name: value for name, value in seen.items() if value is not None}
-            values = self._gather(*seen.values())
-            found = zip(seen, (value.cpu() for value in values), strict=True)
-            self._evaluated.append(dict(found))
-            # A set may stand in two batches: the loss of sets is computed where all are there.
-            loss = margin.new_zeros(()) if done.choice is not None else self._loss_of(margin, done)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(self._blame(~is_bad, "loss", rows))
+            self._keep_evaluated({"margin": margin, "group": group, **done._asdict()})
+            if done.choice is None:
+                loss = self.strength_loss(margin, done=done, rows=rows)
+            else:  # a set may stand in two batches: `_judge` computes the loss where all are there
+                self._check_finite(margin, "margin", rows)
+                loss = margin.new_zeros(())
         return (loss, batch.outputs) if return_outputs else loss
+
+    def _keep_evaluated(self, seen: dict[str, Tensor | None]) -> None:
+        """Keep what evaluation needs of a batch until all were seen."""
+        present = {name: value for name, value in seen.items() if value is not None}
+        found = zip(present, self._gather(*present.values()), strict=True)
+        self._evaluated.append({name: value.cpu() for name, value in found})
 
     def margins(self, dataset: Dataset | str | None = None) -> dict[str, np.ndarray]:
         """Margins of the current policy on an evaluation dataset, in nats.
@@ -399,26 +391,9 @@ class MixDPOTrainer(DPOTrainer):
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         return self._precompute_ref_logps(dataset, "margins", size)
 
-    def _forward(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> TRLBatch:
-        """Run TRL's own loss and take out of it what this one is made of."""
-        tap = MarginTap(self.strength.objective.location()["mean"].item())
-        self.beta = tap
-        watched = FirstOutputs(model) if self.use_weighting else model
+    def _forward(self, *args: Any, **kwargs: Any) -> TRLBatch:
         with self._each_response_once():
-            found = super().compute_loss(watched, inputs, return_outputs, num_items_in_batch)
-        if tap.margin is None:
-            raise RuntimeError("this version of trl does not compute beta * margin in its loss")
-        other, outputs = found if return_outputs else (found, None)
-        weight = None
-        if self.use_weighting:
-            weight = pair_weights(watched.outputs, inputs["completion_mask"])
-        return TRLBatch(tap.margin.float(), other, weight, outputs)
+            return super()._forward(*args, **kwargs)
 
     def _each_response_once(self) -> AbstractContextManager[None]:
         """Where responses stand in several pairs of a batch, run each of them once."""
@@ -427,50 +402,6 @@ class MixDPOTrainer(DPOTrainer):
         if not may_share or args.torch_compile:
             return nullcontext()
         return distinct_rows_only(m for m in (self.model, self.ref_model) if m is not None)
-
-    def _terms(
-        self,
-        margin: Tensor,
-        annotator: Tensor | None,
-        weight: Tensor | None = None,
-        done: Done = PAIRS,
-        pair: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Misfit and divergence per choice, in the units of DPO's loss."""
-        num_choices, objective = self._num_choices(), self.strength.objective
-        margin, extra = self._for_objective(margin, done)
-        if pair is not None:
-            assert isinstance(objective, PanelObjective)
-            objective.panels.update(*self.accelerator.gather((pair, margin.detach())))
-            return objective.panel_terms(margin, pair)
-        if annotator is None:
-            if weight is not None:
-                extra["weight"] = weight
-            return objective.terms(margin, num_total=num_choices, **extra)
-        blocks_per_choice = len(annotator.unique()) / done.num_choices(len(margin))
-        num_blocks = max(round(num_choices * blocks_per_choice), 1)
-        misfit, divergence = objective.terms(margin, annotator, num_total=num_blocks, **extra)
-        return blocks_per_choice * misfit, blocks_per_choice * divergence
-
-    def _for_objective(self, margin: Tensor, done: Done) -> tuple[Tensor, dict[str, Any]]:
-        """Margins and what was done, as the objective takes them: a loss of pairs has a winner."""
-        if isinstance(self.strength.objective, ObservedObjective):
-            return margin, {"done": done}
-        if done.code is None:
-            return margin, {}
-        return margin * signs(done.code, self._kind.num_outcomes), {}
-
-    def _loss_of(self, margin: Tensor, done: Done) -> Tensor:
-        """Mean negative log-probability per choice at the guide's median."""
-        margin, extra = self._for_objective(margin, done)
-        return -self.strength.objective.log_prob(margin, **extra).mean()
-
-    def _share_of_choices(self, done: Done, rows: int) -> float:
-        """How many choices this process has beside the others, whose gradients are averaged."""
-        if done.choice is None or self.accelerator.num_processes == 1:
-            return 1.0
-        number = torch.tensor([float(done.num_choices(rows))], device=done.choice.device)
-        return (number / self.accelerator.gather(number).mean()).item()
 
     def _log_who_was_better(self, margin: Tensor, code: Tensor) -> None:
         """Replace TRL's metrics of pairs whose first response need not be the better one."""
@@ -495,20 +426,7 @@ class MixDPOTrainer(DPOTrainer):
             return super().compute_ref_log_probs(model, inputs)
 
     def _num_choices(self) -> int:
-        try:
-            if self._num_sets is not None:
-                return self._num_sets
-            return len(self.train_dataset)
-        except TypeError:  # a streamed dataset has no length; max_steps bounds what is seen
-            args = self.args
-            pairs_a_step = args.train_batch_size * args.gradient_accumulation_steps
-            return args.max_steps * pairs_a_step * args.world_size
-
-    def _blame(self, is_bad: Tensor, what: str, rows: Tensor | None) -> str:
-        message = f"step {self.state.global_step + 1}: the {what} is not finite"
-        if rows is None:
-            return f"{message} for {int(is_bad.sum())} pairs of the batch"
-        return f"{message} for rows {rows[is_bad].tolist()} of the data (counted from 0)"
+        return super()._num_choices() if self._num_sets is None else self._num_sets
 
     # Evaluation
 
@@ -563,40 +481,6 @@ class MixDPOTrainer(DPOTrainer):
             folder, count = self.args.output_dir, self.args.world_size
             resume_from_checkpoint = last_whole_checkpoint(folder, count) or True
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Add the strength's parameters as a group with their own rate and no weight decay.
-
-        An optimizer that was given gets the group too, and a scheduler that was given follows it.
-        """
-        optimizer = super().create_optimizer(model)
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in self.strength.objective.parameters() if id(p) not in known]
-        if parameters:
-            group = {
-                "params": parameters,
-                "lr": self.args.strength_learning_rate,
-                "weight_decay": 0.0,
-            }
-            if self._has_whole_panels() and "betas" in optimizer.defaults:
-                group["betas"] = _BETAS
-            optimizer.add_param_group(group)
-            if self.lr_scheduler is not None:
-                _follow_new_group(self.lr_scheduler)
-        return optimizer
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log TRL's metrics and the distribution of the strength."""
-        prefix = "" if self.model.training else "eval_"
-        summary = self.strength.summary()
-        for name, value in (summary | self.strength.thresholds()).items():
-            logs[f"{prefix}strength/{name}"] = value
-        if not self._has_warned_of_drift:
-            words = why_mean_drifts(summary["mean"], self.args.beta, self.args.mean_anchor)
-            if words and self.is_world_process_zero():
-                logger.warning("step %d: %s", self.state.global_step, words)
-                self._has_warned_of_drift = True
-        super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's card, with the learned strength and how to read it."""
@@ -664,20 +548,6 @@ class MixDPOTrainer(DPOTrainer):
         is_checkpoint = Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR)
         with _names_of_the_model(self.model) if is_checkpoint else nullcontext():
             super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.strength.save(folder)
-            if is_checkpoint:
-                self.strength.save_panels(folder)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self.strength.load(self.state.best_model_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.strength.load(checkpoint)
-            self.strength.load_panels(checkpoint)
 
 
 def _refuse_missing_weights(name: str, args: MixDPOConfig) -> None:
@@ -716,60 +586,6 @@ def _names_of_the_model(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.save_pretrained
-
-
-def _follow_new_group(scheduler: Any) -> None:
-    """Let a scheduler follow the group that its optimizer was given last, as it follows the first.
-
-    Args:
-        scheduler: A scheduler of `torch.optim.lr_scheduler`, also one made of others.
-    """
-    for part in getattr(scheduler, "_schedulers", ()):
-        _follow_new_group(part)
-    if not hasattr(scheduler, "base_lrs"):
-        return
-    group = scheduler.optimizer.param_groups[-1]
-    group.setdefault("initial_lr", group["lr"])
-    scheduler.base_lrs.append(group["initial_lr"])
-    if isinstance(scheduler, LambdaLR):
-        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
-
-
-class _StrengthGradients(TrainerCallback):
-    """Average, clip and zero the strength's gradients, as the Trainer does for the policy."""
-
-    def __init__(self, trainer: MixDPOTrainer) -> None:
-        self._trainer = trainer
-        self._objective = trainer.strength.objective
-        self._accelerator = trainer.accelerator
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Give each process draws of its own; a checkpoint restores them by itself."""
-        is_replicated = isinstance(self._trainer.model_wrapped, DistributedDataParallel)
-        if self._trainer.is_fsdp_enabled and is_replicated:
-            logger.warning("FSDP was asked for, but the policy is replicated (DDP) on this device")
-        if self._trainer.args.estimator == "draws" and state.global_step == 0:
-            torch.manual_seed(args.seed + _SEED_STRIDE * self._accelerator.process_index)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step < self._trainer.args.strength_warmup_steps:
-            self._objective.zero_grad()  # sets them to None: the optimiser passes over them
-            return
-        parameters = [p for p in self._objective.parameters() if p.grad is not None]
-        if self._accelerator.num_processes > 1:
-            for parameter in parameters:
-                parameter.grad = self._accelerator.reduce(parameter.grad, reduction="mean")
-        if args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._objective.zero_grad()
 
 
 class _OrderOfEpochs(TrainerCallback):

@@ -9,7 +9,7 @@ from scenarios import TRAINING_MARKS, small_world, take
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.filtering import drop_unusable
-from mixdpo_pyro.training.mean_drift import why_mean_drifts
+from mixdpo_pyro.training.strength.mean_drift import why_mean_drifts
 from mixdpo_pyro.training.trainer import MixDPOTrainer
 
 pytestmark = TRAINING_MARKS

@@ -1,0 +1,1 @@
+"""The strength of preference in a trainer: its parameters, gradients, logs and checkpoints."""
