@@ -53,6 +53,23 @@ def check_what_do_people_differ_in(names):
     assert {"annotator", "pair", "attribute"} <= set(nuts.posterior.dims)
 
 
+def check_which_distribution(names):
+    """No family contains two groups; what assumes none holds the truth, and methods agree."""
+    low, high = names["free"].cv_interval
+    assert low < names["true_cv"] < high
+    assert names["fits"]["lognormal"].posterior.interval("cv")[0] > names["true_cv"]
+    by_method = names["side_by_side"]
+    assert by_method["cv"].max() - by_method["cv"].min() < by_method.loc["laplace", "sd"]
+
+
+def check_one_annotator(names):
+    """The interval of a person, and the effects of a reason and of a coin, hold the truth."""
+    low, high = np.quantile(names["draws"], [0.01, 0.99])
+    assert low < names["truth"] < high
+    adjusted = names["levels"].set_index("level")["p_adjusted"]
+    assert max(adjusted["paid"], adjusted["volunteers"]) < 0.05 < adjusted["heads"]
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return json.loads(request.param.read_text())
