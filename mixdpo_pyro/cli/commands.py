@@ -142,7 +142,7 @@ def _doctor(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 
 def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
-    from mixdpo_pyro.cli.train_arguments import TrainParser, parse_train_arguments
+    from mixdpo_pyro.cli.train_arguments import TrainParser, named_inputs, parse_train_arguments
     from mixdpo_pyro.io import shared_staged_folder
 
     assert isinstance(parser, TrainParser)
@@ -153,7 +153,7 @@ def _train(parser: "CommandParser", words: Words) -> Iterable[str]:
     from mixdpo_pyro.workflows.train import execute_run
 
     output = Path(str(plan.training.output_dir))
-    inputs = (plan.run.dataset_name, plan.model.model_name_or_path, plan.run.pseudonymise)
+    inputs = named_inputs(plan.given)
     with shared_staged_folder(output, plan.run.overwrite, plan.run.resume, inputs) as folder:
         repository = claim_repository(plan)
         failures = execute_run(plan, folder, _command_line("train", words))

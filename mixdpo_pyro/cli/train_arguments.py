@@ -10,13 +10,19 @@ from typing import Any, get_type_hints
 from trl import ModelConfig
 
 from mixdpo_pyro.cli.arguments import CommandParser
-from mixdpo_pyro.cli.paths import check_model, check_pairs, check_salt_file
+from mixdpo_pyro.cli.paths import check_model, check_pairs, check_salt_file, check_source
 from mixdpo_pyro.cli.training_options import read_training_options
 from mixdpo_pyro.cli.yaml_file import FileValue, convert, read_yaml
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.io import check_replaceable
 from mixdpo_pyro.io.outputs import refuse_inputs
-from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan, did_you_mean, plan_from_values
+from mixdpo_pyro.workflows.run_config import (
+    RunConfig,
+    TrainPlan,
+    did_you_mean,
+    named_sources,
+    plan_from_values,
+)
 
 __all__ = ["TrainParser", "check_inputs", "named_inputs", "parse_train_arguments"]
 
@@ -52,6 +58,7 @@ class TrainParser(CommandParser):
         own, theirs = read_training_options()
         parts = (RunConfig, own, theirs, ModelConfig)
         self.kinds = {key: kind for part in parts for key, kind in get_type_hints(part).items()}
+        self.kinds["datasets"] = list[dict[str, Any] | str]
         super().__init__(command, summary, parts)
         shown = _SHOWN.union(f.name for part in (RunConfig, own) for f in fields(part))
         self.hidden: dict[argparse.Action, str | None] = {}
@@ -124,7 +131,8 @@ def parse_train_arguments(parser: TrainParser, words: Sequence[str]) -> TrainPla
 
 def named_inputs(values: Mapping[str, Any]) -> list[str | None]:
     """Pairs, model and salt file that a training names."""
-    return [values.get(key) for key in ("dataset_name", "model_name_or_path", "pseudonymise")]
+    others = [values.get(key) for key in ("model_name_or_path", "pseudonymise")]
+    return [*named_sources(values), *others]
 
 
 def check_inputs(values: Mapping[str, Any]) -> None:
@@ -134,8 +142,10 @@ def check_inputs(values: Mapping[str, Any]) -> None:
         ConfigError: Naming the key.
         DataError: Naming the file, and the column that it lacks.
     """
-    data, model, _ = named_inputs(values)
+    data, model = values.get("dataset_name"), values.get("model_name_or_path")
     check_salt_file(values.get("pseudonymise"))
+    for name in named_sources(values):
+        check_source(name)
     if data:
         columns = [values.get(f"{name}_column") for name in _COLUMNS]
         columns += values.get("pseudonymise_columns") or []

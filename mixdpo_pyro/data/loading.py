@@ -28,7 +28,14 @@ from mixdpo_pyro.data.validation import (
 )
 from mixdpo_pyro.errors import ConfigError, DataError
 
-__all__ = ["Source", "load_preferences", "named_columns", "read_source"]
+__all__ = [
+    "Source",
+    "checked_pairs",
+    "load_preferences",
+    "named_columns",
+    "read_source",
+    "source_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +101,18 @@ def load_preferences(
         DataError: If the source cannot be read, or a row cannot be used.
     """
     source = read_source(name, split, config, reader, columns, annotator_column)
+    return checked_pairs(source, max_rows, seed, choice_set)
+
+
+def checked_pairs(
+    source: Source, max_rows: int | None = None, seed: int = 0, choice_set: str | None = None
+) -> PreferenceData:
+    """Check pairs that were read; see :func:`load_preferences` for the arguments.
+
+    Raises:
+        DataError: If a row cannot be used.
+    """
+    name = source.name
     if source.problems:
         first, *others = source.problems
         more = f" (and {len(others)} more; see mixdpo doctor)" if others else ""
@@ -164,12 +183,33 @@ def read_source(
         rows = np.array(table.rows, dtype=np.int64)
     else:
         rows = np.arange(len(raw))
-    pairs = _rename(raw, columns, name)
+    source = source_of(_rename(raw, columns, name), name, annotator_column, rows)
+    return replace(source, dropped=dict(read.dropped), problems=read.problems)
+
+
+def source_of(
+    pairs: Dataset,
+    name: str,
+    annotator_column: str | None = None,
+    rows: np.ndarray | None = None,
+) -> Source:
+    """Pairs that were loaded elsewhere, with the numbers of their rows.
+
+    Args:
+        pairs: The pairs.
+        name: What messages call them.
+        annotator_column: Column with annotator ids; default, `annotator` where there is one.
+        rows: Numbers of the rows; default, counted from 0.
+
+    Raises:
+        DataError: If they have row numbers already.
+    """
     if ROW_COLUMN in pairs.column_names:
         raise DataError(f"{name}: column '{ROW_COLUMN}' is kept for row numbers; rename it")
+    rows = np.arange(len(pairs)) if rows is None else rows
     pairs, joined = _join_parts(pairs.add_column(ROW_COLUMN, rows))
     column = annotator_column_of(pairs.column_names, annotator_column)
-    return Source(_write_out_json(pairs), name, column, dict(read.dropped), read.problems, joined)
+    return Source(_write_out_json(pairs), name, column, {}, [], joined)
 
 
 def _read(name: str, split: str, config: str | None) -> Table | Dataset:

@@ -17,6 +17,8 @@ from mixdpo_pyro.errors import ConfigError, DataError
 
 __all__ = [
     "SplitBy",
+    "answer_keys",
+    "drop_answers",
     "drop_held_out",
     "keys_of_pairs",
     "pair_keys",
@@ -93,12 +95,21 @@ def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
     For a split that the user made: it may hold out annotators, and share prompts on purpose. Of a
     choice set, all rows are dropped where one is.
     """
-    held_out = {key for keys in _answer_keys(test) for key in keys}
-    is_seen = np.array([not held_out.isdisjoint(keys) for keys in _answer_keys(train)], dtype=bool)
-    if CHOICE_SET in train.column_names:
-        choice = _numbers(train[CHOICE_SET][:])
+    return drop_answers(train, answer_keys(test))
+
+
+def answer_keys(pairs: Dataset) -> set[str]:
+    """A key for every response to its prompt."""
+    return {key for keys in _answer_keys(pairs) for key in keys}
+
+
+def drop_answers(pairs: Dataset, keys: set[str]) -> Dataset:
+    """The pairs, in whole choice sets, with no response among :func:`answer_keys`."""
+    is_seen = np.array([not keys.isdisjoint(own) for own in _answer_keys(pairs)], dtype=bool)
+    if CHOICE_SET in pairs.column_names:
+        choice = _numbers(pairs[CHOICE_SET][:])
         is_seen = np.isin(choice, choice[is_seen])
-    return _select(train, ~is_seen)
+    return _select(pairs, ~is_seen)
 
 
 def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:

@@ -138,8 +138,8 @@ class RunResults:
             beta=training.beta,
             seed=training.seed,
             data=RunData(
-                source=self.plan.given["dataset_name"],
-                train=len(trainer.train_dataset),
+                source=self.plan.run.source,
+                train=_num_trained(trainer),
                 test=len(trainer.eval_dataset),
                 dropped=dict(dropped),
                 annotator_column=training.annotator_column,
@@ -165,6 +165,15 @@ class RunResults:
             seconds=round(time.monotonic() - started, 1),
         )
         write_record(record, self.folder / RUN_FILE)
+
+
+def _num_trained(trainer: MixDPOTrainer) -> int:
+    """Number of training pairs; of a stream, of those that were read."""
+    if isinstance(trainer.train_dataset, Dataset):
+        return len(trainer.train_dataset)
+    args = trainer.args
+    pairs_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return trainer.state.global_step * pairs_a_step
 
 
 def raise_failures(failures: dict[str, Exception], output: Path) -> None:

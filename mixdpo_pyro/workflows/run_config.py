@@ -1,13 +1,15 @@
 """Options of `mixdpo train` and `mixdpo demo`, and the plan of a run that is made of them."""
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from mixdpo_pyro.config_fields import (
     PSEUDONYMISE,
     PSEUDONYMISE_COLUMNS,
+    check_positive,
     check_range,
     explained,
     option,
@@ -20,15 +22,38 @@ if TYPE_CHECKING:
 
     from mixdpo_pyro.training.config import MixDPOConfig
 
-__all__ = ["DemoConfig", "RunConfig", "TrainPlan", "did_you_mean", "plan_from_values"]
+__all__ = [
+    "DemoConfig",
+    "RunConfig",
+    "TrainPlan",
+    "did_you_mean",
+    "named_sources",
+    "plan_from_values",
+    "read_part",
+]
+
+_PART_KEYS = ("path", "name", "data_dir", "data_files", "split", "columns", "fraction")
+"""Keys of a part of a mixture: those of `trl.scripts.utils.DatasetConfig`."""
 
 
 @explained
 @dataclass
 class RunConfig:
-    """What is trained on, and where results go; the names are those of `trl.ScriptArguments`."""
+    """What is trained on, and where results go.
 
-    dataset_name: str = option("Local file, saved dataset folder or hub name.")
+    The names are those of `trl.ScriptArguments` and `trl.DatasetMixtureConfig`.
+    """
+
+    dataset_name: str | None = option("Local file, saved dataset folder or hub name.", None)
+    datasets: list[str] = option(
+        "A mixture in place of dataset_name: paths, or objects with the keys of TRL's datasets "
+        "(path, name, data_dir, data_files, split, columns, fraction); in a file, a list of them.",
+        [],
+    )
+    dataset_streaming: bool = option(
+        "Read the training pairs while training; needs max_steps.", False
+    )
+    streaming: bool = option("The same; TRL's name of it beside a mixture.", False)
     dataset_config: str | None = option("Configuration name of a hub dataset.", None)
     reader: str | None = option(READER_HELP, None)
     dataset_train_split: str = option("Split to train on.", "train")
@@ -36,6 +61,7 @@ class RunConfig:
         "Held-out split. Default: a random part of the train split.", None
     )
     test_fraction: float = option("Held-out part, as a fraction of the pairs.", 0.1)
+    test_pairs: int | None = option("Of a stream, hold out its first so many pairs.", None)
     test_split_by: Literal["prompt", "annotator"] = option(
         "What is held out as a whole: prompt, or annotator (all their pairs).", "prompt"
     )
@@ -53,6 +79,21 @@ class RunConfig:
                 f"test_split_by: expected prompt or annotator, got {self.test_split_by}"
             )
         check_range("max_pairs", self.max_pairs, 2)
+        check_range("test_pairs", self.test_pairs, 2)
+        for part in self.datasets:
+            read_part(part)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the training pairs are read while training."""
+        return self.dataset_streaming or self.streaming
+
+    @property
+    def source(self) -> str:
+        """What is trained on, in words."""
+        if self.dataset_name is not None:
+            return self.dataset_name
+        return " + ".join(str(read_part(part)["path"]) for part in self.datasets)
 
 
 @explained
@@ -94,6 +135,47 @@ class TrainPlan:
     training: "MixDPOConfig"
     model: "ModelConfig"
     given: dict[str, Any]
+
+
+def read_part(part: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A part of a mixture as keys and values.
+
+    Args:
+        part: A path, a JSON object, or keys and values.
+
+    Raises:
+        ConfigError: If it has no path, or a key that is none.
+    """
+    found: Any = part
+    if isinstance(part, str):
+        try:
+            found = json.loads(part) if part.lstrip().startswith("{") else {"path": part}
+        except ValueError as error:
+            raise ConfigError(f"datasets: not a JSON object ({error}): {part}") from error
+    for key in found:
+        if key not in _PART_KEYS:
+            raise ConfigError(f"datasets: unknown key '{key}'{did_you_mean(key, _PART_KEYS)}")
+    if not isinstance(found.get("path"), str):
+        raise ConfigError("datasets: expected a path in every part")
+    fraction = found.get("fraction")
+    if fraction is not None:
+        try:
+            found = {**found, "fraction": float(fraction)}
+        except (TypeError, ValueError):
+            raise ConfigError(f"datasets: fraction: expected a number, got {fraction!r}") from None
+        check_positive("datasets: fraction", found["fraction"])
+    return dict(found)
+
+
+def named_sources(values: Mapping[str, Any]) -> list[str]:
+    """Every file, folder or hub name of pairs that the keys of a training name."""
+    names = [values["dataset_name"]] if values.get("dataset_name") else []
+    for part in map(read_part, values.get("datasets") or ()):
+        files = part.get("data_files") or part["path"]
+        if isinstance(files, Mapping):
+            files = list(files.values())
+        names += [files] if isinstance(files, str) else [str(file) for file in files]
+    return names
 
 
 def plan_from_values(values: dict[str, Any]) -> TrainPlan:

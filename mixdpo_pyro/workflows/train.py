@@ -1,19 +1,15 @@
 """One run from pairs to report: train policy and strength, score held-out pairs, write it down."""
 
 import time
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from mixdpo_pyro.config_fields import check_positive
-from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.data.simulation import Truth
-from mixdpo_pyro.data.splitting import drop_held_out, split_pairs
-from mixdpo_pyro.data.validation import TEXT_COLUMNS, PreferenceData
+from mixdpo_pyro.data.validation import TEXT_COLUMNS
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io.integrity import find_model_fault
 from mixdpo_pyro.progress.screen import show_stage
@@ -21,24 +17,15 @@ from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.progress import train_with_progress
 from mixdpo_pyro.training.trainer import MixDPOTrainer
-from mixdpo_pyro.workflows.choices import asked_sets, name_choice_columns, with_same_sets
 from mixdpo_pyro.workflows.results import RESULT_COLUMNS, RunResults
-from mixdpo_pyro.workflows.run_config import RunConfig, TrainPlan
+from mixdpo_pyro.workflows.run_config import TrainPlan
+from mixdpo_pyro.workflows.run_data import RunPairs, load_run_pairs
 from mixdpo_pyro.workflows.training_inputs import TrainingInputs, settle_inputs
 
 __all__ = ["execute_run"]
 
 _MIN_PAIRS = 2
 """Margins of one pair have no spread, and mean and cv of the strength cannot be told apart."""
-
-
-@dataclass(frozen=True)
-class _SplitPairs:
-    """Pairs to train on and held-out pairs, with what was dropped."""
-
-    train: Dataset
-    test: Dataset
-    dropped: dict[str, int]
 
 
 def execute_run(
@@ -70,8 +57,8 @@ def execute_run(
     training.push_to_hub = False  # all of the folder, with its ids: see `workflows.hub`
     training.disable_tqdm = bool(plan.given.get("disable_tqdm", False))
     show_stage("Reading the pairs")
-    data = _load_pairs(plan.run, training)
-    _check_enough(len(data.train), len(data.test), "test_fraction")
+    data = load_run_pairs(plan.run, training)
+    _check_enough(data.train, data.test, "test_fraction")
     checkpoint = last_whole_checkpoint(folder, training.world_size) if plan.run.resume else None
     if is_main:
         inputs = TrainingInputs.of(plan, data.train, data.test)
@@ -79,7 +66,9 @@ def execute_run(
         given = {key: value for key, value in plan.given.items() if key != "hub_token"}
         (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
 
-    show_stage(f"Training on {len(data.train):,} pairs ({training.family} strength)")
+    is_streamed = isinstance(data.train, IterableDataset)
+    pairs = "a stream of pairs" if is_streamed else f"{len(data.train):,} pairs"
+    show_stage(f"Training on {pairs} ({training.family} strength)")
     trainer = _build_trainer(training, plan.model, data)
     train_with_progress(trainer, checkpoint)
     _save_policy(trainer, folder / "policy")
@@ -113,54 +102,7 @@ def _check_plan(plan: TrainPlan) -> None:
             raise ConfigError(f"{key}: '{column}' holds texts or results, not what was done")
 
 
-def _load_pairs(run: RunConfig, training: MixDPOConfig) -> _SplitPairs:
-    """Training and held-out pairs; without a named column, `annotator` is taken where it is.
-
-    What the training pairs say was done is named to the trainer likewise.
-    """
-    sets = asked_sets(training)
-    train = _load_split(run, run.dataset_train_split, run.max_pairs, training, sets)
-    training.annotator_column = train.annotator_column
-    name_choice_columns(training, train)
-    if run.dataset_test_split is None:
-        parts = split_pairs(
-            train.pairs, run.test_fraction, training.seed, train.annotator_column,
-            run.test_split_by,
-        )  # fmt: skip
-        shared = Counter(
-            {"training pairs with a held-out prompt": len(train.pairs) - sum(map(len, parts))}
-        )
-        return _SplitPairs(*parts, dict(Counter(train.dropped) + shared))
-    test = _load_split(run, run.dataset_test_split, None, training, sets)
-    test = with_same_sets(training, test)
-    kept = drop_held_out(train.pairs, test.pairs)
-    dropped = Counter(train.dropped) + Counter(test.dropped)
-    dropped += Counter({"training pairs that are held out too": len(train.pairs) - len(kept)})
-    if not len(kept):
-        raise DataError(f"{train.source}: every training pair is in the held-out split too")
-    return _SplitPairs(kept, test.pairs, dict(dropped))
-
-
-def _load_split(
-    run: RunConfig, split: str, max_rows: int | None, training: MixDPOConfig, sets: str | None
-) -> PreferenceData:
-    data = load_preferences(
-        run.dataset_name,
-        split=split,
-        config=run.dataset_config,
-        annotator_column=training.annotator_column,
-        max_rows=max_rows,
-        seed=training.seed,
-        reader=run.reader,
-        choice_set=sets,
-    )
-    columns = list(run.pseudonymise_columns)
-    if training.group_column in data.pairs.column_names:  # held-out pairs alone need it
-        columns.append(str(training.group_column))
-    return data.pseudonymised(run.pseudonymise, *columns)
-
-
-def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs) -> MixDPOTrainer:
+def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: RunPairs) -> MixDPOTrainer:
     training.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
@@ -183,13 +125,13 @@ def _build_trainer(training: MixDPOConfig, model: ModelConfig, data: _SplitPairs
             raise
         first_line = f"{error}\n".splitlines()[0]
         raise ConfigError(f"model_name_or_path: {first_line}") from error
-    _check_enough(len(trainer.train_dataset), len(trainer.eval_dataset), "max_length")
+    _check_enough(trainer.train_dataset, trainer.eval_dataset, "max_length")
     return trainer
 
 
-def _check_enough(num_train: int, num_test: int, key: str) -> None:
-    for name, count in {"training": num_train, "held-out": num_test}.items():
-        if count < _MIN_PAIRS:
+def _check_enough(train: Dataset | IterableDataset, test: Dataset, key: str) -> None:
+    for name, pairs in {"training": train, "held-out": test}.items():
+        if isinstance(pairs, Dataset) and (count := len(pairs)) < _MIN_PAIRS:
             raise DataError(
                 f"{key}: {count or 'no'} {name} pair is left to use, and it takes {_MIN_PAIRS}; "
                 "change it, or give more pairs"

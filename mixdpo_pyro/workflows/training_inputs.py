@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import AutoConfig
 
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
@@ -22,8 +22,8 @@ INPUTS_FILE = "training_inputs.json"
 MAY_CHANGE = frozenset(
     {
         # Where things are: their content decides.
-        "dataset_name", "dataset_config", "reader", "model_name_or_path", "model_revision",
-        "pseudonymise", "pseudonymise_columns",
+        "dataset_name", "datasets", "dataset_config", "reader", "model_name_or_path",
+        "model_revision", "pseudonymise", "pseudonymise_columns",
         "output_dir", "overwrite", "resume", "resume_from_checkpoint", "reference_cache_dir",
         # What is shown, saved and evaluated on the way.
         "disable_tqdm", "report_to", "run_name", "project", "per_device_eval_batch_size",
@@ -70,14 +70,16 @@ class TrainingInputs:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, plan: TrainPlan, train: Dataset, test: Dataset) -> "TrainingInputs":
+    def of(
+        cls, plan: TrainPlan, train: Dataset | IterableDataset, test: Dataset
+    ) -> "TrainingInputs":
         """What the plan and its data say."""
         training = plan.training
         named = (training.annotator_column, *training.choice_columns().names)
         columns = (*TEXT_COLUMNS, ROW_COLUMN, "tools", "chat_template_kwargs")
         wanted = [*columns, *(name for name in named if name is not None)]
         return cls(
-            training_pairs=_hash_rows(train, wanted),
+            training_pairs=_hash_training_pairs(train, plan, wanted),
             held_out_pairs=_hash_rows(test, wanted),
             model=_digest_model(str(plan.model.model_name_or_path), plan.model.model_revision),
             processes=training.world_size,
@@ -136,6 +138,17 @@ def _options(plan: TrainPlan) -> dict[str, Any]:
         and not (is_constant and field.name in _LENGTH)
     }
     return json.loads(json.dumps(kept, default=str, sort_keys=True))
+
+
+def _hash_training_pairs(
+    pairs: Dataset | IterableDataset, plan: TrainPlan, columns: list[str]
+) -> str:
+    """Hash of their content; of a stream, which is read once, of the names of its sources."""
+    if isinstance(pairs, Dataset):
+        return _hash_rows(pairs, columns)
+    run = plan.run
+    names = [run.dataset_name, run.dataset_config, run.dataset_train_split, run.datasets]
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_rows(pairs: Dataset, columns: list[str]) -> str:

@@ -18,9 +18,14 @@ __all__ = ["check_training_values"]
 
 _NEEDED = {
     "model_name_or_path": "the policy's name or path",
-    "dataset_name": "the file or name of the pairs",
     "output_dir": "the folder for the results",
 }
+
+_WHOLE = (
+    "reader", "max_pairs", "group_by_pair", "precompute_ref_log_probs", "rank_column",
+    "outcome_column", "grade_column",
+)  # fmt: skip
+"""Keys that need all training pairs at once."""
 
 _POSITIVE = (
     "learning_rate", "num_train_epochs", "logging_steps", "save_steps", "eval_steps", "beta",
@@ -53,6 +58,7 @@ def check_training_values(values: Mapping[str, Any]) -> None:
     for key, what in _NEEDED.items():
         if not values.get(key):
             raise ConfigError(f"{key}: {what} is missing")
+    _check_source(values)
     for key in _POSITIVE:
         check_positive(key, values.get(key))
     for key, least in _LEAST.items():
@@ -63,6 +69,33 @@ def check_training_values(values: Mapping[str, Any]) -> None:
     _check_strength_and_losses(values)
     _check_steps(values)
     _check_together(values)
+
+
+def _check_source(values: Mapping[str, Any]) -> None:
+    """One dataset or a mixture; and of a stream, what needs all of it."""
+    if not values.get("dataset_name") and not values.get("datasets"):
+        raise ConfigError("dataset_name: the file or name of the pairs is missing")
+    is_streamed = values.get("dataset_streaming") or values.get("streaming")
+    if values.get("datasets"):
+        for key in ("dataset_name", "dataset_config", "reader", "dataset_test_split"):
+            if values.get(key):
+                raise ConfigError(f"{key}: not together with datasets, a mixture")
+    if not is_streamed:
+        if values.get("test_pairs"):
+            raise ConfigError("test_pairs: is for dataset_streaming; otherwise use test_fraction")
+        return
+    keys = [key for key in _WHOLE if values.get(key)]
+    keys += ["choice_set_column"] * (values.get("choice_set_column") not in (None, NO_SETS))
+    keys += ["test_split_by"] * (values.get("test_split_by") == "annotator")
+    if keys:
+        raise ConfigError(f"{keys[0]}: needs the whole dataset, so not with dataset_streaming")
+    if values.get("max_steps", -1) == -1:
+        raise ConfigError("max_steps: missing, and a stream has no length (dataset_streaming)")
+    if bool(values.get("dataset_test_split")) == bool(values.get("test_pairs")):
+        raise ConfigError(
+            "dataset_streaming: a random part cannot be held out of a stream; give either "
+            "dataset_test_split, or test_pairs, which holds out the first pairs"
+        )
 
 
 def _check_strength_and_losses(values: Mapping[str, Any]) -> None:

@@ -14,11 +14,10 @@ from mixdpo_pyro.io.integrity import hash_files
 from mixdpo_pyro.io.outputs import refuse_inputs
 from mixdpo_pyro.reporting.records import read_record, write_record
 from mixdpo_pyro.reporting.sweep_record import SWEEP_FILE, SweepRecord, SweptRun, run_folder
+from mixdpo_pyro.workflows.run_config import named_sources
 from mixdpo_pyro.workflows.sweep.plan import PlannedRun, SweepPlan
 
 __all__ = ["SweepFolder"]
-
-_INPUTS = ("dataset_name", "model_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,12 @@ class SweepFolder:
 
     def _hash_inputs(self, plan: SweepPlan) -> dict[str, str]:
         found = {}
-        for name in dict.fromkeys(str(run.values[key]) for run in plan.runs for key in _INPUTS):
+        named = (
+            str(name)
+            for run in plan.runs
+            for name in (*named_sources(run.values), run.values["model_name_or_path"])
+        )
+        for name in dict.fromkeys(named):
             refuse_inputs(self.path, [name])
             if (path := Path(name).expanduser()).exists():
                 found[name] = _digest(path)
