@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mixdpo_pyro.models.devices import in_float64
 from mixdpo_pyro.models.families import Family, check_family, check_parameters
 from mixdpo_pyro.models.gamma.series import gamma_conditional_moments
 from mixdpo_pyro.models.mixed_logit import bounded_margin, flat_panel
@@ -32,6 +33,7 @@ class ConditionalStrength(NamedTuple):
     quantiles: Float[Tensor, "... probabilities"]
 
 
+@in_float64
 @torch.no_grad()
 def conditional_strength(
     margin: Float[Tensor, "..."],

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mixdpo_pyro.models.devices import in_float64
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
 from mixdpo_pyro.models.families import Family, check_family, check_parameters
 from mixdpo_pyro.models.gamma.series import gamma_log_prob
@@ -27,6 +28,7 @@ from mixdpo_pyro.models.quadrature import (
 __all__ = ["bounded_margin", "flat_panel", "mixed_logit_log_prob"]
 
 
+@in_float64
 def mixed_logit_log_prob(
     margin: Float[Tensor, "..."],
     mean: Float[Tensor, "..."] | float,

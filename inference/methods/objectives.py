@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixdpo_pyro.inference.methods.guides import StrengthGuide
 from mixdpo_pyro.models import PreferenceModel
+from mixdpo_pyro.models.devices import on_cpu
 
 __all__ = ["Objective", "StrengthObjective"]
 
@@ -61,7 +62,9 @@ class StrengthObjective(Objective):
 
     in nats, so that it compares with the loss of DPO. It is differentiable in the margins, hence
     in the policy, and in the guide. The loss is that of `pyro.infer.Trace_ELBO` for this model and
-    guide, without its traces, which take longer than the likelihood of a training batch.
+    guide, without its traces, which take longer than the likelihood of a training batch. That
+    likelihood is computed on the CPU: margins of a batch are few numbers, which take less time
+    there than to start as many operations on a GPU, and not every GPU has float64.
     `parameters()` holds all parameters of model and guide; the global parameter store of Pyro
     stays empty, so that objectives coexist in one process.
 
@@ -115,7 +118,7 @@ class StrengthObjective(Objective):
             weight: Weights of the pairs in the likelihood; without ids only.
         """
         latents, log_guide = self.guide.rsample(self.num_particles)
-        log_prob = self.model.log_prob(
+        log_prob = on_cpu(self.model.log_prob)(
             margin, annotator=annotator, **{**self._constants(), **latents}
         )
         num_total = log_prob.shape[-1] if num_total is None else num_total
@@ -129,7 +132,7 @@ class StrengthObjective(Objective):
 
     def log_prob(self, margin: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Log-probability in nats of each choice at the location, every pair by itself."""
-        return self.model.log_prob(margin, **self.location())
+        return on_cpu(self.model.log_prob)(margin, **self.location())
 
     @torch.no_grad()
     def draw(self, num_samples: int, seed: int = 0) -> dict[str, Float[Tensor, " samples"]]:

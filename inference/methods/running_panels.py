@@ -235,10 +235,10 @@ class PanelObjective(StrengthObjective):
 
     def _misfit(self, margin: Tensor, pair: Int[Tensor, " batch"]) -> Float[Tensor, ""]:
         panels, place = self.panels, self.location()
-        mean, cv = (place[name].double().cpu().reshape(1) for name in ("mean", "cv"))
+        mean, cv = (place[name].cpu().double().reshape(1) for name in ("mean", "cv"))
         grid = panels.grid(panels.latest[panels.annotator[pair]])
         beta, log_weight = grid.posterior_nodes(mean, cv)
-        own = choice_log_prob(margin.double().cpu()[:, None] * beta, self.model.flip_probability)
+        own = choice_log_prob(margin.cpu().double()[:, None] * beta, self.model.flip_probability)
         others = (log_weight - own.detach()).log_softmax(1)
         return -(others + own).logsumexp(1).mean()
 
@@ -248,9 +248,9 @@ class PanelObjective(StrengthObjective):
         first, num_annotators = panels.first, len(panels.first)
         if num_annotators > _MOST_ANNOTATORS:
             first = first[torch.randperm(num_annotators)[:_MOST_ANNOTATORS]]
-        mean, cv = (values[name].double().cpu().reshape(-1) for name in ("mean", "cv"))
+        mean, cv = (values[name].cpu().double().reshape(-1) for name in ("mean", "cv"))
         if self.log_scale is not None:
             bound = _LARGEST_SCALE
-            mean = mean * (bound * (self.log_scale.double().cpu() / bound).tanh()).exp()
+            mean = mean * (bound * (self.log_scale.cpu().double() / bound).tanh()).exp()
         log_prob = panels.grid(first)(mean, cv).mean() * (num_annotators / len(first))
         return -log_prob / len(panels.annotator)

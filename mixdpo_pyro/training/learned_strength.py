@@ -229,8 +229,8 @@ class Strength:
         if isinstance(self.objective, PanelObjective) and (exact := self.objective.exact_cv()):
             diagnostics = dict(zip(("exact_cv_mean", "exact_cv_sd"), exact, strict=True))
         return Posterior(
-            mean=draws["mean"].double().cpu().numpy(),
-            cv=draws["cv"].double().cpu().numpy(),
+            mean=draws["mean"].cpu().double().numpy(),
+            cv=draws["cv"].cpu().double().numpy(),
             family=self.config.family,
             mean_anchor=self.config.mean_anchor,
             beta=self.config.beta,

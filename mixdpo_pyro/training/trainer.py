@@ -452,9 +452,7 @@ class MixDPOTrainer(DPOStrengthMixin):
         values: dict[str, float] = {}
         choice = sign = None
         if done.choice is not None:
-            device = self.accelerator.device
-            on_device = Done(*(None if v is None else v.to(device) for v in done))
-            values["loss"] = self._loss_of(seen["margin"].to(device), on_device).item()
+            values["loss"] = self._loss_of(seen["margin"], done).item()
             choice = done.choice.numpy()
         elif done.code is not None:
             sign = signs(done.code, self._kind.num_outcomes).numpy()

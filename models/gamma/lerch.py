@@ -19,12 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mixdpo_pyro.models.devices import in_float64
+
 __all__ = ["SeriesTerms", "lerch_phi_minus_one", "log1p_excess", "series_terms"]
 
 # As y -> 0 terms like k^p do not decay; n weights sum them to n^(2p) 5.83^-n, 1e-17 at p = 2.
 _NUM_TERMS = 30
 
 
+@in_float64
 def lerch_phi_minus_one(
     s: Float[Tensor, "*#batch"], a: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch"]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mixdpo_pyro.models.devices import in_float64
 from mixdpo_pyro.models.gamma.lerch import SeriesTerms, log1p_excess, series_terms
 
 __all__ = ["gamma_conditional_moments", "gamma_log_prob"]
@@ -27,6 +28,7 @@ _CHUNK = 2048
 _SMALL_UTILITY = 0.2
 
 
+@in_float64
 def gamma_log_prob(
     margin: Float[Tensor, "*#batch"],
     mean: Float[Tensor, "*#batch"],
@@ -59,6 +61,7 @@ def gamma_log_prob(
     return _GammaLogProb.apply(margin, mean, cv)
 
 
+@in_float64
 @torch.no_grad()
 def gamma_conditional_moments(
     margin: Float[Tensor, "*#batch"],

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mixdpo_pyro.models.devices import in_float64
 from mixdpo_pyro.models.estimators import Draws, Estimator, Quadrature, Series, resolve_estimator
 from mixdpo_pyro.models.families import Family, check_family, check_parameters
 from mixdpo_pyro.models.monte_carlo import draw_strengths, segment_sum
@@ -32,6 +33,7 @@ _STEPS_PER_SCALE = 72
 _NARROWEST_STRIP = 0.05
 
 
+@in_float64
 def observed_log_prob(
     observation: Observation,
     margin: Float[Tensor, " rows"],

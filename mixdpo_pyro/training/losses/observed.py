@@ -14,6 +14,7 @@ from mixdpo_pyro.inference import StrengthObjective
 from mixdpo_pyro.inference.methods.guides import StrengthGuide
 from mixdpo_pyro.inference.outcomes import name_parameters
 from mixdpo_pyro.models import PreferenceModel
+from mixdpo_pyro.models.devices import on_cpu
 from mixdpo_pyro.models.observation import (
     Davidson,
     Graded,
@@ -104,16 +105,16 @@ class ObservedObjective(StrengthObjective):
 
     @property
     def observation(self) -> Observation:
-        """The observation model at the thresholds as they stand."""
+        """The observation model at the thresholds as they stand, on the CPU."""
         if self.thresholds is None:
             return self._observation
-        return self._observation.constrained(self.thresholds)
+        return self._observation.constrained(self.thresholds.cpu())
 
     def named_thresholds(self) -> dict[str, float]:
         """Thresholds by name: `threshold`, `nu`, or `cut_point_1`, ..."""
         if self.thresholds is None:
             return {}
-        vector = self.thresholds.detach().double().cpu().numpy()[None]
+        vector = self.thresholds.detach().cpu().double().numpy()[None]
         ((name, value),) = name_parameters(self._observation, vector).items()
         if value.ndim == 1:
             return {name: float(value[0])}
@@ -175,7 +176,7 @@ class ObservedObjective(StrengthObjective):
         outcome, choice_set = done.code, None
         if done.choice is not None:
             margin, outcome, choice_set, annotator = _responses(margin, done, annotator)
-        return observed_log_prob(
+        return on_cpu(observed_log_prob)(
             observation,
             margin,
             values["mean"],

@@ -204,7 +204,8 @@ class StrengthMixin(Trainer):
             raise ConfigError("pair: given, and learn_strength was not told the annotators")
 
     def _mean_over_processes(self, value: Tensor) -> float:
-        return self.accelerator.gather(value.detach()).mean().item()
+        value = value.detach().to(self.accelerator.device)  # nccl gathers nothing else
+        return self.accelerator.gather(value).mean().item()
 
     def _check_finite(self, value: Tensor, what: str, rows: Tensor | None) -> None:
         is_bad = ~torch.isfinite(value)
