@@ -75,6 +75,15 @@ def test_constraints_pin_what_ci_installs_within_the_bounds():
         assert version is not None and requirement.specifier.contains(version), requirement
 
 
+def test_the_source_distribution_takes_all_that_is_no_package():
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    grafted = {line.split()[1] for line in lines if line.startswith("graft ")}
+    assert grafted == {
+        "tests", "docs", "examples", "notebooks", "benchmarks", ".ci", ".github",
+    }  # fmt: skip
+    assert all((ROOT / name).is_dir() for name in grafted)
+
+
 def test_citation_has_the_version_and_the_paper():
     citation = load("CITATION.cff")
     assert citation["version"] == PROJECT["version"]
