@@ -230,11 +230,12 @@ class StrengthMixin(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log the distribution of the strength with the trainer's metrics."""
-        prefix = "" if self.model.training else "eval_"
+        is_evaluation = not self.model.training and "train_runtime" not in logs
+        prefix = "eval_" if is_evaluation else ""
         summary = self.strength.summary()
         for name, value in (summary | self.strength.thresholds()).items():
             logs[f"{prefix}strength/{name}"] = value
-        if self.model.training and self._divergences:
+        if not is_evaluation and self._divergences:
             logs["strength/kl"] = sum(self._divergences) / len(self._divergences)
             self._divergences.clear()
         self._warn_of_drift(summary["mean"])

@@ -193,6 +193,7 @@ def test_evaluation_and_the_best_model_bring_the_strength(tmp_path, policy_folde
     for entry in evaluations:
         names = {name for name in entry if "strength" in name}
         assert names == {f"eval_strength/{name}" for name in ("mean", "cv", "q05", "q95")}
+    assert "strength/cv" in plain.state.log_history[-1]  # the summary of the training
 
 
 def test_a_trainer_that_never_began_to_learn_a_strength_says_so(tmp_path, policy_folder):
