@@ -27,6 +27,7 @@ def build_files(folder, policy, pages):
     simulate_margins().to_parquet(folder / "margins.parquet")
     simulate_outcomes("ties").to_csv(folder / "ties.csv", index=False)
     simulate_votes().to_csv(folder / "votes.csv", index=False)
+    example_votes_for_a_or_b().to_csv(folder / "ab.csv", index=False)
     simulate_outcomes("best-of:4").to_parquet(folder / "best-of-4.parquet")
     for page in pages:
         for text, name in re.findall(r"^```yaml\n(# (\S+\.yaml).*?)^```", page, re.S | re.M):
@@ -35,6 +36,12 @@ def build_files(folder, policy, pages):
 
 def example_pairs():
     return small_world().remove_columns("source_row").rename_column("annotator", "user_id")
+
+
+def example_votes_for_a_or_b():
+    rows = [("Why?", "Because.", "No.", won, f"w{k}") for k, won in enumerate(["A", "B", "tie"])]
+    names = ["Prompt Text", "Response A", "Response B", "preferred", "worker id"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def write_adapter(policy, folder):

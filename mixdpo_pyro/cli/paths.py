@@ -85,13 +85,12 @@ def check_pairs(name: str, reader: str | None, *columns: str | None) -> None:
     path = Path(name).expanduser()
     if _DATA_FILE.search(name) and path.is_file():
         from mixdpo_pyro.data.choice_kinds import NO_SETS
-        from mixdpo_pyro.data.tables import check_table, peek_names
+        from mixdpo_pyro.data.tables import check_has_columns, check_table, peek_names
 
         check_table(path)
-        names = peek_names(path) or []
-        for column in columns if names else ():
-            if column not in (None, NO_SETS, *names):
-                raise DataError(f"{name}: column '{column}' is missing; it has {', '.join(names)}")
+        if names := peek_names(path):
+            asked = [column for column in columns if column not in (None, NO_SETS)]
+            check_has_columns(names, asked, name)
 
 
 def check_salt_file(path: str | None) -> None:

@@ -32,7 +32,7 @@ from mixdpo_pyro.data.choice_kinds import (
     read_choice_values,
 )
 from mixdpo_pyro.data.problems import Problem, shorten
-from mixdpo_pyro.data.tables import arrow_column
+from mixdpo_pyro.data.tables import arrow_column, check_has_columns
 from mixdpo_pyro.data.validation import ROW_COLUMN, TEXT_COLUMNS
 from mixdpo_pyro.errors import DataError
 
@@ -120,8 +120,8 @@ def settle_sets(
     names = pairs.column_names
     if choice_set is None and CHOICE_SET in names:
         choice_set = CHOICE_SET
-    if choice_set not in (None, NO_SETS, *names):
-        raise DataError(f"{source}: column '{choice_set}' is missing; it has {', '.join(names)}")
+    if choice_set not in (None, NO_SETS):
+        check_has_columns(names, [choice_set], source)
     if choice_set is not None and choice_set in (*TEXT_COLUMNS, ROW_COLUMN, annotator):
         raise DataError(f"{source}: column '{choice_set}' holds no ids of choice sets")
     if choice_set is None:

@@ -15,7 +15,7 @@ from mixdpo_pyro.data.messages import join_parts
 from mixdpo_pyro.data.problems import Problem
 from mixdpo_pyro.data.readers.base import Reader, ReadPairs
 from mixdpo_pyro.data.readers.registry import find_reader
-from mixdpo_pyro.data.tables import Table, is_table, json_text, read_table
+from mixdpo_pyro.data.tables import Table, check_has_columns, is_table, json_text, read_table
 from mixdpo_pyro.data.validation import (
     ROW_COLUMN,
     TEXT_COLUMNS,
@@ -286,9 +286,7 @@ def _rename(dataset: Dataset, columns: dict[str, str], name: str) -> Dataset:
     for role, column in columns.items():
         if role not in TEXT_COLUMNS:
             raise ConfigError(f"columns: expected {', '.join(TEXT_COLUMNS)}, got '{role}'")
-        if column not in dataset.column_names:
-            has = ", ".join(dataset.column_names)
-            raise DataError(f"{name}: column '{column}' is missing; it has {has}")
+        check_has_columns(dataset.column_names, [column], name)
     moved = {column: role for role, column in columns.items() if column != role}
     if len(set(columns.values())) < len(columns):
         raise ConfigError("columns: one column of the source cannot have two roles")

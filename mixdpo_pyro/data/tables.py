@@ -176,7 +176,19 @@ def check_has_columns(names: Sequence[str], asked: Iterable[str], path: str | Pa
     for name in asked:
         if name not in names:
             has = ", ".join(names) or "no rows"
-            raise DataError(f"{path}: column '{name}' is missing; it has {has}")
+            hint = _hint_of_missing(name, names)
+            raise DataError(f"{path}: column '{name}' is missing; it has {has}{hint}")
+
+
+def _hint_of_missing(name: str, names: Sequence[str]) -> str:
+    if len(names) == 1 and (found := re.search(r"[;\t|]", names[0])):
+        return f" (one column: cells are parted by commas, not by {found[0]!r})"
+    if name in ("chosen", "rejected"):
+        return (
+            "; --chosen COLUMN and --rejected COLUMN name other ones, and where a column says "
+            "which of two responses won, 'Votes for A or B' in docs/data.md converts it"
+        )
+    return ""
 
 
 def peek_names(path: Path) -> list[str] | None:

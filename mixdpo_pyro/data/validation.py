@@ -22,7 +22,7 @@ from mixdpo_pyro.data.choice_kinds import (
 )
 from mixdpo_pyro.data.messages import fault_of_pair, fault_of_text, text_of
 from mixdpo_pyro.data.problems import Problem, shorten
-from mixdpo_pyro.data.tables import arrow_column
+from mixdpo_pyro.data.tables import arrow_column, check_has_columns
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io.pseudonyms import Pseudonyms
 
@@ -105,9 +105,7 @@ class PreferenceData:
         for name in dict.fromkeys((self.annotator_column, *repeated, *columns)):
             if name is None:
                 continue
-            if name not in pairs.column_names:
-                has = ", ".join(pairs.column_names)
-                raise DataError(f"{self.source}: column '{name}' is missing; it has {has}")
+            check_has_columns(pairs.column_names, [name], self.source)
             if name in (*TEXT_COLUMNS, ROW_COLUMN, RANK, OUTCOME, GRADE):
                 raise DataError(f"{self.source}: column '{name}' holds no people or groups")
             values = pairs[name][:]
@@ -210,11 +208,9 @@ def check_columns(dataset: "Dataset", source: str, annotator_column: str | None)
     Raises:
         DataError: Naming the column.
     """
-    columns = dataset.column_names
+    columns = [name for name in dataset.column_names if name != ROW_COLUMN]
     required = ["chosen", "rejected", *([annotator_column] if annotator_column else [])]
-    for column in required:
-        if column not in columns:
-            raise DataError(f"{source}: column '{column}' is missing; it has {', '.join(columns)}")
+    check_has_columns(columns, required, source)
     if annotator_column in TEXT_COLUMNS:
         raise DataError(f"{source}: column '{annotator_column}' holds texts, not annotator ids")
     if len(dataset) == 0:
