@@ -279,7 +279,7 @@ def _refuse_panels(config: StrengthConfig) -> None:
 
 
 class _StrengthGradients(TrainerCallback):
-    """Average, clip and zero the strength's gradients, as the Trainer does for the model."""
+    """Average, clip and zero the strength's gradients, as the Trainer does for the model's."""
 
     def __init__(self, trainer: StrengthMixin, warmup_steps: int) -> None:
         self._trainer = trainer
@@ -296,6 +296,16 @@ class _StrengthGradients(TrainerCallback):
             logger.warning("FSDP was asked for, but the policy is replicated (DDP) on this device")
         if self._trainer.strength.config.estimator == "draws" and state.global_step == 0:
             torch.manual_seed(args.seed + _SEED_STRIDE * self._accelerator.process_index)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let mean and cv catch up with the last margins; a best checkpoint stays what it was."""
+        has_learned = state.global_step > self._warmup_steps
+        if not has_learned or args.load_best_model_at_end:
+            return
+        if isinstance(self._objective, PanelObjective) and list(self._objective.parameters()):
+            self._objective.settle(self._trainer._strength_rate, args.seed)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

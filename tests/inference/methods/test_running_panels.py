@@ -130,6 +130,23 @@ def test_exact_posterior_of_cv_is_that_of_the_fit_and_the_guide_is_near(cv):
     assert panels.draw(1000)["cv"].mean().item() == pytest.approx(mean, abs=0.5 * sd)
 
 
+def test_settling_brings_a_guide_that_lags_to_the_exact_posterior():
+    """From far off, with the same numbers whatever was drawn before."""
+    margin, annotator = world(0.8, annotators=100, choices=30, seed=3)
+    model = PreferenceModel("lognormal", mean_anchor="fixed", beta=1.0)
+    found = []
+    for k in range(2):
+        panels = PanelObjective(model, build_strength_guide(model, 0.2), annotator)
+        panels.panels.update(torch.arange(len(margin)), margin)
+        torch.manual_seed(k)
+        before = torch.random.get_rng_state()
+        panels.settle(0.05)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append(panels.draw(1000)["cv"].mean().item())
+    mean, sd = panels.exact_cv()
+    assert found[0] == found[1] == pytest.approx(mean, abs=0.5 * sd)
+
+
 def test_cv_is_not_moved_by_margins_that_grow():
     """Equal people whose first margins are those of a policy that is learning."""
     margin, annotator = world(1e-6, annotators=100, choices=40, seed=4)
