@@ -152,11 +152,12 @@ class World:
         return Dataset(self.table)
 
     def save(self, folder: str | Path) -> None:
-        """Write `pairs.parquet`, `margins.parquet` and `truth.json` into an existing folder.
+        """Write `pairs.parquet`, `margins.parquet` and `truth.json` into a folder.
 
         The margins are those of a policy without errors: the true reward differences.
         """
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         parquet.write_table(self.table, folder / "pairs.parquet")
         names = ["margin" if name == _REWARD else name for name in self.table.column_names]
         parquet.write_table(self.table.rename_columns(names), folder / "margins.parquet")
