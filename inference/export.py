@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from mixdpo_pyro.errors import extra_named
+from mixdpo_pyro.errors import MissingPackageError, extra_named
 from mixdpo_pyro.inference.choices import (
     Choices,
     orient_at_random,
@@ -144,11 +144,14 @@ def to_inference_data(tree: "xr.DataTree") -> Any:
     """The same groups as an `InferenceData` of arviz 0.23; arviz 1.x works on the tree itself.
 
     Raises:
-        MissingPackageError: If arviz is not installed.
+        MissingPackageError: If arviz is not installed, or is 1.x.
     """
     with extra_named("to_inference_data"):
         import arviz
-
+    if not _takes_inference_data():
+        raise MissingPackageError(
+            "to_inference_data needs arviz 0.x, not 1.x: arviz 1.x takes the tree itself"
+        )
     groups = {name: node.to_dataset() for name, node in tree.children.items()}
     return arviz.InferenceData(attrs=tree.attrs, **groups)
 

@@ -295,7 +295,7 @@ def log_prior_of_parameters(
         parameters: Draws by name, as :func:`name_parameters` gives them.
 
     Returns:
-        By name, shape `(samples,)`; cut points are summed.
+        By name, shapes as those of the draws; a cut point has that of its step from the last one.
     """
     if outcomes is None:
         return {}
@@ -305,7 +305,8 @@ def log_prior_of_parameters(
         vector = np.log(steps) - (np.log1p(-steps) if name == "lapse_rate" else 0.0)
         centre = outcomes.prior[first : first + vector.shape[1]]
         first += vector.shape[1]
-        found[name] = (-((vector - centre) ** 2) / 2 - np.log(2 * np.pi) / 2).sum(1)
+        log_density = -((vector - centre) ** 2) / 2 - np.log(2 * np.pi) / 2
+        found[name] = log_density.reshape(draws.shape)
     return found
 
 
