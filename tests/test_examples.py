@@ -135,7 +135,8 @@ def test_a_reward_model_learns_how_people_differ(policy_folder, monkeypatch, tmp
     trainer = load("reward_trainer.py")["train"](policy_folder, small_world(), **options)
     assert trainer.strength.objective.panels.margin.isfinite().sum() == 12
     assert logged(trainer, "strength/cv")[-1] != pytest.approx(0.5, rel=1e-4)
-    loaded = Strength.from_pretrained(tmp_path / "out" / "checkpoint-3")
+    trainer.save_model("saved")
+    loaded = Strength.from_pretrained(tmp_path / "saved")
     assert loaded.summary() == trainer.strength.summary()
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logsumexp
 
-from mixdpo_pyro.inference import fit, to_arviz
+from mixdpo_pyro.inference import fit, to_datatree
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.loo import compare_loo, leave_one_out
 
@@ -24,7 +24,7 @@ def test_leave_one_out_equals_that_of_arviz(simulate):
 
     margin, annotator, _ = simulate(30, 10, 0.6)
     result = fit(margin, annotator=annotator, family="gamma")
-    tree = to_arviz(result)
+    tree = to_datatree(result)
     tree["log_likelihood"] = xr.DataTree(tree["log_likelihood"].to_dataset()[["choices"]])
     ours, theirs = leave_one_out(result), arviz_stats.loo(tree, var_name="choices")
     assert ours.elpd == pytest.approx(float(theirs.elpd), abs=1e-6)

@@ -9,9 +9,9 @@ from scenarios import TRAINING_MARKS
 
 from mixdpo_pyro.data.loading import load_preferences
 from mixdpo_pyro.errors import ConfigError
-from mixdpo_pyro.workflows import train
 from mixdpo_pyro.workflows.choices import asked_sets, name_choice_columns, with_same_sets
 from mixdpo_pyro.workflows.run_config import plan_from_values
+from mixdpo_pyro.workflows.run_data import load_run_pairs
 
 pytestmark = TRAINING_MARKS
 
@@ -83,7 +83,7 @@ def test_a_run_splits_and_names_the_choices_it_found(values, caplog):
     rows = best_of_three()
     Path(values["dataset_name"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
     plan = plan_from_values({**values, "max_pairs": 41})
-    parts = train._load_pairs(plan.run, plan.training)
+    parts = load_run_pairs(plan.run, plan.training)
     assert "48 rows are taken for 24 choices among 3 responses" in caplog.text
     assert plan.training.choice_set_column == "choice_set"
     names = [part["choice_set"][:] for part in (parts.train, parts.test)]
