@@ -32,7 +32,7 @@ def log_prob_given_others(
 
     Args:
         choices: All choices, with annotator ids.
-        choice: Numbers of those that are asked for.
+        choice: Numbers of those that are asked for, in ascending order.
         mean: Mean strengths.
         cv: Their coefficients of variation.
         family: Family of the strength.
@@ -43,16 +43,17 @@ def log_prob_given_others(
     """
     if choices.annotator is None:
         raise ValueError("Expected choices with annotator ids")
-    owner = torch.from_numpy(choices.by_choice(choices.annotator)[choice])
-    alone = select_choices(choices, choice)
-    alone = replace(alone, annotator=alone.choice, labels=tuple(map(str, range(len(choice)))))
     if family == "fixed":
-        return log_likelihood_at(mean, alone, flip_probability)
+        return log_likelihood_at(mean, _one_by_one(choices, choice), flip_probability)
+    owner = torch.from_numpy(choices.by_choice(choices.annotator)[choice])
     table = tabulate(choices, family, flip_probability)
     value = torch.empty(len(choice), len(mean), dtype=torch.float64)
     for grid, member in zip(table.grids, table.members, strict=True):
         rows = torch.isin(owner, member).nonzero()[:, 0]
-        own = log_likelihood_at(grid.strength, alone, flip_probability)[rows]
+        if len(rows) == 0:
+            continue
+        alone = _one_by_one(choices, choice[rows.numpy()])
+        own = log_likelihood_at(grid.strength, alone, flip_probability)
         whole = grid.log_likelihood[torch.searchsorted(member, owner[rows])]
         with_it, without_it = (
             replace(grid, log_likelihood=table_of).per_annotator(mean, cv)
@@ -60,3 +61,9 @@ def log_prob_given_others(
         )
         value[rows] = with_it - without_it
     return value
+
+
+def _one_by_one(choices: Choices, choice: Int[np.ndarray, " choices"]) -> Choices:
+    """Some choices, each as if it were another annotator's."""
+    alone = select_choices(choices, choice)
+    return replace(alone, annotator=alone.choice, labels=tuple(map(str, range(len(choice)))))
