@@ -127,3 +127,15 @@ def run_values(folder, policy_folder) -> dict[str, Any]:
         "report_to": "none",
         "logging_steps": 1,
     }
+
+
+def run_rate(arm, seed, kl, win_rate=50.0, **values):
+    """A run against the reference, of beta 0.1 at weight 1 unless the values say otherwise."""
+    from mixdpo_pyro.winrates.record import RunRate
+
+    usual = {
+        "run": "r", "beta": 0.1, "weight": 1.0, "reward": 0.0, "win_rate_low": 0.0,
+        "win_rate_high": 100.0, "length_controlled_winrate": 50.0, "n_wins": 1, "n_wins_base": 1,
+        "n_draws": 0, "avg_length": 9.0, "finished": 1.0, "in_grammar": None, "failures": 0,
+    }  # fmt: skip
+    return RunRate(arm=arm, seed=seed, kl=kl, win_rate=win_rate, **usual | values)

@@ -10,8 +10,9 @@ from scipy.stats import t
 
 from mixdpo_pyro.reporting.sweep_record import SweptRun
 from mixdpo_pyro.winrates.rates import over_seeds
+from mixdpo_pyro.winrates.recommendation import FEW_SEEDS, join_words
 
-__all__ = ["ARM_HEADINGS", "ARM_TABLES", "ArmResult", "arm_notes", "arm_rows"]
+__all__ = ["ARM_HEADINGS", "ARM_TABLES", "ArmResult", "advise_arms", "arm_notes", "arm_rows"]
 
 ARM_HEADINGS = (
     "arm", "beta", "seeds", "accuracy", "log-probability", "against first arm", "cv", "verdicts",
@@ -66,12 +67,51 @@ def arm_rows(results: Sequence[ArmResult]) -> list[list[str]]:
 
 
 def _against_first(members: Sequence[ArmResult], results: Sequence[ArmResult]) -> str:
-    """Log-probability beyond that of the first arm, seed by seed."""
+    found = _beyond_first(members, results)
+    return _cell(found, 3) if found else "-"
+
+
+def _beyond_first(members: Sequence[ArmResult], results: Sequence[ArmResult]) -> list[float]:
+    """Log-probabilities beyond those of the first arm, seed by seed; none for itself."""
     control = results[0].swept.arm
     of = {(r.sweep, r.swept.beta, r.swept.seed): r for r in results if r.swept.arm == control}
     twins = [(r, of.get((r.sweep, r.swept.beta, r.swept.seed))) for r in members]
-    found = [one.log_prob - other.log_prob for one, other in twins if other is not None]
-    return "-" if members[0].swept.arm == control or not found else _cell(found, 3)
+    if members[0].swept.arm == control:
+        return []
+    return [one.log_prob - other.log_prob for one, other in twins if other is not None]
+
+
+def advise_arms(results: Sequence[ArmResult]) -> str:
+    """What the differences from the first arm say, in one sentence.
+
+    Intervals are those of 95% by Student's t over seeds, which hold together (Bonferroni). A gain
+    in log-probability is no win rate: responses are judged by `mixdpo winrate`.
+
+    Args:
+        results: Runs of sweeps; none for runs by themselves.
+    """
+    arms = _by_arm(results)
+    pairs = {key: _beyond_first(members, results) for key, members in arms.items()}
+    pairs = {key: found for key, found in pairs.items() if len(found) > 1}
+    if not pairs:
+        return (
+            f"Cannot tell which arm is better: {FEW_SEEDS}, and compare their responses at equal "
+            "KL (mixdpo winrate)."
+        )
+    control, clauses = results[0].swept.arm, []
+    for (arm, beta), values in pairs.items():
+        mean, low, high = over_seeds(values, len(pairs))
+        if low > 0 or high < 0:
+            word = "better" if low > 0 else "worse"
+            clauses.append(
+                f"{arm} at beta {beta:g} predicts held-out choices {word} than {control}, by "
+                f"{abs(mean):.4f} nats [{low:+.4f}, {high:+.4f}] over {len(values)} seeds"
+            )
+    shown = "; ".join(clauses) or (
+        f"No arm is shown to predict held-out choices better or worse than {control}, over "
+        f"{join_words([str(n) for n in sorted({len(v) for v in pairs.values()})])} seeds"
+    )
+    return f"{shown}; whose responses win is another question (mixdpo winrate)."
 
 
 def _sampling_error(members: Sequence[ArmResult]) -> float:

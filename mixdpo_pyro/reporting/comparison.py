@@ -20,6 +20,7 @@ from mixdpo_pyro.reporting.arms import (
     ARM_HEADINGS,
     ARM_TABLES,
     ArmResult,
+    advise_arms,
     arm_notes,
     arm_rows,
 )
@@ -97,6 +98,7 @@ def load_summaries(folders: Sequence[str | Path]) -> list[RunSummary]:
 def show_comparison(runs: Sequence[RunSummary], console: Console) -> None:
     """Print what was learned, what it was learned from, and what to keep in mind about it."""
     arms = _arm_results(runs)
+    console.print(Text(f"what to do: {_advice(runs)}\n"))
     for columns in ARM_TABLES if arms else ():
         _print_table(ARM_HEADINGS, arm_rows(arms), ("arm", "beta", "seeds", *columns), console)
     for names in _TERMINAL_TABLES:
@@ -140,6 +142,7 @@ def write_comparison(runs: Sequence[RunSummary], path: str | Path) -> Path:
     (figure,), _ = embed_figures({"intervals": intervals})
     page = render_page(
         "compare.html",
+        advice=_advice(runs),
         arm_headings=ARM_HEADINGS,
         arms=arm_rows(_arm_results(runs)),
         headings=_HEADINGS,
@@ -212,6 +215,13 @@ def _arm_results(runs: Sequence[RunSummary]) -> list[ArmResult]:
     ]  # fmt: skip
 
 
+def _advice(runs: Sequence[RunSummary]) -> str:
+    """What to mend, and what the comparison says."""
+    if failed := ", ".join(run.name for run in runs if run.health == "FAIL"):
+        return f"Not to be trusted, see the report: {failed}. Mend what failed before you compare."
+    return advise_arms(_arm_results(runs))
+
+
 def _hold_out_the_same(runs: Sequence[RunSummary]) -> bool:
     """Whether runs can be compared one by one; of sweeps, those of one seed."""
     seeds = [None if run.swept is None else run.swept.seed for run in runs]
@@ -279,8 +289,6 @@ def _notes(runs: Sequence[RunSummary]) -> list[str]:
             "The runs held out different pairs: accuracies and log-probabilities are not "
             "comparable."
         )
-    if failed := ", ".join(run.name for run in runs if run.health == "FAIL"):
-        notes.append(f"Not to be trusted, see the report: {failed}.")
     return notes
 
 

@@ -6,13 +6,13 @@ from typing import Literal
 from mixdpo_pyro.config_fields import check_range, check_seed, explained, option
 from mixdpo_pyro.errors import ConfigError
 
-__all__ = ["WINRATE_FILE", "WinrateConfig"]
+__all__ = ["LARGEST_WEIGHT", "WINRATE_FILE", "WinrateConfig"]
 
 WINRATE_FILE = "winrate.json"
 """The file that makes a folder one of win rates."""
 
 
-_LARGEST_WEIGHT = 20.0
+LARGEST_WEIGHT = 20.0
 """Far beyond the policy nothing is left of its language."""
 
 
@@ -62,9 +62,9 @@ class WinrateConfig:
         if not weights or len(set(weights)) < len(weights):
             raise ConfigError(f"decoding_weights: expected different numbers, got {weights}")
         for weight in weights:
-            if not 0 < weight <= _LARGEST_WEIGHT:
+            if not 0 < weight <= LARGEST_WEIGHT:
                 raise ConfigError(
-                    f"decoding_weights: expected 0 < weight <= {_LARGEST_WEIGHT:g}, got {weight}"
+                    f"decoding_weights: expected 0 < weight <= {LARGEST_WEIGHT:g}, got {weight}"
                 )
         for name, value in {"temperature": self.temperature, "kl": self.kl}.items():
             if value is not None and not 0 <= value < float("inf"):

@@ -14,7 +14,9 @@ __all__ = [
     "compare_scores",
     "length_controlled",
     "match_divergence",
+    "match_seeds",
     "over_seeds",
+    "rate_prompts",
 ]
 
 _LEVEL = 0.95
@@ -81,6 +83,31 @@ def compare_scores(
     return _clustered(sign, prompt[known])
 
 
+def rate_prompts(
+    score: Float[np.ndarray, " comparisons"],
+    other: Float[np.ndarray, " comparisons"],
+    prompt: Int[np.ndarray, " comparisons"],
+    num_prompts: int,
+) -> Float[np.ndarray, " prompts"]:
+    """Win rate in percent on each prompt, ties as one half; NaN where nothing was judged.
+
+    Args:
+        score: Scores of one policy's responses; NaN where the judge failed.
+        other: Scores of the other's, for the same prompts.
+        prompt: Number of each comparison's prompt.
+        num_prompts: Number of prompts.
+
+    Example:
+        >>> rate_prompts(np.array([1.0, 2.0]), np.array([0.0, 2.0]), np.array([0, 2]), 3)
+        array([100.,  nan,  50.])
+    """
+    known = np.isfinite(score) & np.isfinite(other)
+    won = (np.sign(score - other)[known] + 1) / 2
+    total = np.bincount(prompt[known], won, minlength=num_prompts)
+    count = np.bincount(prompt[known], minlength=num_prompts)
+    return 100 * np.divide(total, count, out=np.full(num_prompts, np.nan), where=count > 0)
+
+
 def _clustered(sign: np.ndarray, prompt: np.ndarray) -> WinRate:
     _, place = np.unique(prompt, return_inverse=True)
     mean = np.bincount(place, (sign + 1) / 2) / np.bincount(place)
@@ -89,21 +116,26 @@ def _clustered(sign: np.ndarray, prompt: np.ndarray) -> WinRate:
     return WinRate(rate, rate - half, rate + half, *counts)
 
 
-def over_seeds(rates: Sequence[float]) -> tuple[float, float, float]:
+def over_seeds(rates: Sequence[float], comparisons: int = 1) -> tuple[float, float, float]:
     """Mean over training seeds and its 95% interval by Student's t; NaN ends for one seed.
+
+    Args:
+        rates: A value a seed.
+        comparisons: So many such intervals hold together with 95% (Bonferroni).
 
     Example:
         >>> over_seeds([50.0, 54.0, 52.0])[0]
         52.0
     """
-    rate, half = _t_interval(np.asarray(rates, dtype=float))
+    rate, half = _t_interval(np.asarray(rates, dtype=float), comparisons)
     return rate, rate - half, rate + half
 
 
-def _t_interval(values: Float[np.ndarray, " values"]) -> tuple[float, float]:
+def _t_interval(values: Float[np.ndarray, " values"], comparisons: int = 1) -> tuple[float, float]:
     if len(values) < 2:
         return float(values.mean()), np.nan
-    width = stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * values.std(ddof=1)
+    level = 1 - (1 - _LEVEL) / 2 / comparisons
+    width = stats.t.ppf(level, len(values) - 1) * values.std(ddof=1)
     return float(values.mean()), float(width / np.sqrt(len(values)))
 
 
@@ -166,12 +198,7 @@ def match_divergence(
     seed: Sequence[object],
     target: float,
 ) -> MatchedRate:
-    """Win rate at a KL to the reference, interpolated between an arm's runs, seed by seed.
-
-    Runs of one seed at several betas or decoding weights are points of a curve, linear in the root
-    of the KL between neighbours: near the reference a policy at weight w has gained w and is at a
-    KL of w squared, so that a curve over the KL itself would lie too low between distant points. A
-    target outside of the points of a seed is not extrapolated.
+    """Win rate at a KL to the reference, the mean over seeds; see `match_seeds`.
 
     Args:
         divergence: KL to the reference of each run, in nats per response.
@@ -179,13 +206,38 @@ def match_divergence(
         seed: Training seed of each run.
         target: KL in nats per response.
     """
-    found = []
-    labels = np.array([str(each) for each in seed])
-    for label in np.unique(labels):
-        x, y = np.sqrt(divergence[labels == label].clip(0)), rate[labels == label]
-        order = np.argsort(x)
-        if x.min() <= math.sqrt(target) <= x.max():
-            found.append(float(np.interp(math.sqrt(target), x[order], y[order])))
+    found = [float(value) for value in match_seeds(divergence, rate, seed, target).values()]
     if not found:
         return MatchedRate(np.nan, np.nan, np.nan, 0)
     return MatchedRate(*over_seeds(found), len(found))
+
+
+def match_seeds(
+    divergence: Float[np.ndarray, " runs"],
+    rate: Float[np.ndarray, "runs ..."],
+    seed: Sequence[object],
+    target: float,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """Win rates at a KL to the reference, interpolated between an arm's runs, by seed.
+
+    Runs of one seed at several betas or decoding weights are points of a curve, linear in the root
+    of the KL between neighbours: near the reference a policy at weight w has gained w and is at a
+    KL of w squared, so that a curve over the KL itself would lie too low between distant points. A
+    seed whose points do not reach the target on both sides is not extrapolated, and left out.
+
+    Args:
+        divergence: KL to the reference of each run, in nats per response.
+        rate: Its win rates against the same opponent, in percent: one, or one a prompt.
+        seed: Training seed of each run.
+        target: KL in nats per response.
+    """
+    found = {}
+    labels, place = np.array([str(each) for each in seed]), math.sqrt(target)
+    for label in np.unique(labels):
+        of_seed = labels == label
+        order = np.argsort(divergence[of_seed])
+        x = np.sqrt(divergence[of_seed].clip(0))[order]
+        if x[0] <= place <= x[-1]:
+            weights = [np.interp(place, x, unit) for unit in np.eye(len(x))]
+            found[str(label)] = np.asarray(weights @ rate[of_seed][order])
+    return found

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
+from jaxtyping import Float
 
 from mixdpo_pyro.data.tables import check_has_columns, read_table
 from mixdpo_pyro.errors import ConfigError, DataError
@@ -30,108 +31,16 @@ from mixdpo_pyro.reporting.run_record import RunRecord
 from mixdpo_pyro.reporting.sweep_record import find_swept, short_names
 from mixdpo_pyro.winrates.completions import complete_prompts
 from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
+from mixdpo_pyro.winrates.equal_kl import common_divergence, match_arms, ways_to_reach
 from mixdpo_pyro.winrates.judging import ORACLE, Judge, load_judge
 from mixdpo_pyro.winrates.oracle import parse_response
-from mixdpo_pyro.winrates.rates import (
-    MatchedRate,
-    compare_scores,
-    length_controlled,
-    match_divergence,
-)
+from mixdpo_pyro.winrates.rates import compare_scores, length_controlled, rate_prompts
+from mixdpo_pyro.winrates.recommendation import doubts, recommend_arm
+from mixdpo_pyro.winrates.record import ArmRate, RunRate, WinrateRecord
 
-__all__ = ["ArmRate", "RunRate", "WinrateRecord", "compare_runs", "winrate_lines"]
+__all__ = ["compare_runs", "winrate_lines", "write_winrates"]
 
 _REFERENCE = "reference"
-
-
-@dataclass(frozen=True)
-class RunRate:
-    """One run against the reference; the names of AlpacaEval's columns where it has them.
-
-    Attributes:
-        run: Folder of the run.
-        arm: What was trained: runs of one arm differ in beta, seed and weight only.
-        beta: DPO's beta.
-        seed: Seed of the training.
-        weight: Where it was decoded between the reference (0) and the policy (1), or beyond.
-        kl: KL to the reference in nats per response.
-        reward: Mean score.
-        win_rate: Against the reference, in percent, ties as one half.
-        win_rate_low: End of its 95% interval over prompts.
-        win_rate_high: The other end.
-        length_controlled_winrate: The win rate at equal lengths.
-        n_wins: Comparisons won.
-        n_wins_base: Comparisons lost.
-        n_draws: Ties.
-        avg_length: Mean number of tokens.
-        finished: Share of completions that ended by themselves.
-        in_grammar: Share that stays in the simulated world's grammar; None for other judges.
-        failures: Completions that the judge did not score.
-    """
-
-    run: str
-    arm: str
-    beta: float
-    seed: int
-    weight: float
-    kl: float
-    reward: float
-    win_rate: float
-    win_rate_low: float
-    win_rate_high: float
-    length_controlled_winrate: float
-    n_wins: int
-    n_wins_base: int
-    n_draws: int
-    avg_length: float
-    finished: float
-    in_grammar: float | None
-    failures: int
-
-
-@dataclass(frozen=True)
-class ArmRate:
-    """An arm at the KL at which all are compared.
-
-    Attributes:
-        arm: What was trained.
-        runs: Number of its runs.
-        rate: Win rate against the reference there, in percent.
-        low: End of the 95% interval over seeds; None for fewer than two seeds.
-        high: The other end.
-        seeds: Seeds whose runs reach this KL on both sides.
-    """
-
-    arm: str
-    runs: int
-    rate: float | None
-    low: float | None
-    high: float | None
-    seeds: int
-
-
-@dataclass(frozen=True)
-class WinrateRecord:
-    """Content of `winrate.json`.
-
-    Attributes:
-        kl: KL in nats per response at which arms are compared; None where no arm has two betas.
-        arms: The arms there.
-        runs: Every run by itself, once for each decoding weight.
-        prompts: Number of prompts.
-        reference_in_grammar: Share of the reference's completions in the simulated world's
-            grammar; None for other judges.
-        judge: Who judged.
-        config: Options.
-    """
-
-    kl: float | None
-    arms: list[ArmRate]
-    runs: list[RunRate]
-    prompts: int
-    reference_in_grammar: float | None
-    judge: str
-    config: dict[str, Any]
 
 
 def compare_runs(
@@ -156,7 +65,7 @@ def compare_runs(
     first = _load(runs[0], config)
     judge = judge or load_judge(config.judge, first.device)
     base: dict[str, pd.DataFrame] = {}
-    rates, tables = [], []
+    rates, by_prompt, tables = [], [], []
     names = short_names([Path(run) for run in runs])
     for number, run in enumerate(runs):
         models = first if number == 0 else _load(run, config)
@@ -170,10 +79,11 @@ def compare_runs(
             written = _completions(models, prompts, config, folder, names[number], weight)
             scored = _score(written, prompts, judge)
             rates.append(_rate(run, records[number], weight, scored, base[digest], config))
+            by_prompt.append(_by_prompt(scored, base[digest], len(prompts)))
             tables.append(scored.assign(run=run, weight=weight))
     references = pd.concat(base.values())
-    record = _match(rates, len(prompts), config, _share_in_grammar(references, config))
-    _write(record, pd.concat([*tables, references.assign(run=_REFERENCE)]), folder)
+    record = _match(rates, np.array(by_prompt), references, config)
+    write_winrates(record, pd.concat([*tables, references.assign(run=_REFERENCE)]), folder)
     return record
 
 
@@ -273,6 +183,11 @@ def _rate(
     )  # fmt: skip
 
 
+def _by_prompt(scored: pd.DataFrame, base: pd.DataFrame, num_prompts: int) -> np.ndarray:
+    score, other = scored["score"].to_numpy(), base["score"].to_numpy()
+    return rate_prompts(score, other, scored["prompt"].to_numpy(), num_prompts)
+
+
 def _share_in_grammar(table: pd.DataFrame, config: WinrateConfig) -> float | None:
     """Share of completions that the simulated world could have drawn; None for other judges."""
     if config.judge != ORACLE:
@@ -297,46 +212,29 @@ def _arm(run: str, record: RunRecord) -> str:
 
 def _match(
     rates: list[RunRate],
-    num_prompts: int,
+    by_prompt: Float[np.ndarray, "runs prompts"],
+    references: pd.DataFrame,
     config: WinrateConfig,
-    reference_in_grammar: float | None = None,
 ) -> WinrateRecord:
     """Every arm at one KL: that which was asked for, or the largest that all curves reach."""
-    arms = list(dict.fromkeys(rate.arm for rate in rates))
-    of = {arm: [rate for rate in rates if rate.arm == arm] for arm in arms}
-    target = config.kl if config.kl is not None else _common_divergence(list(of.values()))
-    found = []
-    for arm, members in of.items():
-        matched = MatchedRate(np.nan, np.nan, np.nan, 0)
-        if target is not None:
-            matched = match_divergence(
-                np.array([r.kl for r in members]), np.array([r.win_rate for r in members]),
-                [r.seed for r in members], target,
-            )  # fmt: skip
-        rate, low, high = (
-            None if np.isnan(v) else v for v in (matched.rate, matched.low, matched.high)
-        )
-        found.append(ArmRate(arm, len(members), rate, low, high, matched.seeds))
+    target = config.kl if config.kl is not None else common_divergence(rates)
+    arms, differences = match_arms(rates, by_prompt, target)
     return WinrateRecord(
-        target, found, rates, num_prompts, reference_in_grammar, config.judge, asdict(config)
-    )
+        kl=target, arms=arms, differences=differences, runs=rates, prompts=by_prompt.shape[1],
+        reference_in_grammar=_share_in_grammar(references, config),
+        reference_finished=float(references["finished"].mean()), judge=config.judge,
+        config=asdict(config),
+    )  # fmt: skip
 
 
-def _common_divergence(arms: list[list[RunRate]]) -> float | None:
-    """The largest KL that every seed of every arm with several runs a seed reaches."""
-    ends = []
-    for members in arms:
-        for seed in {rate.seed for rate in members}:
-            values = [rate.kl for rate in members if rate.seed == seed]
-            if len(values) > 1:
-                ends.append((min(values), max(values)))
-    if not ends:
-        return None
-    target = min(high for _, high in ends)
-    return target if all(low <= target for low, _ in ends) else None
+def write_winrates(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> None:
+    """Write the record, its page and its tables into a folder.
 
-
-def _write(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> None:
+    Args:
+        record: What was found.
+        completions: All completions with their scores.
+        folder: An existing folder.
+    """
     runs = pd.DataFrame([asdict(rate) for rate in record.runs])
     write_csv(runs, folder / "winrates.csv")
     with written_whole(folder / "completions.parquet") as temporary:
@@ -349,14 +247,17 @@ def _write(record: WinrateRecord, completions: pd.DataFrame, folder: Path) -> No
         "the KL at which arms are compared.",
     )
     (figure,), images = embed_figures({"frontier": frontier})
-    page = render_page("winrate.html", record=record, headline=_headline(record), figure=figure)
+    page = render_page(
+        "winrate.html", record=record, headline=_headline(record), figure=figure,
+        advice=" ".join([*doubts(record), recommend_arm(record)]), notes=_notes(record),
+    )  # fmt: skip
     write_images(images, folder)
     write_page(page, folder / "report.html")
     write_record(record, folder / WINRATE_FILE)
 
 
 def _headline(record: WinrateRecord) -> list[str]:
-    """The answer in sentences: at equal KL, or why there is none."""
+    """The arms in sentences: at equal KL, or why they are not."""
     if record.kl is None:
         return [
             "No win rate at equal KL: it takes runs of each arm at several betas, with the same "
@@ -365,12 +266,13 @@ def _headline(record: WinrateRecord) -> list[str]:
             "was trained with."
         ]
     lines = [f"Win rate against the reference at a KL of {record.kl:.2f} nats per response:"]
-    return lines + [f"  {_arm_line(arm)}" for arm in record.arms]
+    return lines + [f"  {_arm_line(arm, record)}" for arm in record.arms]
 
 
-def _arm_line(arm: ArmRate) -> str:
+def _arm_line(arm: ArmRate, record: WinrateRecord) -> str:
     if arm.rate is None:
-        return f"{arm.arm}: cannot tell, none of its {arm.runs} runs reach it on both sides"
+        ways = ways_to_reach([rate for rate in record.runs if rate.arm == arm.arm], record.kl)
+        return f"{arm.arm}: cannot tell, no seed reaches it on both sides; {ways}"
     if arm.low is None or arm.high is None:
         return f"{arm.arm}: {arm.rate:.1f}%, one seed: no interval, and no claim of a win"
     return f"{arm.arm}: {arm.rate:.1f}% [{arm.low:.1f}, {arm.high:.1f}] over {arm.seeds} seeds"
@@ -379,7 +281,8 @@ def _arm_line(arm: ArmRate) -> str:
 def winrate_lines(record: WinrateRecord) -> list[str]:
     """The result in a few lines of text."""
     columns = f"{'run':32}{'arm':22}beta    weight  KL     win rate, 95%        LC"
-    lines = [*_headline(record), "", columns]
+    lines = [*doubts(record), f"what to do: {recommend_arm(record)}", "", *_headline(record), ""]
+    lines.append(columns)
     runs = list(dict.fromkeys(rate.run for rate in record.runs))
     names = dict(zip(runs, short_names([Path(run) for run in runs]), strict=True))
     for rate in record.runs:
@@ -389,12 +292,17 @@ def winrate_lines(record: WinrateRecord) -> list[str]:
             f"{rate.kl:<7.2f}"
             f"{interval:21}{rate.length_controlled_winrate:.1f}"
         )
-    for rate in record.runs:
-        if rate.in_grammar is not None and rate.in_grammar < 0.95:
-            lines.append(
-                f"{names[rate.run]}: {100 * (1 - rate.in_grammar):.0f}% of its completions left "
-                "the language of the simulated world (the reference's: "
-                f"{100 * (1 - (record.reference_in_grammar or 0)):.0f}%)"
-            )
-    lost = sum(rate.failures for rate in record.runs)
-    return [*lines, f"{lost:,} completions were not scored by the judge"] if lost else lines
+    return [*lines, *_notes(record)]
+
+
+def _notes(record: WinrateRecord) -> list[str]:
+    """How to read the differences, and what is missing."""
+    notes = []
+    if record.differences:
+        notes.append(
+            "Differences from the first arm are paired: the same seeds, the same prompts. Their "
+            "95% intervals count both as samples, and hold together."
+        )
+    if lost := sum(rate.failures for rate in record.runs):
+        notes.append(f"{lost:,} completions were not scored by the judge.")
+    return notes

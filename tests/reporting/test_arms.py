@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from mixdpo_pyro.errors import OutputError
-from mixdpo_pyro.reporting.arms import ARM_HEADINGS, ArmResult, arm_notes, arm_rows
+from mixdpo_pyro.reporting.arms import ARM_HEADINGS, ArmResult, advise_arms, arm_notes, arm_rows
 from mixdpo_pyro.reporting.sweep_record import (
     SweptRun,
     expand_sweeps,
@@ -62,6 +62,27 @@ def test_differences_are_taken_seed_by_seed():
     results.append(result("mix", 0.5, 0))  # whose control is not there
     found = [row["against first arm"] for row in cells(results)]
     assert found == ["-", "0.010 [0.010, 0.010]", "-"]
+
+
+def test_one_sentence_names_arms_whose_differences_are_clear_together():
+    """Differences of 0.030 and 0.032 nats, of one seed, and of 0.1 and -0.1 nats."""
+    gains = {"mix": (0.03, 0.032, 0.031), "one": (9.0,), "odd": (0.1, -0.1)}
+    results = [result("dpo", 0.1, seed) for seed in (0, 1, 2)] + [
+        result(arm, 0.1, seed, log_prob=-0.5 + gain)
+        for arm, of in gains.items()
+        for seed, gain in enumerate(of)
+    ]
+    half = stats.t.ppf(1 - 0.025 / 2, 2) * 0.001 / np.sqrt(3)
+    assert advise_arms(results) == (
+        "mix at beta 0.1 predicts held-out choices better than dpo, by 0.0310 nats "
+        f"[{0.031 - half:+.4f}, {0.031 + half:+.4f}] over 3 seeds; whose responses win is another "
+        "question (mixdpo winrate)."
+    )
+    open_one = [r for r in results if r.swept.arm in ("dpo", "odd")]
+    assert advise_arms(open_one).startswith("No arm is shown to predict held-out choices better")
+    alone = [r for r in results if r.swept.arm in ("dpo", "one")]
+    for none in ([], alone, results[:3]):
+        assert advise_arms(none).startswith("Cannot tell which arm is better: train at least")
 
 
 def test_one_seed_has_no_interval_and_says_so():

@@ -7,8 +7,10 @@ import subprocess
 from dataclasses import replace
 from html import escape, unescape
 
+import numpy as np
 import pandas as pd
 import pytest
+from scenarios import run_rate
 
 from mixdpo_pyro.diagnosis.check_report import write_check_report
 from mixdpo_pyro.diagnosis.config import CheckConfig
@@ -19,6 +21,9 @@ from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessS
 from mixdpo_pyro.margins.table import read_margins
 from mixdpo_pyro.reporting.html import render_page, write_page
 from mixdpo_pyro.reporting.run_report import write_report
+from mixdpo_pyro.winrates.equal_kl import match_arms
+from mixdpo_pyro.winrates.record import WinrateRecord
+from mixdpo_pyro.workflows.winrates import write_winrates
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -74,14 +79,22 @@ COMPARED = {
     "headings": 12 * ["heading"],
     "rows": 3 * [12 * ["a_run_with_a_long_name"]],
     "notes": ["How to read it."],
+    "advice": "Cannot tell.",
     "figure": {"name": "cv", "title": "Intervals", "alt": "Intervals of cv", "data": DOT},
 }
 """A wide table, as of many runs."""
 
+RATES = [
+    run_rate(arm, seed, kl, 50 + 10 * kl + more, run=f"sweep/runs/{arm}/seed-{seed}")
+    for arm, more in (("dpo", 0.0), ("lognormal, with ids", 2.0))
+    for seed in (0, 1, 2)
+    for kl in (0.5, 2.0 + 0.2 * seed)
+]
+
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, written_run):
-    """Pages of a run, of a diagnosis, of a check and of a comparison."""
+    """Pages of a run, of a diagnosis, of a check, of a comparison and of win rates."""
     folder = tmp_path_factory.mktemp("pages")
     run = shutil.copytree(written_run, folder / "run")
     margins = pd.read_parquet(run / "margins.parquet")
@@ -102,11 +115,17 @@ def pages(tmp_path_factory, written_run):
     posterior = folder / "diagnosis" / "posterior.nc"
     checked = check_predictions(folder / "m.csv", posterior, CheckConfig(num_replications=100))
     write_check_report(checked, folder / "check", ("m.csv", "posterior.nc"))
+    (folder / "winrates").mkdir()
+    by_prompt = np.array([np.full(500, rate.win_rate) for rate in RATES])
+    arms, differences = match_arms(RATES, by_prompt, 2.0)
+    rates = WinrateRecord(2.0, arms, differences, RATES, 500, 0.9, 0.4, "oracle", {})
+    write_winrates(rates, pd.DataFrame({"run": ["r"]}), folder / "winrates")
     return [
         write_report(run),
         folder / "diagnosis" / "report.html",
         folder / "check" / "report.html",
         write_page(render_page("compare.html", **COMPARED), folder / "compare.html"),
+        folder / "winrates" / "report.html",
     ]
 
 

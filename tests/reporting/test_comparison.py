@@ -135,9 +135,13 @@ def test_a_sweep_is_read_by_arm_and_names_what_is_missing(tmp_path):
     assert [run.name for run in found] == [run.name for run in runs[:2]]
     text = printed(found)
     assert text.index("against first arm") < text.index("mean strength")
+    assert unwrapped(text).startswith(
+        "what to do: Cannot tell which arm is better: train at least"
+    )
     name = tmp_path.name
     assert f"Not finished in {name}, and missing here: lost/beta-1/seed-0." in unwrapped(text)
-    assert "By arm and beta" in write_comparison(found, tmp_path / "c.html").read_text()
+    page = write_comparison(found, tmp_path / "c.html").read_text()
+    assert page.index("What to do.") < page.index("By arm and beta")
 
 
 def unwrapped(text):

@@ -17,7 +17,7 @@ from mixdpo_pyro.reporting.sweep_record import SweepRecord, SweptRun
 from mixdpo_pyro.winrates.config import WinrateConfig
 from mixdpo_pyro.winrates.judging import judge_pairs
 from mixdpo_pyro.workflows import winrates as module
-from mixdpo_pyro.workflows.winrates import RunRate, compare_runs
+from mixdpo_pyro.workflows.winrates import compare_runs
 
 pytestmark = TRAINING_MARKS
 
@@ -42,7 +42,10 @@ def words_for(run, out, *more):
 def test_everything_is_written(tmp_path, run_folder, capsys):
     out = tmp_path / "out"
     assert main(words_for(run_folder, out, "--judge", "oracle")) == 0
-    assert "No win rate at equal KL: it takes runs" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "No win rate at equal KL: it takes runs" in shown
+    advice = "Add runs of another arm with the same seeds"
+    assert f"what to do: {advice}" in shown and "--decoding_weights 0.5 0.7 1" in shown
     facts = json.loads((out / "winrate.json").read_text())
     (run,) = facts["runs"]
     assert run["n_wins"] + run["n_wins_base"] + run["n_draws"] == 5
@@ -52,7 +55,10 @@ def test_everything_is_written(tmp_path, run_folder, capsys):
     assert len(table) == 10 and (table["tokens"] <= 12).all()
     assert table.loc[table["run"] == "reference", "kl"].abs().max() == 0
     assert pd.read_csv(out / "winrates.csv")["win_rate"][0] == pytest.approx(run["win_rate"])
-    assert "Win rates at equal KL" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert page.index("Win rates at equal KL") < page.index(advice) < page.index("<img")
+    cut = "most completions of lognormal, with ids of beta 0.1 and seed 42 and 1 more were cut"
+    assert shown.index(cut) < shown.index(advice) and cut in page
     assert main(words_for(run_folder, out, "--judge", "oracle")) == 1
     assert "--overwrite" in capsys.readouterr().err
 
@@ -148,12 +154,6 @@ def test_two_runs_that_are_one_arm_are_refused(tmp_path, run_folder, capsys):
     assert "are both 'lognormal, with ids' of seed 42 and beta 0.1" in capsys.readouterr().err
 
 
-def rate(arm, seed, kl, win_rate):
-    return RunRate(
-        "r", arm, 0.1, seed, 1.0, kl, 0.0, win_rate, 0.0, 100.0, 50.0, 1, 1, 0, 9.0, 1.0, None, 0
-    )
-
-
 def test_baselines_are_arms_of_their_own_and_a_sweep_names_its_arms(tmp_path, run_folder):
     record = read_record(RunRecord, run_folder / "run.json")
     plain = replace(record, family="fixed")
@@ -165,26 +165,6 @@ def test_baselines_are_arms_of_their_own_and_a_sweep_names_its_arms(tmp_path, ru
     write_record(SweepRecord([swept]), tmp_path / "sweep.json")
     assert module._arm(str(run), plain) == "noisy"
     module._refuse_twins([str(run_folder), str(run)], [plain, plain])
-
-
-def test_arms_are_compared_at_the_largest_kl_that_all_reach():
-    rates = [
-        rate("dpo", 0, 0.5, 60), rate("dpo", 0, 4.5, 80), rate("dpo", 1, 0.5, 62),
-        rate("dpo", 1, 4.5, 84), rate("gamma", 0, 1.5, 66), rate("gamma", 0, 2.0, 72),
-        rate("alone", 0, 2.0, 99),
-    ]  # fmt: skip
-    config = WinrateConfig(prompts="p", judge="oracle", output_dir="o")
-    record = module._match(rates, 5, config)
-    assert record.kl == 2.0
-    dpo, gamma, alone = record.arms
-    assert dpo.rate == pytest.approx(71.5) and dpo.seeds == 2 and dpo.low < 71.5 < dpo.high
-    assert (gamma.rate, gamma.seeds, gamma.low) == (72, 1, None)
-    assert alone.rate == 99  # one run that stands there exactly
-    lines = "\n".join(module.winrate_lines(record))
-    assert "gamma: 72.0%, one seed: no interval, and no claim of a win" in lines
-    beyond = module._match(rates, 5, replace(config, kl=2.5))
-    assert beyond.arms[1].rate is None
-    assert "gamma: cannot tell" in "\n".join(module.winrate_lines(beyond))
 
 
 def test_both_orders_of_a_biased_judge_give_half():
