@@ -51,7 +51,9 @@ def finished(policy_folder, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("family", ["lognormal", "gamma", "fixed"])
+@pytest.mark.parametrize(
+    "family", ["lognormal", "fixed", pytest.param("gamma", marks=pytest.mark.slow)]
+)
 def test_train_writes_policy_posterior_and_report(capsys, tmp_path, config, family):
     import xarray as xr
     from transformers import AutoModelForCausalLM
@@ -85,6 +87,7 @@ def test_train_writes_policy_posterior_and_report(capsys, tmp_path, config, fami
     assert "https://" not in page
 
 
+@pytest.mark.slow
 def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, config):
     """No prior on the mean and one annotator: the held-out pairs are fitted without ids."""
     data = tmp_path / "one.jsonl"
@@ -97,23 +100,17 @@ def test_free_mean_and_a_single_annotator_end_in_a_report(capsys, tmp_path, conf
     assert "Nothing anchored it in training" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_foreign_margin_column_and_unlogged_steps_end_in_a_report(capsys, tmp_path, config):
-    rows = small_world().remove_columns("source_row").add_column("margin", ["3"] * 48)
-    rows.to_json(tmp_path / "with_margin.jsonl")
-    path = config(dataset_name=str(tmp_path / "with_margin.jsonl"), logging_steps=50)
+def test_foreign_margins_unlogged_steps_and_pairs_that_are_held_out_too(capsys, tmp_path, config):
+    """They end in a report: no curve of training, and no training pair that is held out too."""
+    world = small_world().remove_columns("source_row").add_column("margin", ["3"] * 48)
+    splits = {"train": world, "test": world.select(range(20))}
+    DatasetDict(splits).save_to_disk(tmp_path / "both")
+    path = config(dataset_name=str(tmp_path / "both"), dataset_test_split="test", logging_steps=50)
     assert run_cli(capsys, "train", "--config", path)[0] == 0
     table = pd.read_parquet(tmp_path / "run" / "margins.parquet")
     assert table["margin"].dtype == np.float32
     assert set(table["margin_source"].astype(str)) == {"3"}
     assert not (tmp_path / "run" / "figures" / "training.png").exists()
-
-
-def test_training_pairs_that_are_held_out_too_are_dropped(capsys, tmp_path, config):
-    world = small_world().remove_columns("source_row")
-    splits = {"train": world, "test": world.select(range(20))}
-    DatasetDict(splits).save_to_disk(tmp_path / "both")
-    path = config(dataset_name=str(tmp_path / "both"), dataset_test_split="test")
-    assert run_cli(capsys, "train", "--config", path)[0] == 0
     data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     assert (data["train"], data["test"]) == (28, 20)
     assert data["dropped"] == {"training pairs that are held out too": 20}
@@ -192,7 +189,16 @@ def as_text(pair):
     return {name: pair["prompt"] + pair[name] for name in ("chosen", "rejected")}
 
 
-@pytest.mark.parametrize("form", ["implicit text", "explicit messages", "implicit messages"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "explicit messages",
+        *(
+            pytest.param(f"implicit {kind}", marks=pytest.mark.slow)
+            for kind in ("text", "messages")
+        ),
+    ],
+)
 def test_every_preference_format_trains(capsys, tmp_path, config, policy_folder, form):
     from transformers import AutoTokenizer
 
@@ -253,6 +259,7 @@ def test_debug_shows_the_traceback(config):
         main(["train", "--config", str(config(dataset_name="nowhere.jsonl")), "--debug"])
 
 
+@pytest.mark.slow  # its short sibling: resuming in tests/workflows/test_training_inputs.py
 def test_interrupted_run_resumes_from_its_checkpoint(capsys, tmp_path, config, monkeypatch):
     """The interrupted run leaves its folder; --resume ends where a whole run ends."""
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}

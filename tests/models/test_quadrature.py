@@ -46,7 +46,9 @@ def lognormal_errors(max_scale, num_nodes, number, seed):
     return torch.tensor(errors).amax(0)
 
 
-@pytest.mark.parametrize(("max_scale", "num_nodes"), [(1.5, 32), (3.0, 64)])
+@pytest.mark.parametrize(
+    ("max_scale", "num_nodes"), [pytest.param(1.5, 32, marks=pytest.mark.slow), (3.0, 64)]
+)
 def test_lognormal_pair_equals_mpmath(max_scale, num_nodes):
     value, gradient = lognormal_errors(max_scale, num_nodes, number=5, seed=0)
     assert value <= 1e-8
@@ -82,7 +84,9 @@ def panel_errors(family, number, seed):
     return max(errors)
 
 
-@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+@pytest.mark.parametrize(
+    "family", ["lognormal", "normal", pytest.param("gamma", marks=pytest.mark.slow)]
+)
 def test_panel_equals_brute_force_integration(family):
     assert panel_errors(family, number=6, seed=0) <= 1e-8
 
@@ -119,7 +123,10 @@ def test_a_two_humped_or_sharp_posterior_is_integrated(family, cv):
     torch.testing.assert_close(value, fine, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
+@pytest.mark.parametrize(
+    "family",
+    ["lognormal", *(pytest.param(f, marks=pytest.mark.slow) for f in ("gamma", "normal"))],
+)
 def test_two_far_humps_are_both_seen(family):
     """Thirty choices gained by a large strength that the prior thinks unlikely."""
     margin = torch.full((30,), 1.0, dtype=float64)

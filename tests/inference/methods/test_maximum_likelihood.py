@@ -184,7 +184,7 @@ def test_free_mean_of_a_module_that_rescales_has_no_standard_error():
     ("objective", "options", "tolerance"),
     [
         ("marginal", {"batch_size": 20, "window": 50}, 0.1),
-        ("importance", {"num_draws": 16, "window": 50}, 0.3),
+        pytest.param("importance", {"num_draws": 16, "window": 50}, 0.3, marks=pytest.mark.slow),
         ("importance", {"num_draws": 64, "batch_size": 20}, 0.3),
         ("elbo", {"batch_size": 20, "window": 50}, 1.3),
     ],

@@ -104,7 +104,7 @@ def learn(margin, annotator, steps=400, batch=None):
     return panels
 
 
-@pytest.mark.parametrize("cv", [0.0, 0.4, 0.8])
+@pytest.mark.parametrize("cv", [0.0, pytest.param(0.4, marks=pytest.mark.slow), 0.8])
 def test_cv_is_that_of_whole_panels_whatever_the_scale_of_the_margins(cv):
     margin, annotator = world(max(cv, 1e-6), annotators=100, choices=30, seed=3)
     exact = fit(read_choices(margin.numpy(), annotator), beta=1.0, draw_strengths=False)

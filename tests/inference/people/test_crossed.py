@@ -20,6 +20,7 @@ def choices():
     return read_choices(margin, [f"p{k}" for k in person], pair=pair)
 
 
+@pytest.mark.slow
 def test_nuts_agrees_with_the_likelihood_of_panels(choices):
     """Strengths as latents, against strengths that are integrated out: one posterior of cv."""
     exact = fit(choices, beta=1.0, num_samples=4_000, draw_strengths=False).posterior
