@@ -10,7 +10,6 @@ import numpy as np
 from mixdpo_pyro.inference.choices import orient_at_random
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
-from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.reporting.figures.annotators import plot_annotators, who_is_shown
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
@@ -74,11 +73,11 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
         for name, posterior in sources.items()
         if posterior.method != "none"
     ]
-    rows[1:1] = [
-        {"source": f"{rows[0]['source']}, errors allowed for", "cv": cv, "mean": "",
-         "reward_mean": ""}
-        for cv in _cv_with_errors(run)
-    ]  # fmt: skip
+    if (errors := run.pair_errors) is not None and errors.cv_interval is not None:
+        low, high = errors.cv_interval
+        cv = f"{errors.numbers['cv, median']:.3g} [{low:.3g}, {high:.3g}]"
+        source = f"{rows[0]['source']}, errors allowed for"
+        rows.insert(1, {"source": source, "cv": cv, "mean": "", "reward_mean": ""})
     truth = run.record.truth
     if truth is not None and run.reward_slope is not None:
         rows.append(
@@ -86,16 +85,6 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
              "reward_mean": f"{truth.mean:.2f}"}
         )  # fmt: skip
     return rows
-
-
-def _cv_with_errors(run: FinishedRun) -> list[str]:
-    """Cv with an error of each pair's margin, where shared pairs say how large errors are."""
-    found = []
-    for check in run.record.checks:
-        if check.name == PAIR_ERRORS and check.cv_interval is not None:
-            low, high = check.cv_interval
-            found.append(f"{check.numbers['cv, median']:.3g} [{low:.3g}, {high:.3g}]")
-    return found
 
 
 def threshold_rows(run: FinishedRun) -> list[dict[str, str]]:

@@ -136,14 +136,14 @@ def test_fall_that_is_certain_but_tiny_passes():
 
 
 def test_loss_that_passes_says_which_fall_its_noise_could_hide():
-    """The 95% interval of the change, from the textbook formula of a slope's standard error."""
+    """The 99% interval of the change, from the textbook formula of a slope's standard error."""
     loss = 0.5 + np.random.default_rng(3).normal(0, 0.05, 60)
     found = row(replace(passing_run(), history=history_of(loss)), "drift of the loss")
     x, y = np.arange(21), loss[39:]
     slope = ((x - 10) * (y - y.mean())).sum() / ((x - 10) ** 2).sum()
     residual = y - y.mean() - slope * (x - 10)
     error = np.sqrt((residual**2).sum() / 19 / ((x - 10) ** 2).sum())
-    half = stats.t.ppf(0.975, 19) * 20 * error
+    half = stats.t.ppf(0.995, 19) * 20 * error
     change = 20 * slope
     assert found.status == "PASS"
     assert found.value == (f"{change:+.3f} [{change - half:+.3f}, {change + half:+.3f}] nats")

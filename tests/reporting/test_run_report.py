@@ -60,6 +60,9 @@ def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
     run = FinishedRun.load(run_folder)
     assert run.disagreement is None
     training = replace(run.training, cv=np.resize([9.0, 9.1, 9.2], 9))
+    allowed = RobustnessCheck(PAIR_ERRORS, "", RobustnessStatus.STANDS, 0.01, (0.4, 9.15))
+    record = replace(run.record, checks=[allowed])
+    assert replace(run, training=training, record=record).disagreement is None
     training.save(run_folder / "training_posterior.nc")
     assert "disagree" in FinishedRun.load(run_folder).disagreement
     assert any("disagree" in line for line in run_lines(run_folder))
