@@ -52,8 +52,8 @@ MATERIAL_LOSS = 0.01
 that is smaller is no reason to look again, however many steps show it."""
 
 SLOPE_LEVEL = 0.01
-"""Level of the two-sided test of the slope: one settled training in a hundred is to be reviewed. Of
-sound runs, which have a dozen checks to pass, nine in ten then pass all."""
+"""Level of the two-sided test of the slope: one settled training in a hundred is to be reviewed.
+Of sound runs, which have a dozen checks to pass, nine in ten then pass all."""
 
 DRIFT_REVIEW, DRIFT_FAIL = 0.5, 2.0
 """In standard deviations. A 90% interval of a normal posterior that is off by 0.5 of them covers
