@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
@@ -52,12 +53,15 @@ FACES = ("mixdpo_pyro", "mixdpo_pyro.models", "mixdpo_pyro.inference")
 """Packages whose `__init__` only hands names on."""
 
 
+@cache
 def arrows():
     """Pairs (module, module that it imports) within the package, except those of the faces."""
-    for name, path in MODULES.items():
-        for imported in set(imported_modules(path)) & set(MODULES):
-            if name not in FACES and imported != "mixdpo_pyro":
-                yield name, imported
+    return [
+        (name, imported)
+        for name, path in MODULES.items()
+        for imported in set(imported_modules(path)) & set(MODULES)
+        if name not in FACES and imported != "mixdpo_pyro"
+    ]
 
 
 def entry_arrows(folder):
