@@ -25,6 +25,7 @@ from mixdpo_pyro.inference.people.strength_effects import StrengthEffects, fit_s
 from mixdpo_pyro.inference.posterior import Posterior, save_arviz
 from mixdpo_pyro.inference.predictive import (
     choice_probabilities,
+    draw_margin_errors,
     mean_choice_probability,
     replicate_choices,
     replicate_outcomes,
@@ -67,6 +68,7 @@ __all__ = [
     "choice_probabilities",
     "compare_loo",
     "diagnose_choices",
+    "draw_margin_errors",
     "estimate_reliability",
     "fit",
     "fit_joint",

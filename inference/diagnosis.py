@@ -7,6 +7,7 @@ evidence.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,8 @@ from mixdpo_pyro.inference.robustness.differences import (
     compare_differences,
     known_error,
 )
+from mixdpo_pyro.inference.robustness.errors.allowed_for import allow_for_errors
+from mixdpo_pyro.inference.robustness.errors.pair_errors import PairErrors
 from mixdpo_pyro.inference.robustness.scale import anchor_strength, margin_evidence
 from mixdpo_pyro.inference.robustness.taste import standardise
 from mixdpo_pyro.inference.verdict import ROPE, Verdict, assess_heterogeneity
@@ -78,6 +81,7 @@ class Diagnosis:
         beside: Strength, care and taste, each beside the others; None where people were not found
             to differ.
         effects: How strength goes with columns; None where none were given.
+        errors: Errors of the margins, where they were looked at.
     """
 
     verdict: Verdict
@@ -94,6 +98,14 @@ class Diagnosis:
     share_not_positive: tuple[float, float, float] | None
     beside: Differences | None = None
     effects: StrengthEffects | None = None
+    errors: PairErrors | None = None
+
+    @cached_property
+    def allowing_for_errors(self) -> Fit:
+        """The main fit, with errors of the margins where more than a prior says their size."""
+        if self.errors is None or self.errors.source is None:
+            return self.result
+        return allow_for_errors(self.result, self.errors)
 
     @property
     def choices(self) -> Choices:
@@ -201,7 +213,8 @@ def diagnose_choices(
         length, normalised, second, stratum, attributes or {}, groups or {}, num_permutations
     )
     checks = [check_prediction(main, differences[family], loo[family], choices)]
-    for check in _further_checks(main, shared, fits, family, known, thorough):
+    errors = _ErrorsOfMargins(main, result, second)
+    for check in _further_checks(main, shared, fits, family, known, errors, thorough):
         if thorough or (main.value != "inconclusive" and checks[-1].status != "contradicts"):
             checks.append(check())
     answer = _Answer.of(result, main).including(checks)
@@ -231,6 +244,7 @@ def diagnose_choices(
         margin_p_value=margin_p_value,
         share_not_positive=_share_not_positive(fits.get("normal")),
         beside=beside,
+        errors=errors.found,
     )
 
 
@@ -299,6 +313,7 @@ def _further_checks(
     fits: dict[str, Fit],
     family: Family,
     known: _Known,
+    errors: "_ErrorsOfMargins",
     thorough: bool,
 ) -> list[Callable[[], RobustnessCheck]]:
     """Explanations other than differences between annotators, the cheapest first."""
@@ -317,8 +332,22 @@ def _further_checks(
     if outcomes is not None and not outcomes.are_sets:
         checks.insert(1, lambda: check_thresholds(main, result))
     if thorough or result.choices.pair is not None or known.second is not None:
-        checks.append(lambda: check_pair_errors(main, result, known.second))
+        checks.append(errors)
     return checks
+
+
+@dataclass
+class _ErrorsOfMargins:
+    """The check of errors of the margins, which keeps what it found."""
+
+    main: Verdict
+    result: Fit
+    second: np.ndarray | None
+    found: PairErrors | None = None
+
+    def __call__(self) -> RobustnessCheck:
+        check, self.found = check_pair_errors(self.main, self.result, self.second)
+        return check
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,12 @@ from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at, tabulate
 from mixdpo_pyro.inference.outcomes import log_prior_of_parameters, prior_parameters
 from mixdpo_pyro.inference.posterior import Posterior, make_dataset
-from mixdpo_pyro.inference.predictive import replicate_choices, replicate_outcomes
+from mixdpo_pyro.inference.predictive import (
+    draw_margin_errors,
+    replicate_choices,
+    replicate_outcomes,
+)
+from mixdpo_pyro.inference.robustness.errors.allowed_for import draw_prior_errors
 from mixdpo_pyro.models import cv_prior, mean_prior
 
 if TYPE_CHECKING:
@@ -67,7 +72,8 @@ def to_datatree(
     response, 0 being the one with the largest utility, and `num_responses` stands in place of
     `margin`. Groups:
 
-    - `posterior`: `mean`, `cv`, and `strength` (dim `annotator`) for panels whose draws were kept;
+    - `posterior`: `mean`, `cv`, thresholds and errors of margins where there are any, and
+      `strength` (dim `annotator`) for panels whose draws were kept;
     - `strength_summary`: mean, sd and quantiles of each strength, in place of draws;
     - `prior` and `prior_predictive`, absent under `mean_anchor="free"`, which has no prior;
     - `posterior_predictive`: `choice`, replicated for the same annotators;
@@ -75,7 +81,8 @@ def to_datatree(
     - `log_likelihood`: pointwise with the strength marginalised: `choice` (dim `pair`), or
       `choices` (dim `annotator`) for panels, whose unit is the annotator;
     - `log_prior`: log density of the priors of `mean` and `cv` and, on the real line, of
-      thresholds, where they have one;
+      thresholds, where they have one; the size of errors comes from more than the log-likelihood,
+      which takes its median, and has none here;
     - `sample_stats`: those of the fit.
 
     For panels `loo` leaves out whole annotators. With `left_out="choice"` it leaves out single
@@ -162,18 +169,20 @@ class _Shown:
 
     Attributes:
         choices: The choices, with the margins of the first over the second response.
+        judged: The same with the margins of the chosen response.
         seen: What was done in each.
         constant: Variables of `constant_data`.
     """
 
     choices: Choices
+    judged: Choices
     seen: np.ndarray
     constant: dict[str, np.ndarray]
 
     @classmethod
     def of(cls, result: Fit, pair: np.ndarray, rng: np.random.Generator) -> "_Shown":
         """The choices of these numbers."""
-        choices = select_choices(result.choices, pair)
+        choices = judged = select_choices(result.choices, pair)
         outcomes, constant = choices.outcomes, {}
         if outcomes is not None and outcomes.are_sets:
             constant["num_responses"] = outcomes.sizes
@@ -189,7 +198,7 @@ class _Shown:
         if choices.annotator is not None:
             ids = np.array(choices.labels)[choices.annotator]
             constant["annotator_id"] = choices.by_choice(ids)
-        return cls(choices, seen, constant)
+        return cls(choices, judged, seen, constant)
 
     def replicated(self, posterior: Posterior, seed: int) -> dict[str, np.ndarray]:
         """Replications of what was done."""
@@ -198,7 +207,10 @@ class _Shown:
             value = replicate_outcomes(posterior, choices, seed=seed)
         else:
             ids = self.constant.get("annotator_id")
-            value = replicate_choices(posterior, choices.margin, annotator=ids, seed=seed)
+            error = draw_margin_errors(posterior, self.judged, np.random.default_rng((seed, 59)))
+            value = replicate_choices(
+                posterior, choices.margin, annotator=ids, error=error, seed=seed
+            )
         return {"choice": value.astype(np.int8)}
 
 
@@ -228,7 +240,8 @@ def _prior(result: Fit, rng: np.random.Generator) -> Posterior:
         mean = np.full(shape, posterior.beta)
     return replace(
         posterior, mean=mean, cv=cv, strength=None, strength_summary={}, annotators=(),
-        parameters=prior_parameters(result.choices.outcomes, len(mean), rng),
+        parameters=prior_parameters(result.choices.outcomes, len(mean), rng)
+        | draw_prior_errors(result, rng),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["DIMS", "Posterior", "format_interval", "make_dataset", "save_arviz"]
+__all__ = ["DIMS", "ERRORS", "Posterior", "format_interval", "make_dataset", "save_arviz"]
 
 DIMS: dict[Any, Any] = {
     "strength": ["annotator"],
@@ -28,6 +28,9 @@ DIMS: dict[Any, Any] = {
     "cut_points": ["grade"],
 }
 """Dimensions of every variable that is written, beside chain and draw."""
+
+ERRORS = ("pair_error", "response_error")
+"""Parameters that are sizes of errors of the margins."""
 
 _FIELDS = (
     "family", "mean_anchor", "beta", "flip_probability", "observation", "method", "seed"
@@ -57,7 +60,9 @@ class Posterior:
         observation: What was observed: `"pairs"`, `"sets"`, `"rao-kupper"`, `"davidson"` or
             `"grades"`.
         parameters: Draws of the thresholds of ties or grades by name, and of a lapse rate: see
-            :func:`~mixdpo_pyro.inference.outcomes.name_parameters`.
+            :func:`~mixdpo_pyro.inference.outcomes.name_parameters`. Where errors of the margins
+            are allowed for, of their standard deviation in nats: `pair_error`, of each pair's
+            margin, or `response_error`, of the log-ratio of each response.
         method: How the draws were computed.
         seed: Seed of the draws.
         num_chains: Chains that the draws come from, in order; 1 where draws are independent.
@@ -95,8 +100,20 @@ class Posterior:
         return found if self.strength is None else {**found, "strength": self.strength}
 
     @property
+    def thresholds(self) -> dict[str, np.ndarray]:
+        """Those of `parameters` that the observation model has."""
+        return {name: v for name, v in self.parameters.items() if name not in ERRORS}
+
+    @property
+    def margin_error(self) -> Float[np.ndarray, " samples"] | None:
+        """Standard deviation of the margins' errors, in nats; None where they count as exact."""
+        if "response_error" in self.parameters:  # of a difference of two responses
+            return np.sqrt(2) * self.parameters["response_error"]
+        return self.parameters.get("pair_error")
+
+    @property
     def scalars(self) -> dict[str, np.ndarray]:
-        """Draws of each threshold or rate by name, such as `cut_points[1]`."""
+        """Draws of each threshold, rate or error by name, such as `cut_points[1]`."""
         found: dict[str, np.ndarray] = {}
         for name, value in self.parameters.items():
             columns = value.reshape(len(value), -1).T
@@ -152,7 +169,11 @@ class Posterior:
         strength = self.draws.get("strength", np.ones(1))
         positive = {
             name: ("finite and > 0", ~(np.isfinite(value) & (value > 0)))
+            for name, value in self.thresholds.items()
+        } | {
+            name: ("finite and >= 0", ~(np.isfinite(value) & (value >= 0)))
             for name, value in self.parameters.items()
+            if name in ERRORS
         }
         bad = positive | {
             "mean": ("finite and > 0", ~(np.isfinite(self.mean) & (self.mean > 0))),

@@ -6,17 +6,26 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.interpolate import make_interp_spline
 from scipy.special import expit
 
-from mixdpo_pyro.inference.choices import Choices, margin_array, number_ids, read_ids
+from mixdpo_pyro.inference.choices import (
+    Choices,
+    margin_array,
+    number_ids,
+    read_ids,
+    typical_size,
+)
+from mixdpo_pyro.inference.likelihood.margin_errors import expect_over_errors
 from mixdpo_pyro.inference.likelihood.observed import with_lapses
 from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.posterior import Posterior
-from mixdpo_pyro.models import Family, strength_distribution
+from mixdpo_pyro.models import Family, mixed_logit_log_prob, strength_distribution
 
 __all__ = [
     "choice_probabilities",
     "draw_choice_probabilities",
+    "draw_margin_errors",
     "mean_choice_probability",
     "replicate_choices",
     "replicate_outcomes",
@@ -28,6 +37,9 @@ __all__ = [
 _CELLS = 2_000_000
 """Draws times pairs held at once where the draws are only reduced."""
 
+_NUM_NODES, _NODES_TO_MEDIAN = 65, 4.0
+"""Nodes of the size of a margin, and the median size in units in which they are equally spaced."""
+
 _TINY_CV = 1e-6
 """Stands for a cv of zero, where the distribution of the strength has no density."""
 
@@ -38,7 +50,8 @@ def choice_probabilities(
     r"""Probability that the first response of each pair is chosen, for every posterior draw.
 
     :math:`\sigma(\beta_g \Delta)` for an annotator whose strength the posterior holds;
-    :math:`\mathbb{E}_{\beta \mid m, cv}\, \sigma(\beta \Delta)` for anybody else.
+    :math:`\mathbb{E}_{\beta \mid m, cv}\, \sigma(\beta \Delta)` for anybody else. Errors of the
+    margins are integrated out where the posterior has any.
 
     Args:
         posterior: A posterior.
@@ -52,8 +65,13 @@ def choice_probabilities(
     )
     known = column >= 0
     if known.any():
-        beta = posterior.draws["strength"][:, column[known]]
-        value[:, known] = with_label_noise(expit(beta * margin[known]), posterior.flip_probability)
+        beta, error = posterior.draws["strength"][:, column[known]], posterior.margin_error
+        kept = (
+            expit(beta * margin[known])
+            if error is None
+            else expect_over_errors(lambda moved: expit(beta * moved), margin[known], error)
+        )
+        value[:, known] = with_label_noise(kept, posterior.flip_probability)
     if not known.all():
         value[:, ~known] = _marginal(posterior, margin[~known])
     return value
@@ -81,6 +99,7 @@ def draw_choice_probabilities(
     *,
     annotator: np.ndarray | None = None,
     are_new: bool = False,
+    error: Float[np.ndarray, "samples pairs"] | None = None,
 ) -> Float[np.ndarray, "samples pairs"]:
     """Probability of the first response, the choices of an annotator sharing a drawn strength.
 
@@ -90,13 +109,16 @@ def draw_choice_probabilities(
         rng: Source of the strengths of new annotators.
         annotator: Annotator ids; without them each pair is another annotator's.
         are_new: Draw new strengths for annotators that the posterior knows as well.
+        error: Errors of the margins, as :func:`draw_margin_errors` draws them; default, where the
+            posterior has any, each pair has its own.
     """
-    if annotator is None:
+    if annotator is None and error is None:
         return _marginal(posterior, margin)
-    labels, index = number_ids(read_ids(annotator))
+    labels, index = number_ids(read_ids(range(len(margin)) if annotator is None else annotator))
     column = np.full(len(labels), -1) if are_new else posterior.columns(labels)
     known = column >= 0
-    if not known.any() and len(labels) == len(margin):  # everybody is new and chooses once
+    is_once = not known.any() and len(labels) == len(margin)  # everybody is new and chooses once
+    if is_once and error is None:
         return _marginal(posterior, margin)
     shape = (posterior.num_samples, int((~known).sum()))
     mean, cv = (np.broadcast_to(x[:, None], shape) for x in (posterior.mean, posterior.cv))
@@ -104,7 +126,44 @@ def draw_choice_probabilities(
     if known.any():
         beta[:, known] = posterior.draws["strength"][:, column[known]]
     beta[:, ~known] = sample_strengths(posterior.family, mean, cv, rng)
-    return with_label_noise(expit(beta[:, index] * margin), posterior.flip_probability)
+    if error is None and posterior.margin_error is not None:
+        shape = (posterior.num_samples, len(margin))
+        error = posterior.margin_error[:, None] * rng.standard_normal(shape)
+    moved = margin if error is None else margin + np.where(margin < 0, -1, 1) * error
+    return with_label_noise(expit(beta[:, index] * moved), posterior.flip_probability)
+
+
+def draw_margin_errors(
+    posterior: Posterior, choices: Choices, rng: np.random.Generator
+) -> Float[np.ndarray, "samples pairs"] | None:
+    r"""Errors of the margins, towards the response that the margin favours, for every draw.
+
+    .. math:: e_p \sim \mathrm{Normal}(0, \omega^2) \quad\text{or}\quad e_{ij} = e_i - e_j
+
+    They are the same for all who judge a pair, and share those of the responses where the
+    posterior has a `response_error`.
+
+    Args:
+        posterior: A posterior.
+        choices: Pairs; where their responses are known, the first one is the chosen one. Without
+            them and without ids of pairs, nobody shares an error.
+        rng: Source of the errors.
+
+    Returns:
+        None where the posterior takes margins as exact.
+    """
+    size = posterior.margin_error
+    if size is None:
+        return None
+
+    def standard_normal(number: np.ndarray) -> np.ndarray:
+        found = rng.standard_normal((len(size), int(number.max()) + 1))
+        return size[:, None] * found[:, number]
+
+    if choices.responses is None or "response_error" not in posterior.parameters:
+        return standard_normal(choices.choice if choices.pair is None else choices.pair)
+    of_chosen, of_other = np.split(standard_normal(choices.responses.T.ravel()), 2, axis=1)
+    return np.where(choices.margin < 0, -1, 1) * (of_chosen - of_other) / np.sqrt(2)
 
 
 def replicate_choices(
@@ -112,17 +171,26 @@ def replicate_choices(
     margin: Any,
     *,
     annotator: Sequence[Any] | np.ndarray | None = None,
+    error: Float[np.ndarray, "samples pairs"] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """Replicated choices, True where the first response is chosen, shape `(samples, pairs)`.
 
     Annotators that the posterior does not know get a strength of their own in every draw, which
     their choices share; pairs without annotator ids are each another annotator's.
+
+    Args:
+        posterior: A posterior.
+        margin: Margins of the first over the second response.
+        annotator: Annotator ids, or None.
+        error: Errors of the margins, as :func:`draw_margin_errors` draws them; default, where the
+            posterior has any, each pair has its own.
+        seed: Seed of strengths and choices.
     """
     rng = np.random.default_rng(seed)
     margin = margin_array(margin)
     ids = None if annotator is None else read_ids(annotator)
-    probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids)
+    probability = draw_choice_probabilities(posterior, margin, rng, annotator=ids, error=error)
     return rng.random(probability.shape) < probability
 
 
@@ -161,7 +229,7 @@ def replicate_outcomes(
     beta = sample_strengths(posterior.family, mean, cv, rng)
     if (column >= 0).any():
         beta[:, column >= 0] = posterior.draws["strength"][:, column[column >= 0]]
-    if not posterior.parameters:
+    if not posterior.thresholds:
         cells = choices.num_choices * int(outcomes.sizes.max())
         parts = _slices(posterior.num_samples, cells)
         return np.concatenate(
@@ -169,7 +237,7 @@ def replicate_outcomes(
         )
     return np.stack(
         [
-            outcomes.at(posterior.parameters, k).sample(choices.margin, beta[k, owner], rng)
+            outcomes.at(posterior.thresholds, k).sample(choices.margin, beta[k, owner], rng)
             for k in range(posterior.num_samples)
         ]
     )
@@ -201,10 +269,26 @@ def with_label_noise(probability: np.ndarray, flip_probability: float) -> np.nda
 
 
 def _marginal(posterior: Posterior, margin: np.ndarray) -> Float[np.ndarray, "samples pairs"]:
-    """Probabilities for new annotators, the strength integrated out."""
-    cv = np.maximum(posterior.cv, _TINY_CV)
-    flip = posterior.flip_probability
-    return np.exp(pair_log_prob(margin, posterior.mean, cv, posterior.family, flip))
+    """Probabilities for new annotators, the strength integrated out, and errors of margins."""
+    cv, error = np.maximum(posterior.cv, _TINY_CV), posterior.margin_error
+    family, flip = posterior.family, posterior.flip_probability
+    if error is None:
+        return np.exp(pair_log_prob(margin, posterior.mean, cv, family, flip))
+    point = (torch.from_numpy(x)[:, None] for x in (posterior.mean, cv))
+    mean, cv_column = point
+
+    def chosen(moved: np.ndarray) -> np.ndarray:
+        log_prob = mixed_logit_log_prob(
+            torch.from_numpy(moved), mean, cv_column, family, flip_probability=flip
+        )
+        return log_prob.exp().numpy()
+
+    # The probability is smooth in the size of the margin, and one minus it of the other response.
+    unit, size = typical_size(margin) / _NODES_TO_MEDIAN, np.abs(margin)
+    place = np.linspace(0, np.arcsinh(size.max() / unit), _NUM_NODES)
+    at_nodes = expect_over_errors(chosen, unit * np.sinh(place), error)
+    value = make_interp_spline(place, at_nodes, axis=1)(np.arcsinh(size / unit))
+    return np.where(margin < 0, 1 - value, value)
 
 
 def _slices(length: int, cells_each: int) -> Iterator[slice]:

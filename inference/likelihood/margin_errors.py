@@ -1,14 +1,19 @@
 """The probability of a choice whose margin has an unknown error."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-__all__ = ["erring_log_prob"]
+__all__ = ["ERRORS", "erring_log_prob", "expect_over_errors", "log_error_mass"]
+
+ERRORS = torch.linspace(-4.5, 4.5, 31, dtype=torch.float64)
+"""Nodes of a standard normal error, where its joint probability with other things is needed."""
 
 _SCALES = (0.0, 1.5, 3.0, 6.0, 12.0)
 """Scales of the error between which one rule over the error serves; beyond the last, one over the
@@ -61,6 +66,29 @@ def erring_log_prob(
                 value[:, column] = _over_errors(*part, high)
     # Errors to the right side have half of the mass: a floor where a rule reaches too little far.
     return torch.maximum(value, logsigmoid(logit) - math.log(2)).clamp(max=0.0)
+
+
+def log_error_mass() -> Float[Tensor, " errors"]:
+    """Log mass of a standard normal error at each node."""
+    return (-ERRORS.square() / 2).log_softmax(0)
+
+
+def expect_over_errors(
+    probability: Callable[[np.ndarray], np.ndarray],
+    margin: Float[np.ndarray, " pairs"],
+    error: Float[np.ndarray, " samples"],
+) -> Float[np.ndarray, "samples pairs"]:
+    r"""Mean of a probability over errors of the margin, :math:`\mathbb{E}_e\, P(\Delta + s e)`.
+
+    Args:
+        probability: From margins of shape `(samples, pairs)` to probabilities.
+        margin: Margins, in nats.
+        error: Standard deviation of the errors, in nats, of each sample.
+    """
+    total = np.zeros((len(error), len(margin)))
+    for node, mass in zip(ERRORS.tolist(), log_error_mass().exp().tolist(), strict=True):
+        total += mass * probability(margin + node * error[:, None])
+    return total
 
 
 def _over_errors(logit: Tensor, scale: Tensor, largest: float) -> Tensor:

@@ -413,19 +413,23 @@ def _describe_free(free: NonparametricStrength) -> str:
 
 def check_pair_errors(
     main: Verdict, result: Fit, second: Float[np.ndarray, " pairs"] | None = None
-) -> RobustnessCheck:
-    """The answer with errors of the margins, the same for all who judge a pair or response."""
+) -> tuple[RobustnessCheck, PairErrors | None]:
+    """The answer with errors of the margins, the same for all who judge a pair or response.
+
+    Returns:
+        The check, and the errors where it could be made.
+    """
     name = PAIR_ERRORS
     choices = result.choices
     if choices.outcomes is not None or not choices.has_panels:
         sentence = "This needs pairs, and annotators who judged several."
-        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED)
+        return RobustnessCheck(name, sentence, RobustnessStatus.NOT_CHECKED), None
     try:
         errors = estimate_pair_errors(result, second)
     except UnrelatedMarginsError as error:
-        return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED)
+        return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED), None
     if errors.source is not None:
-        return _known_size_check(main, errors)
+        return _known_size_check(main, errors), errors
     lead = "No pair or response is known to have been judged by several people"
     if choices.pair is None:
         lead = "The data do not say which pairs several people judged"
@@ -436,7 +440,8 @@ def check_pair_errors(
         f"between {low:.2f} and {high:.2f}; with exact margins in {_interval(main)}."
     )
     numbers = _numbers(errors) | {"cv, 5%": float(low), "cv, 95%": float(high)}
-    return RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
+    check = RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
+    return check, errors
 
 
 def known_error(checks: Sequence[RobustnessCheck], choices: Choices) -> float:

@@ -9,12 +9,9 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, logit, ndtr
 
 from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.likelihood.margin_errors import log_error_mass
 from mixdpo_pyro.inference.methods.log_joint import Maximum
-from mixdpo_pyro.inference.robustness.errors.shared import (
-    given_others,
-    log_error_mass,
-    shared_rows,
-)
+from mixdpo_pyro.inference.robustness.errors.shared import given_others, shared_rows
 
 __all__ = ["SharedTaste", "compare_agreement"]
 

@@ -34,7 +34,8 @@ LEVEL = 0.05
 
 _MEANINGS = {
     SAME_PAIR: "margins have errors that judges of a pair share: they agree with each other more "
-    "often than the margin lets them",
+    "often than the posterior lets them (that of mixdpo diagnose allows for such errors where a "
+    "column pair shows them)",
     OWN_STRENGTH: "annotators choose against large margins too often for any one strength: some "
     "answers are random, labels are wrong, or margins are",
 }

@@ -59,8 +59,8 @@ class Statistic:
         observed: Its value.
         low: 5% quantile of the replications.
         high: 95% quantile of the replications.
-        p_value: Two-sided predictive p-value: twice the smaller share of replications at or
-            beyond the observed value, ties counted half.
+        p_value: Predictive p-value: twice the smaller share of replications at or beyond the
+            observed value, ties counted half; of a misfit, the share of those as large.
     """
 
     name: str
@@ -110,6 +110,8 @@ class PredictiveCheck:
         num_choices: Choices in the data.
         num_known: Annotators of the data that the posterior knows.
         num_annotators: Annotators of the data.
+        margin_error: 5%, 50% and 95% quantiles of the standard deviation of the margins' errors
+            that the posterior has, in nats; None where it takes margins as exact.
     """
 
     kind: str
@@ -125,6 +127,7 @@ class PredictiveCheck:
     num_choices: int
     num_known: int
     num_annotators: int
+    margin_error: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,11 +141,14 @@ class Question:
         are_new: Whether annotators' strengths are drawn anew in the replications: what the
             posterior knows about these annotators came from these choices (Marshall and
             Spiegelhalter, Bayesian Analysis 2, 2007).
+        is_misfit: Whether only larger values than those of the replications count: a posterior
+            that was fitted to these choices fits them better than its replications.
     """
 
     name: str
     function: Callable[[np.ndarray], np.ndarray]
     are_new: bool = False
+    is_misfit: bool = False
 
 
 def summarise(
@@ -161,16 +167,20 @@ def summarise(
         values = question.function(new if question.are_new else known)
         value = float(question.function(observed[None])[0])
         low, high = np.quantile(values, [0.05, 0.95])
-        statistics.append(
-            Statistic(question.name, value, float(low), float(high), _two_sided(value, values))
-        )
+        p_value = (_upper if question.is_misfit else _two_sided)(value, values)
+        statistics.append(Statistic(question.name, value, float(low), float(high), p_value))
         replicated[question.name] = values
     return statistics, replicated
 
 
 def _two_sided(observed: float, values: np.ndarray) -> float:
-    above = (values > observed).mean() + 0.5 * (values == observed).mean()
+    above = _upper(observed, values)
     return float(min(1.0, 2 * max(min(above, 1 - above), 0.5 / len(values))))
+
+
+def _upper(observed: float, values: np.ndarray) -> float:
+    above = (values > observed).mean() + 0.5 * (values == observed).mean()
+    return float(max(above, 0.5 / len(values)))
 
 
 def spread_between(

@@ -175,7 +175,8 @@ def write_diagnosis(
     for name, table in tables.items():
         if table is not None:
             write_csv(table, folder / name)
-    save_arviz(to_datatree(diagnosis.result, seed=config.seed), folder / "posterior.nc")
+    tree = to_datatree(diagnosis.allowing_for_errors, seed=config.seed)
+    save_arviz(tree, folder / "posterior.nc")
     record = make_record(diagnosis, data, config, command)
     write_record(record, folder / DIAGNOSIS_FILE)
     write_diagnosis_report(diagnosis, record, annotators, groups, differences, folder)

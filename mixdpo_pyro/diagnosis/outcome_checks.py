@@ -116,7 +116,7 @@ def _expected(
     owner = np.zeros(outcomes.num_choices, dtype=int)
     total = outcomes.probabilities(margin, strength[owner]) * 0
     for k in range(len(strength)):
-        model = outcomes.at(posterior.parameters, k) if posterior.parameters else outcomes
+        model = outcomes.at(posterior.thresholds, k) if posterior.thresholds else outcomes
         total += model.probabilities(margin, strength[owner + k])
     return total / len(strength)
 
@@ -156,7 +156,11 @@ def _questions(choices: Choices, expected: np.ndarray) -> list[Question]:
             for which, part in (("smallest", fifths[0]), ("largest", fifths[-1]))
         ]
     found.append(
-        Question(f"misfit over {BINS} bins of {size} (chi-square)", _misfit(expected, tenths))
+        Question(
+            f"misfit over {BINS} bins of {size} (chi-square)",
+            _misfit(expected, tenths),
+            is_misfit=True,
+        )
     )
     log_prob = np.log(np.maximum(expected, 1e-300))
     row = np.arange(len(expected))

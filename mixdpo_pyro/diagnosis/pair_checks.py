@@ -27,7 +27,11 @@ from mixdpo_pyro.diagnosis.check_statistics import (
 )
 from mixdpo_pyro.inference.choices import Choices, agreement, number_ids, orient_at_random
 from mixdpo_pyro.inference.posterior import Posterior
-from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
+from mixdpo_pyro.inference.predictive import (
+    choice_probabilities,
+    draw_choice_probabilities,
+    draw_margin_errors,
+)
 
 __all__ = ["check_pairs"]
 
@@ -56,9 +60,12 @@ def check_pairs(
     ids = np.array(labels, dtype=object)[annotator] if labels else None
     draws = posterior.take(np.arange(num_replications) % posterior.num_samples)
     known, new = (
-        draw_choice_probabilities(draws, size, rng, annotator=ids, are_new=are_new)
+        draw_choice_probabilities(
+            draws, size, rng, annotator=ids, are_new=are_new,
+            error=draw_margin_errors(draws, choices, rng),
+        )
         for are_new in (False, True)
-    )
+    )  # fmt: skip
     known_choices, new_choices = rng.random(known.shape) < known, rng.random(new.shape) < new
     expected = choice_probabilities(posterior.first(200), size).mean(0)
     questions = [*_questions(size, expected), *_questions_of_people(choices, expected, annotator)]
@@ -86,7 +93,15 @@ def check_pairs(
         num_choices=choices.num_choices,
         num_known=int((posterior.columns(labels) >= 0).sum()),
         num_annotators=choices.num_annotators,
+        margin_error=_quantiles(posterior.margin_error),
     )
+
+
+def _quantiles(draws: np.ndarray | None) -> tuple[float, float, float] | None:
+    if draws is None:
+        return None
+    low, middle, high = map(float, np.quantile(draws, [0.05, 0.5, 0.95]))
+    return low, middle, high
 
 
 def _questions(size: np.ndarray, probability: np.ndarray) -> Sequence[Question]:
@@ -104,7 +119,7 @@ def _questions(size: np.ndarray, probability: np.ndarray) -> Sequence[Question]:
         Question("agreement with the margin", lambda a: a.mean(1)),
         Question("agreement, smallest fifth of margins", lambda a: a[:, fifths[0]].mean(1)),
         Question("agreement, largest fifth of margins", lambda a: a[:, fifths[-1]].mean(1)),
-        Question(f"misfit over {BINS} bins of margins (chi-square)", misfit),
+        Question(f"misfit over {BINS} bins of margins (chi-square)", misfit, is_misfit=True),
     ]
 
 

@@ -16,7 +16,6 @@ from mixdpo_pyro.inference import Design, simulate
 from mixdpo_pyro.inference.calibration.simulation import parse_kind
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.inference.robustness.differences import (
-    PAIR_ERRORS,
     compare_differences,
     known_error,
 )
@@ -222,10 +221,8 @@ def _diagnose_one(task: tuple[PowerConfig, int]) -> _Answer:
 
 def _cv_with_errors(diagnosis: Diagnosis) -> float:
     """Median of cv with errors of the margins; no check did it where another came first."""
-    for check in diagnosis.checks:
-        if check.name == PAIR_ERRORS and "cv, median" in check.numbers:
-            return check.numbers["cv, median"]
-    return float(np.median(estimate_pair_errors(diagnosis.result).cv))
+    errors = diagnosis.errors or estimate_pair_errors(diagnosis.result)
+    return float(np.median(errors.cv))
 
 
 def _row(config: PowerConfig, answers: Sequence[_Answer]) -> PowerRow:

@@ -24,6 +24,7 @@ from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference.choices import Choices, random_subset, read_choices, select_choices
 from mixdpo_pyro.inference.outcomes import Ties, describe_observation
 from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.robustness.errors.responses import chosen_is_first
 from mixdpo_pyro.io import write_csv
 from mixdpo_pyro.margins.table import MarginData, read_margins
 from mixdpo_pyro.reporting.records import write_record
@@ -63,6 +64,8 @@ def check_predictions(
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     _check_observation(path, choices, posterior)
+    if "response_error" in posterior.parameters and not chosen_is_first(choices):
+        choices = replace(choices, responses=None)  # errors are then those of pairs
     rng = np.random.default_rng(config.seed)
     some, groups = _looked_at(choices, data, config, rng)
     check = check_pairs if choices.outcomes is None else check_outcomes
@@ -143,6 +146,8 @@ class CheckRecord:
         annotators_in_posterior: Of these, the ones that the posterior knows.
         event: What the reliability diagram predicts of each choice.
         statistics: Statistics with predictive p-values.
+        margin_error: 5%, 50% and 95% quantiles of the posterior's errors of the margins, in nats;
+            None where it takes margins as exact.
         calibration_outside_band: Share of choices where the isotonic fit leaves its band.
         config: Options of the command.
     """
@@ -156,6 +161,7 @@ class CheckRecord:
     annotators_in_posterior: int
     event: str
     statistics: list[Statistic]
+    margin_error: tuple[float, float, float] | None
     calibration_outside_band: float
     config: dict[str, Any]
 
@@ -177,6 +183,7 @@ def write_check(
         annotators_in_posterior=found.num_known,
         event=found.event,
         statistics=found.statistics,
+        margin_error=found.margin_error,
         calibration_outside_band=found.calibration.outside,
         config=asdict(config),
     )
@@ -200,6 +207,12 @@ def check_lines(found: PredictiveCheck, seed: int) -> list[str]:
         lines.append(
             f"{found.num_annotators:,} annotators, of whom the posterior knows "
             f"{found.num_known:,}; the others' strengths are drawn from the distribution"
+        )
+    if found.margin_error is not None:
+        low, middle, high = found.margin_error
+        lines.append(
+            f"errors of the margins, {middle:.3g} [{low:.3g}, {high:.3g}] nats, are drawn anew, "
+            "one for all who judge a pair"
         )
     lines += ["", f"{'statistic':50}{'observed':>9}  {'replicated, 90%':19}{'p':>6}"]
     for s in found.statistics:

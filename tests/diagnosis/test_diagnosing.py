@@ -10,6 +10,7 @@ from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis.diagnosing import DiagnoseConfig, diagnose_margins, diagnosis_lines
 from mixdpo_pyro.diagnosis.tables import annotator_table, differences_table
 from mixdpo_pyro.errors import ConfigError, DataError
+from mixdpo_pyro.inference import Posterior
 from mixdpo_pyro.margins.table import read_margins
 
 
@@ -55,6 +56,8 @@ def test_what_was_judged_and_wanted_is_read_from_columns(capsys, tmp_path):
         in checks["an error of each pair's margin"]
     )
     assert "100% of the choices" in checks["what each person judged"]
+    posterior = Posterior.load(out / "posterior.nc")
+    assert list(posterior.parameters) == ["pair_error"] and posterior.strength.shape[0] == 300
     if facts["verdict"]["value"] == "heterogeneous":
         assert "lists" in checks["care and taste"]
 

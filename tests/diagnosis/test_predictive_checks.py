@@ -20,7 +20,11 @@ from mixdpo_pyro.diagnosis.check_statistics import (
 )
 from mixdpo_pyro.diagnosis.config import CheckConfig
 from mixdpo_pyro.diagnosis.pair_checks import check_pairs
-from mixdpo_pyro.diagnosis.predictive_checks import check_predictions, read_posterior
+from mixdpo_pyro.diagnosis.predictive_checks import (
+    check_lines,
+    check_predictions,
+    read_posterior,
+)
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import (
     Design,
@@ -32,6 +36,8 @@ from mixdpo_pyro.inference import (
     to_arviz,
 )
 from mixdpo_pyro.inference.choices import orient_at_random
+from mixdpo_pyro.inference.robustness.errors.allowed_for import allow_for_errors
+from mixdpo_pyro.inference.robustness.errors.pair_errors import estimate_pair_errors
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +112,9 @@ def test_predictive_p_values_are_uniform_where_the_distribution_is_right(
     assert sum(small) <= stats.binom.isf(failure_rate, 15, 0.2)
 
 
-def crossed(seed, cv=0.6, pair_error=0.0, flip=0.0, people=60, each=32):
-    """People of whom four judge each pair, some labels being flipped."""
-    design = Design(people, each, 2.0, 1.0, "pairs", 4, pair_error)
+def crossed(seed, cv=0.6, pair_error=0.0, flip=0.0, people=60, each=32, judges=4):
+    """People of whom some judge each pair, some labels being flipped."""
+    design = Design(people, each, 2.0, 1.0, "pairs", judges, pair_error)
     world = simulate(1.0, cv, "lognormal", design, np.random.default_rng(seed))
     is_flipped = np.random.default_rng((seed, 1)).random(len(world.margin)) < flip
     margin = np.where(is_flipped, -world.margin, world.margin)
@@ -121,13 +127,18 @@ def p_values(choices, posterior, seed, number=100):
     return {s.name: s.p_value for s in found.statistics}
 
 
-def test_people_on_one_pair_and_their_own_strength_give_uniform_p_values(failure_rate=2e-5):
+@pytest.mark.parametrize("pair_error", [0.0, 0.6])
+def test_people_on_one_pair_and_their_own_strength_give_uniform_p_values(
+    pair_error, failure_rate=2e-5
+):
     """Nothing is fitted: the posterior is the truth, and nobody is known to it."""
     from scipy import stats
 
-    truth = Posterior(np.full(50, 1.0), np.full(50, 0.6), "lognormal")
-    found = [p_values(crossed(seed), truth, seed) for seed in range(25)]
-    for name in (SAME_PAIR, OWN_STRENGTH):
+    error = {"pair_error": np.full(5, 2.0 * pair_error)} if pair_error else {}
+    truth = Posterior(np.full(5, 1.0), np.full(5, 0.6), "lognormal", parameters=error)
+    worlds = [crossed(seed, pair_error=pair_error) for seed in range(25)]
+    found = [p_values(world, truth, seed) for seed, world in enumerate(worlds)]
+    for name in found[0]:
         values = [each[name] for each in found]
         assert stats.kstest(values, "uniform").pvalue > failure_rate
         assert max(values) > 0.3  # not all at one end
@@ -146,6 +157,27 @@ def test_shared_errors_and_random_answers_are_seen_in_most_datasets(world, name)
         posterior = fit(choices, beta=1.0, num_samples=100).posterior
         count += p_values(choices, posterior, seed, 300)[name] < 0.05 / 7
     assert count >= 3
+
+
+def test_choices_by_margins_that_err_pass_with_the_errors_and_fail_without(tmp_path):
+    """Five people judge a pair, by margins whose errors are 0.6 of their size."""
+    choices = crossed(1, 0.8, 0.6, people=80, each=40, judges=5)
+    table = {"margin": choices.margin, "annotator": choices.annotator, "pair": choices.pair}
+    pd.DataFrame(table).to_parquet(tmp_path / "m.parquet")
+    exact = fit(choices, beta=1.0, num_samples=100)
+    allowed = allow_for_errors(exact, estimate_pair_errors(exact))
+    found = {}
+    for name, result in (("exact", exact), ("errors", allowed)):
+        result.posterior.save(tmp_path / f"{name}.nc")
+        config = CheckConfig(num_replications=300)
+        found[name] = check_predictions(tmp_path / "m.parquet", tmp_path / f"{name}.nc", config)
+    alike = {name: statistics(each)[SAME_PAIR] for name, each in found.items()}
+    assert alike["exact"].observed > alike["exact"].high and alike["exact"].p_value < 0.05 / 7
+    assert min(s.p_value for s in found["errors"].statistics) > 0.05 / 7
+    assert 0.1 < alike["errors"].p_value
+    low, _, high = found["errors"].margin_error
+    assert low < 1.2 < high and found["exact"].margin_error is None
+    assert any("are drawn anew" in line for line in check_lines(found["errors"], 0))
 
 
 def test_agreement_on_pairs_is_that_of_all_judgements_two_by_two():
@@ -278,22 +310,29 @@ def test_a_bad_posterior_is_named(capsys, world, tmp_path):
         assert error.startswith(f"mixdpo: error: {path}: ") and "\n" not in error
 
 
+def posterior_of(draws):
+    known = {name: draws[name] for name in ("mean", "cv", "strength")}
+    error = {"pair_error": draws["pair_error"]}
+    return Posterior(**known, family="gamma", annotators=("a", "b"), parameters=error)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [("cv", np.inf, "every draw of cv to be finite and >= 0, got inf (1 of "),
      ("cv", -1.0, "every draw of cv to be finite and >= 0, got -1.0 (1 of "),
      ("cv", np.nan, "every draw of cv to be finite and >= 0, got nan (1 of "),
      ("mean", 0.0, "every draw of mean to be finite and > 0, got 0.0 (1 of "),
-     ("strength", np.nan, "every draw of strength to be finite, got nan (1 of ")],
+     ("strength", np.nan, "every draw of strength to be finite, got nan (1 of "),
+     ("pair_error", -1.0, "every draw of pair_error to be finite and >= 0, got -1.0 (1 of ")],
 )  # fmt: skip
 def test_draws_that_are_none_of_a_strength_are_refused(tmp_path, name, value, words):
     rng = np.random.default_rng(0)
     draws = {"mean": rng.gamma(9, 1, 20), "cv": rng.gamma(9, 0.1, 20),
-             "strength": rng.gamma(9, 1, (20, 2))}  # fmt: skip
-    sound = Posterior(**draws, family="gamma", annotators=("a", "b"))
+             "strength": rng.gamma(9, 1, (20, 2)), "pair_error": np.zeros(20)}  # fmt: skip
+    sound = posterior_of(draws)
     assert read_posterior(sound.save(tmp_path / "sound.nc")).num_samples == 20
     draws[name].flat[3] = value
-    bad = Posterior(**draws, family="gamma", annotators=("a", "b"))
+    bad = posterior_of(draws)
     with pytest.raises(ValueError, match=re.escape(words)):
         bad.validate()
     path = bad.save(tmp_path / "bad.nc")

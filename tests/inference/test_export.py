@@ -15,6 +15,12 @@ from mixdpo_pyro.inference.loo import leave_one_out
 from mixdpo_pyro.inference.outcomes import Outcomes, log_prior_of_parameters, name_parameters
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.inference.robustness.errors.allowed_for import allow_for_errors
+from mixdpo_pyro.inference.robustness.errors.pair_errors import (
+    PRIOR_SD,
+    PairErrors,
+    margin_scale,
+)
 from mixdpo_pyro.models.observation import Graded, Lapse
 
 
@@ -183,6 +189,38 @@ def test_summaries_of_strengths_stand_for_their_draws_in_the_file(simulate, tmp_
     with pytest.raises(ValueError, match="draw_strengths=True"):
         choice_probabilities(again, [1.0], annotator=["3"])
     assert choice_probabilities(again, [1.0], annotator=["new"]).shape == (400, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "factor"),
+    [("pairs", "pair_error", 1.0), ("responses", "response_error", np.sqrt(0.5))],
+)
+def test_size_of_errors_is_a_parameter_of_the_posterior(panel, tmp_path, source, name, factor):
+    known, scale = panel.posterior, margin_scale(panel.choices)
+    errors = PairErrors(np.full(300, 0.5), 2 * known.mean, known.cv, 0.01, 9, source)
+    result = allow_for_errors(panel, errors)
+    tree = to_datatree(result)
+    np.testing.assert_allclose(tree.posterior[name], 0.5 * scale * factor)
+    median = 0.6745 * PRIOR_SD * scale * factor
+    np.testing.assert_allclose(np.median(tree.prior[name]), median, rtol=0.25)
+    assert tree.posterior_predictive["choice"].shape == (1, 300, 360)
+    total = build_likelihood(result.choices, "gamma")(
+        torch.from_numpy(errors.mean), torch.from_numpy(errors.cv)
+    )
+    pointwise = tree.log_likelihood["choices"].values[0]
+    np.testing.assert_allclose(pointwise.sum(1), total, rtol=1e-8)
+    again = Posterior.load(save_arviz(tree, tmp_path / "posterior.nc"))
+    np.testing.assert_array_equal(again.mean, errors.mean)
+    np.testing.assert_allclose(again.margin_error, 0.5 * scale)
+    assert again.strength.shape == (300, 12) and not again.thresholds
+
+
+def test_errors_of_no_size_leave_strengths_as_they_are(panel):
+    known = panel.posterior
+    none = PairErrors(np.zeros(300), known.mean, known.cv, 0.01, 9, "pairs")
+    strength = allow_for_errors(panel, none).posterior.strength
+    apart = (strength - known.strength).mean(0) / known.strength.std(0)
+    assert np.abs(apart).max() < 5 * np.sqrt(2 / 300)
 
 
 def test_log_prior_is_that_of_the_priors(pairs, simulate):

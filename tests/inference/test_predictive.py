@@ -2,12 +2,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.integrate import quad
 from scipy.special import expit
 
 from mixdpo_pyro.inference import (
+    Posterior,
     choice_probabilities,
+    draw_margin_errors,
     fit,
     mean_choice_probability,
+    read_choices,
     replicate_choices,
     sample_new_strengths,
 )
@@ -87,3 +91,68 @@ def test_replications_repeat_for_a_seed_and_leave_the_global_generator(panel):
     np.testing.assert_array_equal(first, second)
     assert (first != other).any()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Errors of the margins
+
+
+def erring(number, parameters, cv=0.5):
+    """A known person of strength 0.8 and others around 1."""
+    return Posterior(
+        np.full(number, 1.0), np.full(number, cv), "gamma", strength=np.full((number, 1), 0.8),
+        annotators=("known",), parameters={k: np.full(number, v) for k, v in parameters.items()},
+    )  # fmt: skip
+
+
+def over_errors(function, error):
+    """Mean over a normal error of this size."""
+    return quad(lambda e: stats.norm.pdf(e, scale=error) * function(e), -8 * error, 8 * error)[0]
+
+
+def test_errors_of_the_margins_are_integrated_out():
+    margin = np.array([0.0, 0.3, -1.5, 4.0, -20.0])
+    posterior = erring(2, {"pair_error": 1.2})
+    value = choice_probabilities(posterior, margin, annotator=["known"] * 5)[0]
+    exact = [over_errors(lambda e, x=x: expit(0.8 * (x + e)), 1.2) for x in margin]
+    np.testing.assert_allclose(value, exact, atol=5e-6)  # errors reach 4.5 deviations
+    by_law = choice_probabilities(posterior, margin)[1]
+
+    def chosen(x):
+        return mixed_logit_log_prob(torch.tensor([x]).double(), 1.0, 0.5, "gamma").exp().item()
+
+    exact = [over_errors(lambda e, x=x: chosen(x + e), 1.2) for x in margin]
+    np.testing.assert_allclose(by_law, exact, atol=1e-5)
+    none = choice_probabilities(erring(2, {"pair_error": 0.0}), margin)
+    np.testing.assert_allclose(none, choice_probabilities(erring(2, {}), margin), atol=1e-5)
+
+
+def test_judges_of_a_pair_share_its_error_and_others_do_not(failure_rate):
+    """Of three judgements, two of one pair, from either side."""
+    number, x = 4_000, 0.7
+    posterior = erring(number, {"pair_error": 2.0})
+    ids, margin = ["known"] * 3, np.array([x, -x, x])
+    choices = read_choices(margin, ["a", "b", "c"], pair=["p", "p", "q"])
+    error = draw_margin_errors(posterior, choices, np.random.default_rng(0))
+    done = replicate_choices(posterior, margin, annotator=ids, error=error)
+    favoured = np.where(margin > 0, done, ~done)
+    once = over_errors(lambda e: expit(0.8 * (x + e)), 2.0)
+    twice = over_errors(lambda e: expit(0.8 * (x + e)) ** 2, 2.0)
+    for both, expected in (((0, 1), twice), ((0, 2), once**2)):
+        count = int(favoured[:, both].all(1).sum())
+        assert stats.binomtest(count, number, expected).pvalue > failure_rate
+    alone = replicate_choices(posterior, margin, annotator=ids)
+    count = int((alone[:, 0] & ~alone[:, 1]).sum())
+    assert stats.binomtest(count, number, once**2).pvalue > failure_rate
+    assert draw_margin_errors(erring(4, {}), choices, np.random.default_rng(0)) is None
+
+
+def test_errors_of_responses_are_shared_by_pairs_that_have_one_in_common():
+    """Towards the favoured one: a chosen twice, chosen and rejected, and chosen unfavoured."""
+    choices = read_choices(
+        [1.0, 2.0, 1.5, -1.0], [1, 2, 3, 4], response_a=list("aaca"), response_b=list("bcae")
+    )
+    posterior = erring(20_000, {"response_error": 0.5})
+    error = draw_margin_errors(posterior, choices, np.random.default_rng(1))
+    expected = 0.25 * np.array([[2, 1, -1, -1], [1, 2, -2, -1], [-1, -2, 2, 1], [-1, -1, 1, 2]])
+    np.testing.assert_allclose(np.cov(error.T), expected, atol=0.02)
+    np.testing.assert_allclose(posterior.margin_error, np.sqrt(0.5))

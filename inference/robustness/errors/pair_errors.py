@@ -27,6 +27,7 @@ from mixdpo_pyro.inference.robustness.errors.shared import (
 from mixdpo_pyro.inference.verdict import boundary_p_value
 
 __all__ = [
+    "PRIOR_SD",
     "PairErrors",
     "estimate_pair_errors",
     "fit_with_errors",
@@ -57,7 +58,7 @@ _INFLATION = 1.5
 """Of that standard error: terms depend on each other through people too, and mean and cv are
 estimated. In simulations estimates spread 1.4 to 1.8 times as widely as the sandwich says."""
 
-_PRIOR_SD = 0.7
+PRIOR_SD = 0.7
 """Of the half normal prior of that ratio."""
 
 _MEDIAN = 0.6745
@@ -144,7 +145,7 @@ def estimate_pair_errors(
     else:
         ratios, fits = _RATIOS, fit_with_errors(result, _RATIOS)
         log_weight = np.array([_log_evidence(each) for each in fits])
-    log_weight = log_weight - 0.5 * (ratios / _PRIOR_SD) ** 2
+    log_weight = log_weight - 0.5 * (ratios / PRIOR_SD) ** 2
     found = _mix(ratios, fits, _draw_ratios(ratios, log_weight, *draws))
     num_shared = 0 if evidence is None else evidence.num_choices
     return replace(found, num_shared=num_shared, source=source)
@@ -176,7 +177,7 @@ def _from_second(
     error = max(error, _SMALLEST_SE)
     ratios = np.linspace(max(0.0, best - 4 * error), best + 4 * error, len(_COARSE))
     # Without the prior, which is put on top of it.
-    log_weight = -0.5 * ((ratios - best) / error) ** 2 + 0.5 * (ratios / _PRIOR_SD) ** 2
+    log_weight = -0.5 * ((ratios - best) / error) ** 2 + 0.5 * (ratios / PRIOR_SD) ** 2
     return ratios, fit_with_errors(result, ratios), log_weight
 
 

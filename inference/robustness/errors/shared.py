@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixdpo_pyro.inference.choices import Choices
+from mixdpo_pyro.inference.likelihood.margin_errors import ERRORS, log_error_mass
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
 from mixdpo_pyro.inference.methods.log_joint import Maximum
 from mixdpo_pyro.inference.robustness.errors.responses import (
@@ -23,7 +24,6 @@ __all__ = [
     "Evidence",
     "find_evidence",
     "given_others",
-    "log_error_mass",
     "sandwich_variance",
     "shared_rows",
 ]
@@ -39,8 +39,6 @@ _FEWEST_BLOCKS = 20
 
 _PART = 2_000
 """Choices that are held at once."""
-
-_ERRORS = torch.linspace(-4.5, 4.5, 31, dtype=torch.float64)
 
 _STRENGTHS = torch.linspace(-4, 4, 61, dtype=torch.float64)
 """Nodes of a log strength, in standard deviations of its distribution."""
@@ -127,7 +125,7 @@ def _pair_terms(
     assert choices.pair is not None
     each, log_mass = given_others(choices, best, rows).log(), log_error_mass()
     number = torch.from_numpy(np.unique(choices.pair[rows], return_inverse=True)[1])
-    total = torch.zeros(len(_ERRORS), int(number.max()) + 1, dtype=torch.float64)
+    total = torch.zeros(len(ERRORS), int(number.max()) + 1, dtype=torch.float64)
     total.index_add_(1, number, each)
     return (total + log_mass[:, None]).logsumexp(0).numpy()
 
@@ -162,7 +160,7 @@ def given_others(
         person = torch.from_numpy(choices.annotator[part])
         margin = torch.from_numpy(choices.margin[part])
         size, sign = margin.abs(), torch.where(margin >= 0, 1.0, -1.0).double()
-        moved = sign[:, None] * (size[:, None] + choices.margin_error * _ERRORS)
+        moved = sign[:, None] * (size[:, None] + choices.margin_error * ERRORS)
         chosen = torch.sigmoid(moved[:, :, None] * beta)
         own = (log_error_mass().exp() @ chosen).clamp(min=1e-300)
         others = (likelihood[person] + log_prior - own.log()).softmax(1)
@@ -170,16 +168,11 @@ def given_others(
     return torch.cat(parts, 1).clamp(min=1e-300)
 
 
-def log_error_mass() -> Float[Tensor, " errors"]:
-    """Log mass of a standard normal error at each node."""
-    return (-_ERRORS.square() / 2).log_softmax(0)
-
-
 def _joint_mass(correlation: float) -> Float[Tensor, "errors errors"]:
     """Mass of two standard normal errors with a correlation, at the nodes of both."""
     if correlation == 1:
         return torch.diag(log_error_mass().exp())
-    one, other = _ERRORS[:, None], _ERRORS[None, :]
+    one, other = ERRORS[:, None], ERRORS[None, :]
     square = one.square() - 2 * correlation * one * other + other.square()
     log_density = -square / (2 * (1 - correlation**2))
     return log_density.flatten().softmax(0).view_as(square)

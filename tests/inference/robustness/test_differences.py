@@ -397,7 +397,7 @@ def test_interval_over_distributions_allows_for_known_errors():
     result = simple_fit(margin, pair=pair)
     main = assess_heterogeneity(result)
     exact = check_distribution(main, {"lognormal": result}, "lognormal")
-    errors = check_pair_errors(main, result)
+    errors, _ = check_pair_errors(main, result)
     corrected = check_distribution(main, {"lognormal": result}, "lognormal", [errors])
     assert exact.cv_interval[1] < 0.8 < corrected.cv_interval[1]
     assert corrected.cv_interval[0] < 0.8

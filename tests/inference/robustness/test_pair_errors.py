@@ -6,6 +6,7 @@ import torch
 from scipy.special import expit
 
 from mixdpo_pyro.inference import assess_heterogeneity, fit, permute_annotators, read_choices
+from mixdpo_pyro.inference.likelihood.margin_errors import ERRORS
 from mixdpo_pyro.inference.methods.log_joint import Maximum
 from mixdpo_pyro.inference.robustness.differences import check_pair_errors
 from mixdpo_pyro.inference.robustness.errors import shared
@@ -120,7 +121,7 @@ def test_errors_correlate_by_the_response_that_margins_favour():
 
 def test_errors_of_two_margins_have_their_correlation():
     for correlation in (0.5, -0.5, 1.0):
-        mass, node = shared._joint_mass(correlation), shared._ERRORS
+        mass, node = shared._joint_mass(correlation), ERRORS
         assert mass.sum() == pytest.approx(1)
         assert node @ mass @ node == pytest.approx(correlation, abs=1e-3)
         assert mass.sum(0) @ node**2 == pytest.approx(1, abs=1e-3)
@@ -220,10 +221,10 @@ def test_cv_is_given_with_the_errors_that_a_second_policy_shows():
     assert np.median(found.ratio) == pytest.approx(1, abs=0.15)
     low, high = np.quantile(found.cv, [0.005, 0.995])
     assert low < 0.8 < high and result.posterior.interval("cv")[1] < 0.75
-    check = check_pair_errors(assess_heterogeneity(result), result, second)
+    check, _ = check_pair_errors(assess_heterogeneity(result), result, second)
     assert "errors are at least" in check.sentence and "itself a lower bound" in check.sentence
-    unrelated = check_pair_errors(assess_heterogeneity(result), result, -second)
-    assert unrelated.status == "not checked" and "agree" in unrelated.sentence
+    unrelated, none = check_pair_errors(assess_heterogeneity(result), result, -second)
+    assert unrelated.status == "not checked" and "agree" in unrelated.sentence and none is None
 
 
 # Tests
