@@ -11,6 +11,7 @@ __all__ = [
     "PSEUDONYMISE",
     "PSEUDONYMISE_COLUMNS",
     "SCHEDULER",
+    "SHOW_ANNOTATORS",
     "check_kind",
     "check_positive",
     "check_range",
@@ -29,6 +30,12 @@ PSEUDONYMISE_COLUMNS = (
     "Further columns of people that --pseudonymise hashes; other columns are written as they are."
 )
 """Help of the option `pseudonymise_columns` of the commands that write other columns too."""
+
+SHOW_ANNOTATORS = (
+    "Annotators whom figures and tables of the page show, by name; by their pseudonyms where they "
+    "have any. Default: of many, a selection from weakest to strongest."
+)
+"""Help of the option `show_annotators` of the commands that write a page of annotators."""
 
 SCHEDULER = "Address of a dask scheduler, whose workers do the work: tcp://HOST:8786."
 """Help of the option `scheduler` of the commands whose work can be spread over machines."""

@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixdpo_pyro.cli.options import CompareOptions, EnvOptions, InitOptions, MarginsOptions
+from mixdpo_pyro.cli.options import (
+    CompareOptions,
+    EnvOptions,
+    InitOptions,
+    MarginsOptions,
+    ReportOptions,
+)
 from mixdpo_pyro.cli.paths import (
     check_columns,
     check_file,
@@ -34,7 +40,7 @@ from mixdpo_pyro.diagnosis.config import (
     RivalsConfig,
     split_formula,
 )
-from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io import (
     added_to_result,
     check_output,
@@ -223,6 +229,8 @@ def _diagnose(parser: "CommandParser", words: Words) -> Iterable[str]:
         check_columns(config.second)
     check_salt_file(config.pseudonymise)
     if config.output_dir is None:
+        if config.show_annotators:
+            raise ConfigError("show_annotators: needs --output_dir, where the page is written")
         from mixdpo_pyro.diagnosis.diagnosing import diagnose_margins, diagnosis_lines
 
         return diagnosis_lines(*diagnose_margins(named.margins, config))
@@ -387,12 +395,12 @@ def _simulate(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 
 def _report(parser: "CommandParser", words: Words) -> Iterable[str]:
-    (named,) = parser.read(words)
+    config, named = parser.read(words)
     check_run(named.run)
     with added_to_result(named.run):
         from mixdpo_pyro.reporting.run_report import write_report
 
-        return [f"wrote {write_report(named.run)}"]
+        return [f"wrote {write_report(named.run, config.show_annotators)}"]
 
 
 def _export(parser: "CommandParser", words: Words) -> Iterable[str]:
@@ -483,8 +491,8 @@ COMMANDS = {
             SimulateConfig,
         ),
         Command(
-            "report", "write the report of a finished run again", _report,
-            positional={"run": "folder of a finished run"}, example="RUN",
+            "report", "write the report of a finished run again", _report, ReportOptions,
+            {"run": "folder of a finished run"}, "RUN [--show_annotators ID ID]",
         ),
         Command("env", "versions and machine, for a bug report", _env, EnvOptions),
     )

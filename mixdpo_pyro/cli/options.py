@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from mixdpo_pyro.config_fields import option
+from mixdpo_pyro.config_fields import SHOW_ANNOTATORS, option
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.training.reference_config import ReferenceConfig
 
-__all__ = ["CompareOptions", "EnvOptions", "InitOptions", "MarginsOptions"]
+__all__ = ["CompareOptions", "EnvOptions", "InitOptions", "MarginsOptions", "ReportOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,13 @@ class CompareOptions:
 
     output: str | None = option("HTML file to write.", None, short="-o")
     overwrite: bool = option("Replace that file where something else wrote it.", False)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of `mixdpo report`."""
+
+    show_annotators: list[str] = option(SHOW_ANNOTATORS, [])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 from mixdpo_pyro.config_fields import (
     PSEUDONYMISE,
     SCHEDULER,
+    SHOW_ANNOTATORS,
     check_kind,
     check_positive,
     check_range,
@@ -99,6 +100,7 @@ class DiagnoseConfig:
         "Median of the mean strength's prior. Default: the one strength that fits best.", None
     )
     pseudonymise: str | None = option(PSEUDONYMISE, None)
+    show_annotators: list[str] = option(SHOW_ANNOTATORS, [])
     num_samples: int = option("Posterior draws.", 1000)
     draw_strengths: bool = option(
         "Keep up to 50,000,000 draws of the annotators' strengths in `posterior.nc`, in place of "

@@ -14,7 +14,7 @@ from mixdpo_pyro.diagnosis.tables import (
     effect_table,
     group_table,
 )
-from mixdpo_pyro.errors import DataError
+from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.inference import fit_strength_effects, save_arviz, to_datatree
 from mixdpo_pyro.inference.choices import Choices, read_choices, typical_size
 from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
@@ -31,6 +31,7 @@ from mixdpo_pyro.reporting.diagnosis_record import (
     Quantiles,
 )
 from mixdpo_pyro.reporting.diagnosis_report import write_diagnosis_report
+from mixdpo_pyro.reporting.figures.annotators import check_shown
 from mixdpo_pyro.reporting.recommendation import advise
 from mixdpo_pyro.reporting.records import write_record
 
@@ -60,6 +61,7 @@ def diagnose_margins(
         The diagnosis, and the data it is about.
 
     Raises:
+        ConfigError: If the page is to show somebody who is no annotator.
         DataError: Naming the file, column and row that cannot be used.
     """
     config = config or DiagnoseConfig()
@@ -70,6 +72,8 @@ def diagnose_margins(
     )  # fmt: skip
     second = None if config.second is None else _read_second(config.second, data)
     data = data.pseudonymised(config.pseudonymise)
+    if config.show_annotators:
+        _check_shown(config, data)
     try:
         choices = read_choices(
             data.margin, data.annotator, **data.done, ties=config.ties, **data.judged
@@ -98,6 +102,16 @@ def diagnose_margins(
     if _looks_cut(data):
         diagnosis = replace(diagnosis, verdict=_doubt(diagnosis.verdict, data))
     return diagnosis, data
+
+
+def _check_shown(config: DiagnoseConfig, data: MarginData) -> None:
+    """Refuse early whom the page could not show."""
+    labels, counts = np.unique(
+        [] if data.annotator is None else data.annotator, return_counts=True
+    )
+    if counts.max(initial=0) < 2:
+        raise ConfigError("show_annotators: expected annotators with several choices each")
+    check_shown(config.show_annotators, labels.tolist())
 
 
 def _check_covariates(choices: Choices, data: MarginData) -> None:
@@ -179,7 +193,9 @@ def write_diagnosis(
     save_arviz(tree, folder / "posterior.nc")
     record = make_record(diagnosis, data, config, command)
     write_record(record, folder / DIAGNOSIS_FILE)
-    write_diagnosis_report(diagnosis, record, annotators, groups, differences, folder)
+    write_diagnosis_report(
+        diagnosis, record, annotators, groups, differences, folder, config.show_annotators
+    )
 
 
 def make_record(

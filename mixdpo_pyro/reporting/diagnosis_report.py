@@ -1,5 +1,6 @@
 """The page of a diagnosis: one self-contained HTML file, the verdict first."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def write_diagnosis_report(
     groups: pd.DataFrame | None,
     differences: pd.DataFrame | None,
     folder: Path,
+    show_annotators: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and `figures/` into a diagnosis folder.
 
@@ -57,17 +59,19 @@ def write_diagnosis_report(
         groups: Table of groups, or None.
         differences: Table of what people differ in, or None.
         folder: The folder.
+        show_annotators: Annotators whom figure and table show; default, of many a selection.
 
     Returns:
         Path of the page.
     """
-    figures, images = embed_figures(_figures(diagnosis, record, annotators))
+    figures, images = embed_figures(_figures(diagnosis, record, annotators, show_annotators))
     page = render_page(
         "diagnosis.html",
         record=record,
         headline=headline(record.verdict),
         figures=figures,
-        annotators=None if annotators is None else _ends(annotators),
+        annotators=None if annotators is None else _shown(annotators, show_annotators),
+        are_named=bool(show_annotators),
         num_careless=0 if annotators is None else int((annotators["p_careless"] > 0.9).sum()),
         groups=None if groups is None else _rows(groups.head(2 * _ROWS), "group"),
         differences=None if differences is None else _rows(differences, "part"),
@@ -78,8 +82,10 @@ def write_diagnosis_report(
     return write_page(page, folder / "report.html")
 
 
-def _ends(table: pd.DataFrame) -> list[dict[str, Any]]:
-    if len(table) > 2 * _ROWS:
+def _shown(table: pd.DataFrame, show_annotators: Sequence[str]) -> list[dict[str, Any]]:
+    if show_annotators:
+        table = table[table["annotator"].isin(show_annotators)]
+    elif len(table) > 2 * _ROWS:
         table = pd.concat([table.head(_ROWS), table.tail(_ROWS)])
     return _rows(table, "annotator")
 
@@ -101,7 +107,10 @@ def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
 
 
 def _figures(
-    diagnosis: Diagnosis, record: DiagnosisRecord, annotators: pd.DataFrame | None
+    diagnosis: Diagnosis,
+    record: DiagnosisRecord,
+    annotators: pd.DataFrame | None,
+    show_annotators: Sequence[str],
 ) -> dict[str, PageFigure]:
     intervals = {"main fit": diagnosis.result.posterior.interval("cv")} | {
         check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
@@ -128,10 +137,9 @@ def _figures(
     if annotators is not None and posterior.annotators:
         figures["annotators"] = PageFigure(
             "Annotators",
-            f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals; "
-            "of many, forty evenly spread over the order.",
-            _plot_annotators(posterior),
-            who_is_shown(len(annotators)),
+            f"Strength of {len(annotators):,} annotators relative to their mean, 90% intervals.",
+            _plot_annotators(posterior, show_annotators),
+            who_is_shown(len(annotators), show_annotators),
         )
     return figures
 
@@ -157,12 +165,13 @@ def _agreement(diagnosis: Diagnosis) -> PageFigure:
     )
 
 
-def _plot_annotators(posterior: Posterior) -> Figure:
+def _plot_annotators(posterior: Posterior, show_annotators: Sequence[str]) -> Figure:
+    labels = posterior.annotators
     if posterior.strength is not None:
-        return plot_annotators(posterior.strength, posterior.annotators)
+        return plot_annotators(posterior.strength, labels, show_annotators=show_annotators)
     summary = posterior.strength_summary
     low, middle, high = (summary[k] / summary["mean"].mean() for k in ("q05", "q50", "q95"))
-    return plot_annotator_intervals(low, middle, high, posterior.annotators)
+    return plot_annotator_intervals(low, middle, high, labels, show_annotators=show_annotators)
 
 
 def _curves(diagnosis: Diagnosis) -> dict[str, tuple[np.ndarray, np.ndarray]]:

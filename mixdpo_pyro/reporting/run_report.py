@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from mixdpo_pyro.inference.choices import orient_at_random
 from mixdpo_pyro.inference.posterior import Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
-from mixdpo_pyro.reporting.figures.annotators import plot_annotators, who_is_shown
+from mixdpo_pyro.reporting.figures.annotators import check_shown, plot_annotators, who_is_shown
 from mixdpo_pyro.reporting.figures.run import (
     plot_prior_to_posterior,
     plot_reliability,
@@ -37,25 +38,32 @@ from mixdpo_pyro.training.model_card import CHOICE_WORDS
 __all__ = ["learned_rows", "run_lines", "threshold_rows", "write_report"]
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, show_annotators: Sequence[str] = ()) -> Path:
     """Write `report.html` and `figures/` into a run folder.
+
+    Args:
+        folder: The folder.
+        show_annotators: Annotators whom the figure shows; default, all, and of more than forty a
+            selection.
 
     Returns:
         Path of the report.
 
     Raises:
+        ConfigError: If there is no annotator of such a name.
         OutputError: If the folder is not a run folder, or one of its files is damaged.
     """
     run = FinishedRun.load(folder)
-    page, images = _page(run)
+    check_shown(show_annotators, run.posterior.annotators)
+    page, images = _page(run, show_annotators)
     write_images(images, run.folder)
     return write_page(page, run.folder / "report.html")
 
 
-def _page(run: FinishedRun) -> tuple[str, dict[str, bytes]]:
+def _page(run: FinishedRun, show_annotators: Sequence[str]) -> tuple[str, dict[str, bytes]]:
     """The page, and its images by the names of their files."""
     health = check_run(run)
-    figures, images = embed_figures(_figures(run, health))
+    figures, images = embed_figures(_figures(run, health, show_annotators))
     page = render_page(
         "report.html", run=run, record=run.record, health=health, rows=learned_rows(run),
         thresholds=threshold_rows(run), figures=figures, advice=advice_on(run, health),
@@ -154,7 +162,9 @@ def _learned_row(source: str, posterior: Posterior, slope: float | None) -> dict
     }
 
 
-def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
+def _figures(
+    run: FinishedRun, health: HealthReport, show_annotators: Sequence[str]
+) -> dict[str, PageFigure]:
     """Name -> title, alternative text and figure; those without finite numbers are dropped."""
     truth, strength = run.record.truth, run.posterior.strength
     figures = _posterior_figures(run, health) if _has_finite_draws(run) else {}
@@ -170,9 +180,12 @@ def _figures(run: FinishedRun, health: HealthReport) -> dict[str, PageFigure]:
             "Annotators",
             _annotator_words(run.posterior),
             plot_annotators(
-                strength, run.posterior.annotators, truth.strengths if truth else None
+                strength,
+                run.posterior.annotators,
+                truth.strengths if truth else None,
+                show_annotators,
             ),
-            who_is_shown(len(run.posterior.annotators)),
+            who_is_shown(len(run.posterior.annotators), show_annotators),
         )
     return figures
 
@@ -262,10 +275,9 @@ def _training_words(run: FinishedRun) -> str:
 def _annotator_words(posterior: Posterior) -> str:
     relative = posterior.draws["strength"].mean(0)
     order = np.argsort(relative)
-    shown = "" if len(order) <= 40 else "; of many, forty evenly spread over the order"
     weakest, strongest = (posterior.annotators[order[k]] for k in (0, -1))
     return (
-        f"Strength of {len(order):,} annotators relative to their mean, 90% intervals{shown}; "
+        f"Strength of {len(order):,} annotators relative to their mean, 90% intervals; "
         f"weakest {weakest}, strongest {strongest}."
     )
 

@@ -133,6 +133,7 @@ def test_diagnose_writes_everything(capsys, tmp_path):
     status, text, error = run_cli(
         capsys, "diagnose", tmp_path / "m.parquet", "-o", out, "--group", "topic",
         "--second", tmp_path / "second.csv", "--num_samples", 300,
+        "--show_annotators", "p7", "p30",
     )  # fmt: skip
     assert (status, error) == (0, "")
     assert text.startswith("heterogeneous: ")
@@ -152,6 +153,10 @@ def test_diagnose_writes_everything(capsys, tmp_path):
     page = (out / "report.html").read_text()
     assert page.index("heterogeneous") < page.index("What the answer rests on")
     assert page.count("<img") == page.count('alt="') == 5
+    rows = page.split("<h2>Annotators</h2>")[1]
+    named = [name for name in people["annotator"] if f">{name}</td>" in rows.split("</table>")[0]]
+    assert sorted(named) == ["p30", "p7"]
+    assert "2 of 40 annotators, those that were named" in page
     assert "http" not in page.replace("http-equiv", "")
     status, _, error = run_cli(capsys, "diagnose", tmp_path / "m.parquet", "-o", out)
     assert status == 1 and "--overwrite" in error
@@ -303,6 +308,11 @@ def test_wrong_files_and_options_are_one_line(capsys, tmp_path):
         ((path, "--second", tmp_path / "short.csv"), "has 30 rows, but"),
         ((path, "--num_samples", 5), "num_samples: expected at least 100"),
         ((path, "--family", "weibull"), "invalid choice: 'weibull'"),
+        ((path, "--show_annotators", "p1"), "show_annotators: needs --output_dir"),
+        (
+            (path, "--show_annotators", "p1", "ann", "-o", tmp_path / "out"),
+            "show_annotators: 'ann' is no annotator of 40, such as 'p0'",
+        ),
     ):
         status, _, error = run_cli(capsys, "diagnose", *arguments)
         assert status in (1, 2) and message in error and "\n" not in error

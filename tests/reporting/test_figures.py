@@ -3,7 +3,12 @@ import pytest
 from scipy import integrate, stats
 
 from mixdpo_pyro.data.simulation import Truth
-from mixdpo_pyro.reporting.figures.annotators import plot_annotator_intervals, plot_annotators
+from mixdpo_pyro.errors import ConfigError
+from mixdpo_pyro.reporting.figures.annotators import (
+    plot_annotator_intervals,
+    plot_annotators,
+    who_is_shown,
+)
 from mixdpo_pyro.reporting.figures.posterior import plot_cv, smooth_density
 from mixdpo_pyro.reporting.figures.run import (
     _relative_density,
@@ -103,6 +108,16 @@ def test_many_annotators_are_thinned_from_weakest_to_strongest():
     shown = lines_of(figure)["posterior, 90%"].get_xdata()
     assert len(shown) == 40
     assert np.all(np.diff(shown) >= 0)
+
+
+def test_named_annotators_are_shown_relative_to_all_and_others_are_refused():
+    strengths, labels = np.tile([3.0, 1.0, 2.0, 6.0], (10, 1)), ["c", "a", "b", "d"]
+    figure = plot_annotators(strengths, labels, show_annotators=["d", "a"])
+    np.testing.assert_allclose(lines_of(figure)["posterior, 90%"].get_xdata(), [1 / 3, 2.0])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "d"]
+    with pytest.raises(ConfigError, match="show_annotators: 'x' is no annotator of 4, such as"):
+        plot_annotators(strengths, labels, show_annotators=["a", "x"])
+    assert who_is_shown(99, ["a", "d"]).startswith("2 of 99 annotators, those that were named")
 
 
 def test_training_figure_takes_the_logged_steps():

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 from markupsafe import escape
 
+from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.errors import OutputError
 from mixdpo_pyro.inference import fit, save_arviz, to_arviz
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck, RobustnessStatus
@@ -198,6 +199,13 @@ def test_page_has_every_figure_with_alt_text_and_escapes_what_it_is_given(run_fo
     assert "mixdpo train &lt;b&gt;" in page
     assert "2 with empty response" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_who_is_shown_can_be_named(run_folder, capsys):
+    assert main(["report", str(run_folder), "--show_annotators", "c", "a"]) == 0
+    assert "2 of 3 annotators, those that were named." in (run_folder / "report.html").read_text()
+    assert main(["report", str(run_folder), "--show_annotators", "c", "zoe"]) == 2
+    assert "show_annotators: 'zoe' is no annotator of 3, such as 'a'" in capsys.readouterr().err
 
 
 def test_summary_says_verdict_and_table(run_folder):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.figures.style import (
     HELD_OUT,
@@ -15,13 +16,19 @@ from mixdpo_pyro.reporting.figures.style import (
     make_figure,
 )
 
-__all__ = ["plot_annotator_intervals", "plot_annotators", "plot_correlations", "who_is_shown"]
+__all__ = [
+    "check_shown", "plot_annotator_intervals", "plot_annotators", "plot_correlations",
+    "who_is_shown",
+]  # fmt: skip
 
 _MAX_ANNOTATORS = 40
 
 
 def plot_annotators(
-    strengths: np.ndarray, labels: Sequence[str], truth: dict[str, float] | None = None
+    strengths: np.ndarray,
+    labels: Sequence[str],
+    truth: dict[str, float] | None = None,
+    show_annotators: Sequence[str] = (),
 ) -> Figure:
     """Strength of each annotator relative to the mean over annotators, with 90% interval.
 
@@ -29,10 +36,15 @@ def plot_annotators(
         strengths: Posterior draws, shape `(samples, annotators)`.
         labels: Annotator labels.
         truth: True strengths by label; shown relative to the mean over all of them.
+        show_annotators: Labels of those to show; default, all, and of more than forty a selection
+            that is evenly spread from weakest to strongest. The mean is that of all.
+
+    Raises:
+        ConfigError: If one of those to show is none of the labels.
     """
     relative = strengths / strengths.mean(axis=1, keepdims=True)
     low, middle, high = np.quantile(relative, [0.05, 0.5, 0.95], axis=0)
-    return plot_annotator_intervals(low, middle, high, labels, truth)
+    return plot_annotator_intervals(low, middle, high, labels, truth, show_annotators)
 
 
 def plot_annotator_intervals(
@@ -41,10 +53,14 @@ def plot_annotator_intervals(
     high: np.ndarray,
     labels: Sequence[str],
     truth: dict[str, float] | None = None,
+    show_annotators: Sequence[str] = (),
 ) -> Figure:
     """The same from the 5%, 50% and 95% quantiles of relative strengths."""
+    check_shown(show_annotators, labels)
     order = np.argsort(middle)
-    if len(order) > _MAX_ANNOTATORS:
+    if show_annotators:
+        order = order[np.isin(np.asarray(labels)[order], list(show_annotators))]
+    elif len(order) > _MAX_ANNOTATORS:
         order = order[np.linspace(0, len(order) - 1, _MAX_ANNOTATORS).round().astype(int)]
     rows = np.arange(len(order))
     figure, axes = make_figure(height=1.2 + 0.18 * len(order))
@@ -66,8 +82,23 @@ def plot_annotator_intervals(
     return figure
 
 
-def who_is_shown(number: int) -> str:
+def check_shown(show_annotators: Sequence[str], labels: Sequence[str]) -> None:
+    """Refuse a name that no annotator has.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
+    known = set(labels)
+    for name in show_annotators:
+        if name not in known:
+            some = f" of {len(known):,}, such as '{abridged(labels[0])}'" if known else ""
+            raise ConfigError(f"show_annotators: '{name}' is no annotator{some}")
+
+
+def who_is_shown(number: int, show_annotators: Sequence[str] = ()) -> str:
     """Which of so many annotators the figures show, as a sentence."""
+    if show_annotators:
+        return f"{len(set(show_annotators)):,} of {number:,} annotators, those that were named."
     if number <= _MAX_ANNOTATORS:
         return f"All {number:,} annotators."
     return f"{_MAX_ANNOTATORS} of {number:,} annotators, evenly spread from weakest to strongest."
