@@ -536,7 +536,7 @@ BASES: dict[str, list[str]] = {
     "export": ["run", "--weights", "-o", "out"],
     "judges": ["v.csv", "--left", "a", "--right", "b", "--winner", "w"],
     "power": ["--pairs", "20", "--annotators", "4", "--simulations", "1"],
-    "init": ["--dataset_name", "few.csv", "-o", "out"],
+    "init": ["few.csv", "-o", "out"],
     "simulate": ["-o", "out", "--num_annotators", "2", "--pairs_per_annotator", "2"],
     "report": ["run"],
     "env": [],

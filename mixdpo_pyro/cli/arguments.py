@@ -47,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
         summary: What it does.
         configs: Dataclasses whose fields are its options, with their help as metadata.
         positional: Further arguments without a flag, name -> help; a name that ends in `+` takes
-            one value or more.
+            one value or more, one that ends in `?` may be left away.
         file: Help of `--config FILE`, for a command that takes a file of its own kind.
     """
 
@@ -59,7 +59,8 @@ class CommandParser(argparse.ArgumentParser):
         positional: dict[str, str] | None = None,
         file: str | None = None,
     ) -> None:
-        words = [name.rstrip("+").upper() for name in positional or ()]
+        names = {name: name.rstrip("+?").upper() for name in positional or ()}
+        words = [f"[{word}]" if name.endswith("?") else word for name, word in names.items()]
         super().__init__(
             prog=f"mixdpo {command}",
             usage=" ".join(["%(prog)s", *words, "[options]"]),
@@ -72,8 +73,8 @@ class CommandParser(argparse.ArgumentParser):
             self._add_options(config)
         self._has_positional = bool(positional)
         for name, text in (positional or {}).items():
-            count = "+" if name.endswith("+") else None
-            self.add_argument(name.rstrip("+"), nargs=count, metavar=words.pop(0), help=text)
+            count = name[-1] if name[-1] in "+?" else None
+            self.add_argument(name.rstrip("+?"), nargs=count, metavar=names[name], help=text)
         if file is not None:
             self.add_argument("--config", metavar="FILE", required=True, help=file)
 
@@ -87,7 +88,8 @@ class CommandParser(argparse.ArgumentParser):
         Raises:
             ConfigError: Naming the option that is wrong.
         """
-        namespace, unknown = self.parse_known_args(self._close_switches(words))
+        # Intermixed: an argument that may be left away else counts as left away behind an option.
+        namespace, unknown = self.parse_known_intermixed_args(self._close_switches(words))
         self.refuse(unknown)
         values = vars(namespace)
         found: list[Any] = [

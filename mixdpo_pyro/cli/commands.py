@@ -77,7 +77,8 @@ class Command:
         summary: What it does.
         run: Takes the parser and the words; gives the lines of its result.
         config: Its options.
-        positional: Its arguments without a flag, name -> help.
+        positional: Its arguments without a flag, name -> help; with `+` one or more, with `?` one
+            or none.
         example: How it is called, for the overview.
         can_resume: Whether `--resume` goes on where it was interrupted.
         file: Help of its `--config FILE`, if it takes a file of its own kind.
@@ -342,6 +343,8 @@ def _winrate(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_vote_columns(config.prompts, "prompt")
     if config.judge != "oracle":
         check_model(config.judge, "judge", may_be_adapter=False)
+    if config.reference is not None:
+        check_model(config.reference, "reference")
     with staged_folder(
         config.output_dir, config.overwrite, config.resume, WINRATE_FILE,
         (*runs, config.prompts, config.reference),
@@ -367,16 +370,19 @@ def _power(parser: "CommandParser", words: Words) -> Iterable[str]:
 
 
 def _init(parser: "CommandParser", words: Words) -> Iterable[str]:
-    (config,) = parser.read(words)
-    check_pairs(config.dataset_name, None, "chosen", "rejected")
+    config, named = parser.read(words)
+    if (named.data is None) == (config.dataset_name is None):
+        raise ConfigError("dataset_name: expected one dataset, as DATA or as --dataset_name")
+    data = named.data or config.dataset_name
+    check_pairs(data, None, "chosen", "rejected")
     with staged_folder(
-        config.output_dir, config.overwrite, marker="init.json", inputs=(config.dataset_name,)
+        config.output_dir, config.overwrite, marker="init.json", inputs=(data,)
     ) as folder:
         from mixdpo_pyro.data.loading import load_preferences
         from mixdpo_pyro.training.tiny_llama import build_reference
 
-        build_reference(load_preferences(config.dataset_name).pairs, config, folder)
-        facts = asdict(config)
+        build_reference(load_preferences(data).pairs, config, folder)
+        facts = asdict(config) | {"dataset_name": data}
         del facts["output_dir"], facts["overwrite"]
         write_json(facts, folder / "init.json")
     return [f"wrote {config.output_dir}"]
@@ -484,7 +490,7 @@ COMMANDS = {
         ),
         Command(
             "init", "build a small Llama and its tokenizer from the text of a dataset", _init,
-            InitOptions,
+            InitOptions, {"data?": _DATA}, "DATA -o FOLDER",
         ),
         Command(
             "simulate", "write a simulated preference dataset with known truth", _simulate,

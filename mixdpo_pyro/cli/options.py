@@ -20,7 +20,7 @@ class MarginsOptions(MarginsConfig):
 class InitOptions(ReferenceConfig):
     """Options of `mixdpo init`."""
 
-    dataset_name: str = option("Local file, saved dataset folder or hub name.")
+    dataset_name: str | None = option("The same as DATA.", None)
     output_dir: str = option("Folder for model and tokenizer.", short="-o")
     overwrite: bool = option("Replace what an earlier `mixdpo init` wrote.", False)
 

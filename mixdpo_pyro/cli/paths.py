@@ -18,7 +18,11 @@ __all__ = [
     "check_vote_columns",
 ]
 
-_DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.gz)?$", re.IGNORECASE)
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|parquet)(\.(gz|bz2|xz))?$", re.IGNORECASE)
+
+_OTHER_FILE = re.compile(
+    r"\.(txt|tsv|xlsx?|ya?ml|arrow|zip|tar|gz|safetensors|bin|gguf|pth?|ckpt)$", re.IGNORECASE
+)
 
 _PATH = re.compile(r"^[.~]{0,2}/|/.*/|^~")
 """No hub has such names: absolute, from here or from home, or with more than one slash."""
@@ -111,9 +115,11 @@ def check_source(name: str) -> None:
     Raises:
         DataError: Naming it.
     """
-    is_file = bool(_DATA_FILE.search(name))
-    if (is_file or _PATH.search(name)) and not Path(name).expanduser().exists():
-        raise DataError(f"{name}: no such file{'' if is_file else ' or folder'}")
+    if Path(name).expanduser().exists():
+        return
+    is_file = bool(_DATA_FILE.search(name) or _OTHER_FILE.search(name))
+    if is_file or _is_local(name):
+        raise DataError(f"{name}: no such file{'' if is_file else ' or folder'}{_why(name)}")
 
 
 def check_model(name: str, key: str, may_be_adapter: bool = True) -> None:
@@ -129,13 +135,30 @@ def check_model(name: str, key: str, may_be_adapter: bool = True) -> None:
         ConfigError: Naming the key.
     """
     folder = Path(name).expanduser()
-    if _PATH.search(name) and not folder.is_dir():
-        raise ConfigError(f"{key}: there is no folder '{name}'")
+    if not folder.is_dir() and (_is_local(name) or _OTHER_FILE.search(name)):
+        raise ConfigError(f"{key}: there is no folder '{name}'{_why(name)}")
     if not may_be_adapter and (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"{key}: '{name}' holds an adapter, which the reference would lose; merge it into its "
             "base model first (peft's merge_and_unload)"
         )
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name is a path by its form, or by the folder that it would stand in."""
+    return bool(_PATH.search(name)) or _has_parent(name)
+
+
+def _has_parent(name: str) -> bool:
+    parent = Path(name).parent
+    return parent != Path() and parent.is_dir()
+
+
+def _why(name: str) -> str:
+    """Why a name that a hub could have is not looked up there."""
+    if _PATH.search(name) or not _has_parent(name):
+        return ""
+    return f"; no hub is asked for it, since the folder '{Path(name).parent}' is here"
 
 
 def check_result(path: str) -> None:

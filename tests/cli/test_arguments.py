@@ -112,6 +112,14 @@ def test_a_switch_before_a_file_does_not_take_it():
     assert (named.model, named.reference, named.data) == ("policy", "base", "d.csv")
 
 
+@pytest.mark.parametrize("line", ["p.csv -o x", "-o x p.csv", "-o x --overwrite p.csv"])
+def test_an_argument_that_may_be_left_away_stands_anywhere(line):
+    config, named = PARSERS["init"].read(line.split())
+    assert (named.data, config.output_dir, config.dataset_name) == ("p.csv", "x", None)
+    config, named = PARSERS["init"].read(["--dataset_name", "p.csv", "-o", "x"])
+    assert (named.data, config.dataset_name) == (None, "p.csv")
+
+
 def test_lists_and_several_runs_are_read():
     config, named = PARSERS["diagnose"].read(["m.csv", "--group", "topic", "policy"])
     assert (named.margins, config.group) == ("m.csv", ["topic", "policy"])
@@ -127,7 +135,8 @@ def test_lists_and_several_runs_are_read():
         ("doctor", ["d.csv", "more"], "unexpected 'more'; see mixdpo doctor --help"),
         ("doctor", ["d.csv", "--max_length", "long"], "argument --max_length.*invalid int value"),
         ("doctor", [], "the following arguments are required: DATA; see mixdpo doctor --help"),
-        ("init", ["-o", "x"], "the following arguments are required: --dataset_name"),
+        ("init", ["p.csv"], "the following arguments are required: --output_dir"),
+        ("init", ["p.csv", "more", "-o", "x"], "unexpected 'more'"),
         ("diagnose", ["m.csv", "--family", "weibull"], "invalid choice: 'weibull'"),
         ("diagnose", ["m.csv", "--overwrite=maybe"], "expected true or false, got 'maybe'"),
     ],
@@ -236,6 +245,12 @@ EARLY = [
     "compare here",
     "report none",
     "init --dataset_name none.csv -o o",
+    "init none.csv -o o",
+    "init p.csv --dataset_name p.csv -o o",
+    "init -o o",
+    "init here/none -o o",
+    "margins here/none r p.csv -o m.parquet",
+    "winrate none --prompts p.csv --judge oracle -o o",
     "demo -o here",
 ]
 

@@ -296,7 +296,7 @@ def test_init_and_simulate_feed_train(capsys, tmp_path):
     )
     assert status == 0
     status, _, _ = run_cli(
-        capsys, "init", "--dataset_name", world / "pairs.parquet", "--output_dir", model,
+        capsys, "init", world / "pairs.parquet", "--output_dir", model,
         "--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--vocab_size", 320,
         "--sft_steps", 2,
     )  # fmt: skip

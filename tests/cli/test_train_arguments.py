@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import types
 
 import pytest
@@ -8,6 +9,7 @@ from trl import DPOConfig, ModelConfig, TrlParser
 from mixdpo_pyro.cli import training_options
 from mixdpo_pyro.cli.arguments import CommandParser
 from mixdpo_pyro.cli.commands import COMMANDS
+from mixdpo_pyro.cli.paths import check_model, check_source
 from mixdpo_pyro.cli.train_arguments import TrainParser, parse_train_arguments
 from mixdpo_pyro.errors import ConfigError, DataError, OutputError
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -171,10 +173,32 @@ def test_missing_files_and_pairs_say_so(tmp_path, config_file):
         parse(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(ConfigError, match="dataset_name"):
         parse(["--model_name_or_path", "m", "--output_dir", "o"])
-    with pytest.raises(DataError, match=r"^none\.csv\.gz: no such file$"):
-        parse(["--config", config_file, "--dataset_name", "none.csv.gz"])
+    for name in ("none.csv.gz", "none.csv.xz"):
+        with pytest.raises(DataError, match=f"^{re.escape(name)}: no such file$"):
+            parse(["--config", config_file, "--dataset_name", name])
     with pytest.raises(DataError, match=r"^\./none: no such file or folder$"):
         parse(["--config", config_file, "--dataset_name", "./none"])
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("models/none", "; no hub is asked for it, since the folder 'models' is here"),
+        ("./none", ""), ("~/none/at/all", ""), ("a/b/c", ""), ("weights.safetensors", ""),
+    ],
+)  # fmt: skip
+def test_names_of_paths_are_not_looked_up_on_a_hub(tmp_path, monkeypatch, name, why):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=re.escape(f"key: there is no folder '{name}'{why}")):
+        check_model(name, "key")
+    is_file = name.endswith(".safetensors")
+    words = f"{name}: no such file{'' if is_file else ' or folder'}{why}"
+    with pytest.raises(DataError, match=f"^{re.escape(words)}$"):
+        check_source(name)
+    for found in ("models/here", "Qwen/Qwen2.5-0.5B-Instruct", "gpt2", "user/data.v2"):
+        check_model(found, "key")
+        check_source(found)
 
 
 def test_a_folder_of_other_files_is_refused_at_once(tmp_path, config_file):
