@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from scenarios import TRAINING_MARKS, two_workers
@@ -277,8 +278,7 @@ def test_a_process_ends_when_its_worker_is_killed(tmp_path):
 
 
 def running_commands():
-    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return found.stdout
+    return "\n".join(" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the sockets of the worker that is killed
@@ -288,10 +288,8 @@ def test_a_sweep_on_a_cluster_goes_on_where_a_worker_is_killed(tmp_path, values,
         monkeypatch,
         "first = 'a/beta-0.1/seed-0'\n"
         "if first in str(out) and tries.read_text().count(first) < 2:\n"
-        "    import os, signal, subprocess\n"
-        "    ask = ['ps', '-o', 'ppid=', '-p', str(os.getppid())]\n"
-        "    worker = int(subprocess.run(ask, capture_output=True, text=True).stdout)\n"
-        "    os.kill(worker, signal.SIGKILL)\n"
+        "    import os, psutil\n"
+        "    psutil.Process(os.getppid()).parent().kill()\n"
         "    time.sleep(60)\n",
     )
     with two_workers() as cluster:
