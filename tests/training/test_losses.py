@@ -8,7 +8,9 @@ import torch
 from scenarios import TRAINING_MARKS, small_world, train_dpo, train_mixdpo
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import utils
 
+from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.training.config import MixDPOConfig
 from mixdpo_pyro.training.learned_strength import Strength, StrengthConfig
 from mixdpo_pyro.training.losses.accepted import _REFUSED
@@ -78,8 +80,10 @@ def test_divergence_is_that_of_guide_and_prior():
 @pytest.mark.parametrize(
     "settings",
     [{"loss_type": ["sigmoid", "sft"], "loss_weights": [0.5, 2.0]},
-     {"loss_type": ["sft", "sigmoid"]}, {"use_weighting": True}, {"ld_alpha": 0.3}],
-    ids=["sft", "sft first", "wpo", "ld"],
+     {"loss_type": ["sft", "sigmoid"]}, {"ld_alpha": 0.3},
+     pytest.param({"use_weighting": True}, marks=pytest.mark.skipif(
+         not hasattr(utils, "add_fused_lm_head"), reason="this trl has no fused head"))],
+    ids=["sft", "sft first", "ld", "wpo"],
 )  # fmt: skip
 def test_other_losses_are_those_of_trl(tmp_path, policy_folder, settings):
     """A fixed strength: every loss, and the weights it moved to, are TRL's."""
@@ -88,6 +92,12 @@ def test_other_losses_are_those_of_trl(tmp_path, policy_folder, settings):
     np.testing.assert_allclose(logged(ours, "loss"), logged(trl, "loss"), atol=1e-5)
     for a, b in zip(ours.model.parameters(), trl.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_weighting_needs_a_trl_that_keeps_what_its_weights_are_made_of(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixdpo_pyro.training.losses.accepted.version", lambda _: "1.9.2")
+    with pytest.raises(ConfigError, match=r"use_weighting: not with trl 1\.9\.2; .* 1\.16"):
+        MixDPOConfig(str(tmp_path), use_weighting=True)
 
 
 def test_sft_stands_beside_the_mixed_likelihood(tmp_path, policy_folder):
@@ -125,7 +135,9 @@ def test_load_balancing_loss_of_experts_is_added_and_logged(tmp_path, policy_fol
     )  # fmt: skip
     for part in (Qwen3MoeForCausalLM(config), tokenizer):
         part.save_pretrained(tmp_path / "experts")
-    trainer = train_mixdpo(tmp_path, str(tmp_path / "experts"), max_steps=1)
+    trainer = train_mixdpo(
+        tmp_path, str(tmp_path / "experts"), max_steps=1, router_aux_loss_coef=0.5
+    )
     aux = logged(trainer, "aux_loss")[0]
     assert aux > 1  # of two experts in four that are used alike it is 2, and never below 1
     assert logged(trainer, "loss")[0] == pytest.approx(math.log(2) + 0.5 * aux, abs=1e-4)

@@ -4,6 +4,7 @@ Neither torch nor TRL is imported: a wrong value is refused before they are.
 """
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from mixdpo_pyro.errors import ConfigError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from trl import DPOConfig
 
 __all__ = ["check_losses", "check_strength"]
+
+_FUSED_HEAD = (1, 16)
 
 _ONE_RESPONSE = "it scores each response by itself, and a strength weighs differences"
 
@@ -109,6 +112,7 @@ def _check_types(loss_type: Sequence[str]) -> None:
 
 
 def _check_weighting(loss_type: Sequence[str], shares_strengths: bool, has_baseline: bool) -> None:
+    trl = version("trl")
     conflicts = {
         "loss_type 'sft'": ("sft" in loss_type, "that is a loss of tokens, not of pairs"),
         "annotator_column": (
@@ -116,6 +120,10 @@ def _check_weighting(loss_type: Sequence[str], shares_strengths: bool, has_basel
             "pairs that share a strength have one likelihood together",
         ),
         "baseline": (has_baseline, "other papers' losses take no weights"),
+        f"trl {trl}": (
+            tuple(map(int, trl.split(".")[:2])) < _FUSED_HEAD,
+            "its weights are read from the fused head that trl has since 1.16",
+        ),
     }
     for name, (is_given, why) in conflicts.items():
         if is_given:
