@@ -429,7 +429,7 @@ def check_pair_errors(
     except UnrelatedMarginsError as error:
         return RobustnessCheck(name, f"{error}.", RobustnessStatus.NOT_CHECKED), None
     if errors.source is not None:
-        return _known_size_check(main, errors), errors
+        return _known_size_check(main, result, errors), errors
     lead = "No pair or response is known to have been judged by several people"
     if choices.pair is None:
         lead = "The data do not say which pairs several people judged"
@@ -459,7 +459,7 @@ def _known_errors(checks: Sequence[RobustnessCheck]) -> RobustnessCheck | None:
     return None
 
 
-def _known_size_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
+def _known_size_check(main: Verdict, result: Fit, errors: PairErrors) -> RobustnessCheck:
     low, middle, high = map(float, np.quantile(errors.cv, [0.05, 0.5, 0.95]))
     if errors.source == "second policy":
         sentence = (
@@ -479,7 +479,10 @@ def _known_size_check(main: Verdict, errors: PairErrors) -> RobustnessCheck:
         status = RobustnessStatus.STANDS if high < ROPE else RobustnessStatus.CONTRADICTS
     else:
         status = evidence_status(main, errors.p_value < LEVEL)
+    ends = {"5%": 0.05, "median": 0.5, "95%": 0.95}
     numbers = _numbers(errors) | {"probability_not_small": float((errors.cv >= ROPE).mean())}
+    for name, level in ends.items():
+        numbers[f"attenuated cv, {name}"] = float(np.quantile(result.posterior.cv, level))
     return RobustnessCheck(PAIR_ERRORS, sentence, status, errors.p_value, (low, high), numbers)
 
 

@@ -12,10 +12,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from mixdpo_pyro.inference.choices import agreement
+from mixdpo_pyro.inference.choices import agreement, read_choices
 from mixdpo_pyro.inference.methods.log_joint import MAX_CV
 from mixdpo_pyro.inference.posterior import Posterior
-from mixdpo_pyro.inference.predictive import choice_probabilities, draw_choice_probabilities
+from mixdpo_pyro.inference.predictive import (
+    choice_probabilities,
+    draw_choice_probabilities,
+    draw_margin_errors,
+)
 from mixdpo_pyro.reporting.run_record import FinishedRun
 from mixdpo_pyro.reporting.training_tail import MIN_POINTS, TrainingTail
 from mixdpo_pyro.training.strength.mean_drift import MEAN_DRIFT, why_mean_drifts
@@ -350,9 +354,10 @@ def _lattice(posterior: Posterior) -> tuple[Status, str, str, str]:
 
     What can go wrong is that the posterior reaches beyond it.
     """
-    log_density = posterior.sample_stats["lp"]
     at_edge = float(np.mean(posterior.cv > 0.95 * MAX_CV))
-    is_good = at_edge <= MAX_EDGE and bool(np.isfinite(log_density).all())
+    is_good = at_edge <= MAX_EDGE
+    if posterior.margin_error is None:  # else draws come from the lattices of many sizes of errors
+        is_good &= bool(np.isfinite(posterior.sample_stats["lp"]).all())
     threshold = f"at most {MAX_EDGE:.0%} at the edge"
     sentence = (
         f"{posterior.num_samples:,} independent draws by quadrature over mean and cv, which "
@@ -410,7 +415,7 @@ def _training_agrees(run: FinishedRun) -> HealthCheck:
     if run.record.not_learned:
         return _inapplicable(name, threshold, run.record.not_learned)
     low, high = run.training.interval("cv")
-    other_low, other_high = run.held_out_cv_interval
+    other_low, other_high = run.posterior.interval("cv")
     if not np.isfinite([low, high, other_low, other_high]).all():
         return _unavailable(name, threshold, "Draws of cv are not finite.")
     learned = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
@@ -492,7 +497,7 @@ def _calibration_errors(
     predicted = choice_probabilities(point, size[order])[0]
     edges = np.linspace(0, len(size), _BINS + 1).astype(int)[:-1]
     expected = np.add.reduceat(predicted, edges)
-    annotator = _annotator(run)[order]
+    annotator, pair = _annotator(run)[order], _pair(run)[order]
     rng = np.random.default_rng((run.record.seed, 5))
 
     def errors(agrees: np.ndarray) -> np.ndarray:
@@ -501,7 +506,10 @@ def _calibration_errors(
 
     def replicate(number: int) -> np.ndarray:
         repeated = point.at(point.mean[0], point.cv[0], number)
-        chance = draw_choice_probabilities(repeated, size[order], rng, annotator=annotator)
+        error = draw_margin_errors(repeated, read_choices(size[order], pair=pair), rng)
+        chance = draw_choice_probabilities(
+            repeated, size[order], rng, annotator=annotator, error=error
+        )
         return errors(rng.random(chance.shape) < chance)
 
     at_once = int(np.clip(_MAX_CHOICES // len(size), 1, _REPLICATIONS))
@@ -517,6 +525,14 @@ def _annotator(run: FinishedRun) -> np.ndarray:
     if column is None or column not in run.margins:
         return np.arange(int(is_finite.sum()))
     return run.margins[column][is_finite].astype(str).to_numpy()
+
+
+def _pair(run: FinishedRun) -> np.ndarray:
+    """The pair of each finite margin; where pairs are not known, nobody shares one."""
+    is_finite = np.isfinite(run.margins["margin"].to_numpy(np.float64))
+    if "pair" not in run.margins:
+        return np.arange(int(is_finite.sum()))
+    return run.margins["pair"][is_finite].astype(str).to_numpy()
 
 
 def _annotators(run: FinishedRun) -> HealthCheck:

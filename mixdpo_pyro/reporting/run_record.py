@@ -17,7 +17,6 @@ from mixdpo_pyro.inference.choices import Choices, agreement, read_choices
 from mixdpo_pyro.inference.outcomes import Ties
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.robustness.checks import RobustnessCheck
-from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import RUN_FILE
 from mixdpo_pyro.models.pyro_models import MeanAnchor
@@ -195,27 +194,22 @@ class FinishedRun:
         """A warning where the 90% intervals of cv, training and held-out, are disjoint."""
         if self.record.not_learned or self.record.verdict is None:
             return None
-        low, high = self.held_out_cv_interval
+        low, high = self.posterior.interval("cv")
         other_low, other_high = self.training.interval("cv")
         return _DISAGREEMENT if other_low > high or other_high < low else None
 
-    @cached_property
-    def held_out_cv_interval(self) -> tuple[float, float]:
-        """The 90% interval of cv given the held-out pairs, with and without errors of margins.
-
-        Training allows for errors of the margins as far as ids show them, and so may its interval.
-        """
-        ends = [self.posterior.interval("cv")]
-        if self.pair_errors is not None and self.pair_errors.cv_interval is not None:
-            ends.append(self.pair_errors.cv_interval)
-        return min(low for low, _ in ends), max(high for _, high in ends)
-
     @property
-    def pair_errors(self) -> RobustnessCheck | None:
-        """The check that has an error of each pair's margin, where it gives an interval of cv."""
-        return next(
-            (c for c in self.record.checks if c.name == PAIR_ERRORS and c.cv_interval), None
-        )
+    def attenuated_cv(self) -> tuple[float, float, float] | None:
+        """5%, 50% and 95% quantile of cv with exact margins, where the posterior has errors."""
+        if self.posterior.margin_error is None:
+            return None
+        for check in self.record.checks:
+            if "attenuated cv, median" in check.numbers:
+                low, middle, high = (
+                    check.numbers[f"attenuated cv, {end}"] for end in ("5%", "median", "95%")
+                )
+                return low, middle, high
+        return None
 
     @cached_property
     def held_out_choices(self) -> Choices | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mixdpo_pyro.inference.choices import orient_at_random
-from mixdpo_pyro.inference.posterior import Posterior, format_interval
+from mixdpo_pyro.inference.posterior import ERRORS, Posterior, format_interval
 from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.reporting.figures.annotators import check_shown, plot_annotators, who_is_shown
 from mixdpo_pyro.reporting.figures.run import (
@@ -75,16 +75,17 @@ def _page(run: FinishedRun, show_annotators: Sequence[str]) -> tuple[str, dict[s
 
 def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
     """Rows of the table of learned values: held-out posterior, training, and the truth."""
-    sources = {"held-out pairs": run.posterior, "learned in training": run.training}
+    allowed = "" if run.posterior.margin_error is None else ", errors allowed for"
+    sources = {f"held-out pairs{allowed}": run.posterior, "learned in training": run.training}
     rows = [
         _learned_row(name, posterior, run.reward_slope)
         for name, posterior in sources.items()
         if posterior.method != "none"
     ]
-    if (errors := run.pair_errors) is not None and errors.cv_interval is not None:
-        low, high = errors.cv_interval
-        cv = f"{errors.numbers['cv, median']:.3g} [{low:.3g}, {high:.3g}]"
-        source = f"{rows[0]['source']}, errors allowed for"
+    if (attenuated := run.attenuated_cv) is not None:
+        low, middle, high = attenuated
+        cv = f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+        source = "held-out pairs, margins as exact"
         rows.insert(1, {"source": source, "cv": cv, "mean": "", "reward_mean": ""})
     truth = run.record.truth
     if truth is not None and run.reward_slope is not None:
@@ -98,7 +99,7 @@ def learned_rows(run: FinishedRun) -> list[dict[str, str]]:
 def threshold_rows(run: FinishedRun) -> list[dict[str, str]]:
     """Rows of the table of thresholds of ties or grades: held-out posterior, and training."""
     learned = run.record.learned.thresholds
-    scalars = run.posterior.scalars
+    scalars = {k: v for k, v in run.posterior.scalars.items() if k not in ERRORS}
     held_out = {re.sub(r"s\[(\d+)\]", r"_\1", name): v for name, v in scalars.items()}
     return [
         {

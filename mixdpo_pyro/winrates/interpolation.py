@@ -47,7 +47,7 @@ class InterpolatedLogits(LogitsProcessor):
         self.reference = reference
         self.weight = weight.reshape(-1, 1)
         self._mask = attention_mask
-        self._cache: Any = None
+        self._cache: dict[str, Any] = {}
 
     @torch.no_grad()
     def __call__(
@@ -58,14 +58,15 @@ class InterpolatedLogits(LogitsProcessor):
         if self._mask is not None:
             mask[:, : self._mask.shape[1]] = self._mask.to(mask)
         position = (mask.cumsum(1) - 1).clamp(min=0)
-        new = slice(None) if self._cache is None else slice(-1, None)
+        new = slice(-1, None) if self._cache else slice(None)
         found = self.reference(
             input_ids=input_ids[:, new],
             attention_mask=mask,
             position_ids=position[:, new],
-            past_key_values=self._cache,
             use_cache=True,
+            **self._cache,
         )
-        self._cache = found.past_key_values
+        name = "cache" if "cache" in found else "past_key_values"  # before transformers 5.24
+        self._cache = {name: found[name]}
         reference = found.logits[:, -1].to(scores)
         return reference + self.weight.to(scores) * (scores - reference)

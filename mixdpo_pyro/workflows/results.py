@@ -126,7 +126,7 @@ class RunResults:
 
     def _diagnose(self) -> None:
         diagnosis = _diagnose_margins(self.margins, self.plan.training, self.done)
-        save_arviz(to_datatree(diagnosis.result), self.folder / POSTERIOR_FILE)
+        save_arviz(to_datatree(diagnosis.allowing_for_errors), self.folder / POSTERIOR_FILE)
         self.diagnosis = diagnosis
 
     def _write_record(self, command: str, truth: Truth | None, started: float) -> None:

@@ -403,6 +403,27 @@ def test_shared_strengths_widen_what_right_predictions_give():
     assert limits[0] > 1.2 * limits[1]
 
 
+def test_errors_that_judges_share_are_no_wrong_predictions():
+    """Twenty pairs, forty people, errors as large as the margins; level 1% in each of ten runs."""
+    statuses = {"shared": [], "apart": []}
+    for seed in range(10):
+        rng = np.random.default_rng((seed, 7))
+        person, pair = np.divmod(np.arange(800), 20)
+        true, error = rng.normal(0, 3, 20)[pair], rng.normal(0, 3, 20)[pair]
+        wins = rng.random(800) < 1 / (1 + np.exp(-MEAN * (true + error)))
+        margin = np.where(wins, true, -true)
+        table = pd.DataFrame({"margin": margin, "annotator": person, "pair": pair})
+        posterior = replace(
+            passing_run().posterior.at(MEAN, 1e-3, 3), parameters={"pair_error": np.full(3, 3.0)}
+        )
+        run = replace(passing_run(), margins=table, posterior=posterior)
+        statuses["shared"].append(row(run, CALIBRATION).status)
+        apart = replace(run, margins=table.drop(columns="pair"))
+        statuses["apart"].append(row(apart, CALIBRATION).status)
+    assert statuses["shared"].count("PASS") >= 10 - stats.binom.ppf(1 - FAILURE_RATE, 10, 0.01)
+    assert statuses["apart"].count("PASS") < 5
+
+
 def test_few_pairs_leave_calibration_open():
     run = passing_run()
     assert row(replace(run, margins=run.margins[:49]), CALIBRATION).status == "not available"

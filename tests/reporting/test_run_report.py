@@ -38,16 +38,21 @@ def test_table_holds_both_posteriors_and_the_truth_on_the_scale_of_the_reward(ru
     assert held_out["cv"] == f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def test_table_shows_cv_with_errors_where_shared_pairs_say_how_large_they_are(run_folder):
+def test_table_shows_cv_with_errors_and_the_attenuated_one_beside_it(run_folder):
     run = FinishedRun.load(run_folder)
-    numbers = {"cv, median": 0.612}
+    numbers = dict(zip(("5%", "median", "95%"), (0.21, 0.412, 0.7), strict=True))
     check = RobustnessCheck(
-        PAIR_ERRORS, "", RobustnessStatus.STANDS, 0.01, (0.41, 0.9), numbers=numbers
-    )
-    silent = replace(check, cv_interval=None)
-    for checks, cells in (([check], ["0.612 [0.41, 0.9]"]), ([silent], [])):
-        rows = learned_rows(replace(run, record=replace(run.record, checks=checks)))
-        assert [r["cv"] for r in rows if "errors allowed for" in r["source"]] == cells
+        PAIR_ERRORS, "", RobustnessStatus.STANDS,
+        numbers={f"attenuated cv, {name}": value for name, value in numbers.items()},
+    )  # fmt: skip
+    record = replace(run.record, checks=[check])
+    assert not any("errors" in r["source"] for r in learned_rows(replace(run, record=record)))
+    allowed = replace(run.posterior, parameters={"pair_error": np.ones(run.posterior.num_samples)})
+    rows = learned_rows(replace(run, record=record, posterior=allowed))
+    assert [r["source"] for r in rows[:2]] == [
+        "held-out pairs, errors allowed for", "held-out pairs, margins as exact",
+    ]  # fmt: skip
+    assert rows[1]["cv"] == "0.412 [0.21, 0.7]"
 
 
 def test_annotators_come_with_their_labels(run_folder):
@@ -61,9 +66,6 @@ def test_disagreement_is_said_only_where_the_intervals_are_disjoint(run_folder):
     run = FinishedRun.load(run_folder)
     assert run.disagreement is None
     training = replace(run.training, cv=np.resize([9.0, 9.1, 9.2], 9))
-    allowed = RobustnessCheck(PAIR_ERRORS, "", RobustnessStatus.STANDS, 0.01, (0.4, 9.15))
-    record = replace(run.record, checks=[allowed])
-    assert replace(run, training=training, record=record).disagreement is None
     training.save(run_folder / "training_posterior.nc")
     assert "disagree" in FinishedRun.load(run_folder).disagreement
     assert any("disagree" in line for line in run_lines(run_folder))
