@@ -497,7 +497,10 @@ def _calibration_errors(
     predicted = choice_probabilities(point, size[order])[0]
     edges = np.linspace(0, len(size), _BINS + 1).astype(int)[:-1]
     expected = np.add.reduceat(predicted, edges)
-    annotator, pair = _annotator(run)[order], _pair(run)[order]
+    annotator = _annotator(run)[order]
+    judged = None
+    if point.margin_error is not None:
+        judged = read_choices(size[order], pair=_pair(run)[order])
     rng = np.random.default_rng((run.record.seed, 5))
 
     def errors(agrees: np.ndarray) -> np.ndarray:
@@ -506,7 +509,7 @@ def _calibration_errors(
 
     def replicate(number: int) -> np.ndarray:
         repeated = point.at(point.mean[0], point.cv[0], number)
-        error = draw_margin_errors(repeated, read_choices(size[order], pair=pair), rng)
+        error = None if judged is None else draw_margin_errors(repeated, judged, rng)
         chance = draw_choice_probabilities(
             repeated, size[order], rng, annotator=annotator, error=error
         )
