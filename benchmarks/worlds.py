@@ -69,33 +69,40 @@ def exact(streams, cv):
     return World({"margin": margin, "annotator": PERSON}, values, ("strength", "undetermined"), cv)
 
 
-def careless(streams, share=0.2, cv=0.0):
+def careless(streams, share=0.2, **options):
     """Equal people, of whom some answer half of the time at random."""
     rate = np.where(streams["care"].random(PEOPLE) < share, 0.5, 0.0)
-    return _lapsing(streams, rate, cv)
+    return _lapsing(streams, rate, **options)
 
 
-def coin_flippers(streams, share=0.1, cv=0.0):
+def coin_flippers(streams, share=0.1, **options):
     """Equal people, of whom some always answer at random."""
-    return _lapsing(streams, (streams["care"].random(PEOPLE) < share).astype(float), cv)
+    return _lapsing(streams, (streams["care"].random(PEOPLE) < share).astype(float), **options)
 
 
-def _lapsing(streams, rate, cv):
-    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+def inattentive(streams, share=0.2, **options):
+    """Equal people, of whom some answer at random at a rate of their own, 0.3 on average."""
+    own_rate = streams["rate"].beta(1.5, 3.5, PEOPLE)
+    return _lapsing(
+        streams, np.where(streams["care"].random(PEOPLE) < share, own_rate, 0.0), **options
+    )
+
+
+def _lapsing(streams, rate, cv=0.0, spread=SPREAD, people_a_pair=1):
+    pair = _pairs(people_a_pair)
+    delta = streams["margin"].normal(0, spread, pair.max() + 1)[pair]
     probability = expit(lognormal(streams, cv)[PERSON] * delta)
     lapses = streams["lapse"].random(len(PERSON)) < rate[PERSON]
     is_first = streams["choice"].random(len(PERSON)) < np.where(lapses, 0.5, probability)
     margin = np.where(is_first, delta, -delta)
-    kinds = ("care", "undetermined")
-    return World({"margin": margin, "annotator": PERSON}, ("heterogeneous", *ALIKE), kinds, cv)
+    arguments = _arguments(margin, pair, people_a_pair)
+    kinds = ("care", "undetermined") if cv == 0 else ("care", "strength", "undetermined")
+    return World(arguments, ("heterogeneous", *ALIKE), kinds, cv)
 
 
 def opposed(streams, share=0.3, known=False, people_a_pair=1):
-    """Equal strengths; some people want the opposite in two of four respects.
-
-    Blocks of people, of as many as a pair, judge the same 50 pairs.
-    """
-    pair = (PERSON // people_a_pair) * CHOICES + np.tile(np.arange(CHOICES), PEOPLE)
+    """Equal strengths; some people want the opposite in two of four respects."""
+    pair = _pairs(people_a_pair)
     respects = streams["margin"].normal(0, SPREAD / 2, (pair.max() + 1, 4))[pair]
     sign = np.ones((PEOPLE, 4))
     sign[streams["taste"].random(PEOPLE) < share, 2:] = -1
@@ -141,7 +148,7 @@ def topics(streams):
 
 def pair_errors(streams, cv=0.0, size=1.0):
     """Blocks of 50 pairs, each judged by five people; errors of the margins by pair."""
-    pair = (PERSON // 5) * CHOICES + np.tile(np.arange(CHOICES), PEOPLE)
+    pair = _pairs(5)
     delta = streams["margin"].normal(0, SPREAD, pair.max() + 1)
     observed = delta + streams["error"].normal(0, size * SPREAD, len(delta))
     margin, _ = choose(streams, lognormal(streams, cv)[PERSON] * delta[pair], observed[pair])
@@ -198,10 +205,15 @@ def strata(streams):
     return World(world.arguments | {"stratum": conversation}, ALIKE)
 
 
-def two_groups(streams):
+def exact_shared(streams, cv):
+    """Lognormal strengths and margins without errors, ten people judging each pair."""
+    return _with_strengths(streams, lognormal(streams, cv), cv, people_a_pair=10)
+
+
+def two_groups(streams, **options):
     """Half of the people have strength 0.3, half 1.7: cv 0.70."""
     strength = np.where(streams["strength"].random(PEOPLE) < 0.5, 0.3, 1.7)
-    return _with_strengths(streams, strength, 0.7)
+    return _with_strengths(streams, strength, 0.7, **options)
 
 
 def zeros(streams):
@@ -216,18 +228,30 @@ def pareto(streams):
     return _with_strengths(streams, strength, 1 / np.sqrt(3.5 * 1.5))
 
 
-def uniform(streams):
+def uniform(streams, **options):
     """Strengths uniform on [0.1, 1.9]: cv 0.52."""
-    return _with_strengths(streams, streams["strength"].uniform(0.1, 1.9, PEOPLE), 1.8 / 12**0.5)
+    strength = streams["strength"].uniform(0.1, 1.9, PEOPLE)
+    return _with_strengths(streams, strength, 1.8 / 12**0.5, **options)
 
 
-def _with_strengths(streams, strength, cv):
-    delta = streams["margin"].normal(0, SPREAD, len(PERSON))
+def _with_strengths(streams, strength, cv, people_a_pair=1):
+    pair = _pairs(people_a_pair)
+    delta = streams["margin"].normal(0, SPREAD, pair.max() + 1)[pair]
     margin, _ = choose(streams, strength[PERSON] * delta, delta)
     kinds = ("strength", "undetermined", "care") if (strength == 0).any() else (
         "strength", "undetermined"
     )  # fmt: skip
-    return World({"margin": margin, "annotator": PERSON}, DIFFER, kinds, cv)
+    return World(_arguments(margin, pair, people_a_pair), DIFFER, kinds, cv)
+
+
+def _pairs(people_a_pair):
+    """Pair of each row: blocks of people, of as many as a pair, judge the same 50 pairs."""
+    return (PERSON // people_a_pair) * CHOICES + np.tile(np.arange(CHOICES), PEOPLE)
+
+
+def _arguments(margin, pair, people_a_pair):
+    known = {"pair": pair} if people_a_pair > 1 else {}
+    return {"margin": margin, "annotator": PERSON} | known
 
 
 WORLDS = {
@@ -237,9 +261,20 @@ WORLDS = {
     "cv 1": lambda s: exact(s, 1.0),
     "20% careless": careless,
     "10% coin flippers": coin_flippers,
+    "20% careless, shared by ten": lambda s: careless(s, people_a_pair=10),
+    "20% coin flippers, shared by ten": lambda s: coin_flippers(s, 0.2, people_a_pair=10),
+    "10% coin flippers, shared by five": lambda s: coin_flippers(s, people_a_pair=5),
+    "20% lapsing, margins of 4": lambda s: inattentive(s, spread=4.0),
+    "20% lapsing, margins of 4, shared by ten": lambda s: inattentive(
+        s, spread=4.0, people_a_pair=10
+    ),
+    "cv .6, 10% coin flippers, shared by ten": lambda s: coin_flippers(
+        s, cv=0.6, people_a_pair=10
+    ),
     "opposed tastes": opposed,
     "opposed tastes, respects given": lambda s: opposed(s, known=True),
     "opposed tastes, shared pairs": lambda s: opposed(s, people_a_pair=5),
+    "opposed tastes, shared by ten": lambda s: opposed(s, people_a_pair=10),
     "errors of own responses": response_errors,
     "topics with people nested": topics,
     "strata inside people": strata,
@@ -259,10 +294,15 @@ WORLDS = {
     "errors of recurring responses, cv .8": lambda s: shared_response_errors(
         s, 0.8, recurring=True
     ),
+    "cv .3, shared by ten": lambda s: exact_shared(s, 0.3),
+    "cv .6, shared by ten": lambda s: exact_shared(s, 0.6),
+    "cv 1, shared by ten": lambda s: exact_shared(s, 1.0),
     "two groups": two_groups,
+    "two groups, shared by ten": lambda s: two_groups(s, people_a_pair=10),
     "20% at zero": zeros,
     "Pareto": pareto,
     "uniform": uniform,
+    "uniform, shared by ten": lambda s: uniform(s, people_a_pair=10),
 }
 
 

@@ -5,16 +5,18 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import betainc, chdtrc, logsumexp
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.likelihood.panels import tabulate
+from mixdpo_pyro.inference.posterior import Posterior
+from mixdpo_pyro.inference.predictive import choice_probabilities
 from mixdpo_pyro.inference.verdict import boundary_p_value
 from mixdpo_pyro.models import Family
 
-__all__ = ["Care", "LapseRates", "agreement_of_careless", "compare_care"]
+__all__ = ["Agreement", "Care", "LapseRates", "agreement_beyond_margins", "compare_care"]
 
 _RATES = np.array(
     [0, 0.01, 0.02, 0.04, 0.07, 0.11, 0.16, 0.23, 0.32, 0.43, 0.56, 0.7, 0.85, 0.999]
@@ -31,6 +33,13 @@ _LOG_MEAN = np.linspace(-0.8, 2.0, 29)
 
 _CARELESS = 0.5
 """Lapse rate from which on a person counts as answering at random."""
+
+_ONE_SIDED = 1.645
+"""Standard errors of a one-sided test, and bound, of 5%."""
+
+_LARGEST_CORRELATION = 0.2
+"""Upper bound of the correlation of people whose answers are random; that of people who want the
+opposite in half of what matters is between 0.3 and 0.4."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Care:
         advantage: Log-likelihood of lapses alone minus that of strengths alone, in nats.
         mean_rate: Mean lapse rate where both may differ.
         rates: The rate of each person who was looked at.
+        log_likelihood: That of lapses and equal strengths, in nats.
     """
 
     strength_p_value: float
@@ -88,11 +98,45 @@ class Care:
     advantage: float
     mean_rate: float
     rates: LapseRates
+    log_likelihood: float
 
     @property
     def careless(self) -> Float[np.ndarray, " annotators"]:
         """Posterior probability that a person answers at random at least half of the time."""
         return self.rates.careless
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How people who answer at random at times agree with each other on the same pair.
+
+    Attributes:
+        correlation: That of two such choices, beyond what the margins explain.
+        error: Its standard error, were their answers random.
+    """
+
+    correlation: float
+    error: float
+
+    @property
+    def upper(self) -> float:
+        """95% bound of the correlation."""
+        return self.correlation + _ONE_SIDED * self.error
+
+    @property
+    def is_known(self) -> bool:
+        """Whether random answers would be told from shared wants."""
+        return _ONE_SIDED * self.error < _LARGEST_CORRELATION
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether they agree more often than by chance."""
+        return self.correlation >= _ONE_SIDED * self.error
+
+    @property
+    def is_by_chance(self) -> bool:
+        """Whether they do not, and would be known to if they wanted the same something else."""
+        return self.upper < _LARGEST_CORRELATION and not self.is_beyond_chance
 
 
 def compare_care(choices: Choices, family: Family, mean: float) -> Care:
@@ -123,6 +167,7 @@ def compare_care(choices: Choices, family: Family, mean: float) -> Care:
         advantage=alike - no_lapses,
         mean_rate=float(_RATES @ lattice.rates.weight),
         rates=lattice.rates,
+        log_likelihood=alike,
     )
 
 
@@ -182,31 +227,51 @@ class _Lattice:
         return LapseRates.of(self.weights[prior], *best, self.value[:, :, mean, cv])
 
 
-def agreement_of_careless(
-    choices: Choices, careless: Float[np.ndarray, " annotators"]
-) -> tuple[int, int]:
-    """How often do people who seem to answer at random agree with each other on the same pair?
+def agreement_beyond_margins(
+    choices: Choices, rates: LapseRates, family: Family
+) -> Agreement | None:
+    r"""How much do people who answer at random at times agree on the same pair?
 
-    Answers at random agree half of the time; people who want something else than the margins say
-    agree more often. Of every pair the first two such judges count.
+    .. math:: \hat\rho = \frac{\sum_p \sum_{g < h} w_g w_h (y_g - p_g)(y_h - p_h)}
+              {\sum_p \sum_{g < h} w_g w_h s_g s_h}, \qquad
+              p_g = (1 - w_g)\, \mathbb{E}_\beta\, \sigma(\beta |\Delta|) + w_g / 2, \quad
+              s_g^2 = p_g (1 - p_g)
+
+    over the judges g and h of each pair p, with y whether a choice agrees with its margin and w
+    the lapse rate, so that the attentive do not count. Answers at random agree by chance; people
+    who want the same something else than the margins say agree more often, and so does everybody
+    where margins are wrong for all.
+
+    Args:
+        choices: Data with annotator ids.
+        rates: Lapse rates of these annotators.
+        family: Family of the strength.
 
     Returns:
-        Number of agreements, and of pairs that two of these people judged.
+        None where nobody who lapses shares a pair with another one, or choices are no pairs.
     """
     assert choices.annotator is not None
     if choices.pair is None or choices.outcomes is not None:
-        return 0, 0
-    # At margin zero nothing says which response was chosen.
-    rows = np.flatnonzero((careless > 0.5)[choices.annotator] & (choices.margin != 0))
-    order = rows[np.lexsort((choices.annotator[rows], choices.pair[rows]))]
-    # One judgement of each person counts.
-    again = np.diff(choices.pair[order], prepend=-1) == 0
-    again &= np.diff(choices.annotator[order], prepend=-1) == 0
-    order = order[~again]
-    pair, person = choices.pair[order], choices.annotator[order]
-    is_two = (pair[1:] == pair[:-1]) & (person[1:] != person[:-1])
-    is_first = np.concatenate([[True], pair[1:-1] != pair[:-2]]) if len(pair) > 1 else is_two
-    chosen = np.sign(choices.margin[order])
-    same = chosen[1:] == chosen[:-1]
-    counted = is_two & is_first
-    return int((same & counted).sum()), int(counted.sum())
+        return None
+    # At margin zero nothing says which response was chosen; one judgement of each person counts.
+    rows = np.flatnonzero(choices.margin != 0)
+    cells = np.stack([choices.pair[rows], choices.annotator[rows]], axis=1)
+    rows = rows[np.sort(np.unique(cells, axis=0, return_index=True)[1])]
+    error = {"pair_error": np.array([choices.margin_error])} if choices.margin_error else {}
+    at_best = Posterior(np.array([rates.mean]), np.array([rates.cv]), family, parameters=error)
+    lapse = rates.lapse_rate[choices.annotator[rows]]
+    attentive = choice_probabilities(at_best, np.abs(choices.margin[rows]))[0]
+    chance = (1 - lapse) * attentive + lapse / 2
+    spread = np.sqrt(chance * (1 - chance))
+    pair = choices.pair[rows]
+    together = _two_by_two(lapse * spread, pair)
+    if together <= 0:
+        return None
+    residual = lapse * ((choices.margin[rows] > 0) - chance)
+    variance = _two_by_two(np.square(lapse * spread), pair)
+    return Agreement(_two_by_two(residual, pair) / together, float(np.sqrt(variance)) / together)
+
+
+def _two_by_two(value: Float[np.ndarray, " rows"], pair: Int[np.ndarray, " rows"]) -> float:
+    """Sum over pairs of the products of two different rows of each."""
+    return float((np.bincount(pair, value) ** 2 - np.bincount(pair, value**2)).sum() / 2)

@@ -6,14 +6,14 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import bdtrc
 
 from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.fitting import Fit
 from mixdpo_pyro.inference.robustness.care import (
+    Agreement,
     Care,
     LapseRates,
-    agreement_of_careless,
+    agreement_beyond_margins,
     compare_care,
 )
 from mixdpo_pyro.inference.robustness.checks import (
@@ -76,6 +76,10 @@ _STRONGER = 3
 """How much smaller the log p-value against equal tastes has to be than that against equal
 strengths, for tastes to be what differs."""
 
+_BY_ANY_FORM = 8.0
+"""Nats by which strengths of any distribution may explain choices better than lapses do where
+people are careless: freedom of form gains up to six, two groups of strengths 18 or more."""
+
 _AS_WELL = 2.0
 """Nats within which a distribution predicts about as well as the best one."""
 
@@ -86,9 +90,6 @@ _COMMON = {
 }
 """Where the size of errors comes from."""
 
-_NUM_AGREEMENTS = 100
-"""Pairs that two careless people judged, below which nothing is said about their agreement."""
-
 
 @dataclass(frozen=True)
 class Differences:
@@ -97,21 +98,24 @@ class Differences:
     Attributes:
         care: Strength and care.
         taste: Strength and taste, of pairs whose attributes are given.
-        num_agreements: How often people who seem careless agreed with each other on a pair.
-        num_compared: Of how many pairs.
+        agreement: How people who seem careless agree with each other on a pair, of pairs that
+            several judged.
         num_drawn: Annotators whose care was looked at, where they are a random part of all.
         margin_error: Standard deviation of the errors of the margins that was allowed for.
         shared_taste: Whether people who agreed with each other agree again, of pairs that several
             judged.
+        strength_of_any_form: Nats by which strengths of any distribution explain the choices
+            better than lapses and equal strengths; None where lapses and answers by chance are
+            not the best explanation so far.
     """
 
     care: Care
     taste: Taste | None
-    num_agreements: int
-    num_compared: int
+    agreement: Agreement | None
     num_drawn: int | None = None
     margin_error: float = 0.0
     shared_taste: SharedTaste | None = None
+    strength_of_any_form: float | None = None
 
     @property
     def kind(self) -> Kind:
@@ -138,16 +142,8 @@ class Differences:
         if beside_care:
             beside_taste = taste is None or taste.strength_p_value < _STRENGTH_LEVEL
             return "strength" if beside_taste else "undetermined"
-        is_care = care.care_p_value < _OTHER_LEVEL and self.answers_are_random
-        return "care" if is_care else "undetermined"
-
-    @property
-    def answers_are_random(self) -> bool:
-        """Whether people who seem careless agree with each other no more than by chance."""
-        if self.num_compared < _NUM_AGREEMENTS:
-            return False
-        upper = bdtrc(self.num_agreements - 1, self.num_compared, 0.5)
-        return bool(upper > 0.2 and self.num_agreements < 0.6 * self.num_compared)
+        gain = self.strength_of_any_form
+        return "care" if gain is not None and gain < _BY_ANY_FORM else "undetermined"
 
     def sentence(self) -> str:
         """What was found, in plain English."""
@@ -157,11 +153,22 @@ class Differences:
             f"p = {care.strength_p_value:.2g} against equal strengths; where strengths "
             f"differ, p = {care.care_p_value:.2g} against no lapses"
         ]
-        if self.num_compared >= _NUM_AGREEMENTS:
-            share = 100 * self.num_agreements / self.num_compared
+        if self.agreement is not None and self.agreement.is_known:
+            how = "perhaps more often than by chance"
+            if self.agreement.is_by_chance:
+                how = "by chance"
+            elif self.agreement.is_beyond_chance:
+                how = "more often than by chance"
             parts.append(
-                f"annotators who seem careless agree with each other on {share:.0f}% of "
-                f"{self.num_compared:,} pairs"
+                f"annotators who seem careless agree with each other on the same pair {how} "
+                f"(correlation {self.agreement.correlation:.2f}, at most "
+                f"{self.agreement.upper:.2f})"
+            )
+        if self.strength_of_any_form is not None:
+            parts.append(
+                "strengths of any distribution explain the choices better than lapses by "
+                f"{self.strength_of_any_form:.1f} nats, of which {_BY_ANY_FORM:g} are allowed for "
+                "their freedom"
             )
         parts += [self._sentence_of_taste(), self._sentence_of_camps()]
         drawn = self.num_drawn
@@ -207,6 +214,9 @@ class Differences:
             "care beside strength, p": self.care.care_p_value,
             "mean lapse rate": self.care.mean_rate,
         }
+        if self.agreement is not None:
+            numbers["correlation of the careless on the same pair"] = self.agreement.correlation
+            numbers["its standard error"] = self.agreement.error
         if self.taste is not None:
             numbers |= {
                 "strength beside taste, p": self.taste.strength_p_value,
@@ -249,9 +259,22 @@ def compare_differences(
         if margin_error:
             at_best = maximum_with_errors(result, margin_error / margin_scale(choices))
         camps = compare_agreement(*at_best)
-    agreements, compared = agreement_of_careless(some, care.careless)
+    agreement = agreement_beyond_margins(erring, care.rates, result.posterior.family)
+    any_form = None
+    if _may_be_care(care, agreement):
+        free = nonparametric_strength(
+            replace(result, choices=erring), max_annotators=some.num_annotators
+        )
+        any_form = free.log_likelihood - care.log_likelihood
     num_drawn = some.num_annotators if some.num_annotators < choices.num_annotators else None
-    return Differences(care, taste, agreements, compared, num_drawn, margin_error, camps)
+    return Differences(care, taste, agreement, num_drawn, margin_error, camps, any_form)
+
+
+def _may_be_care(care: Care, agreement: Agreement | None) -> bool:
+    """Whether lapses explain the choices, and those who lapse answer at random."""
+    are_random = agreement is not None and agreement.is_by_chance
+    is_strength = care.strength_p_value < _STRENGTH_LEVEL
+    return are_random and care.care_p_value < _OTHER_LEVEL and not is_strength
 
 
 def estimate_lapse_rates(

@@ -17,7 +17,7 @@ from mixdpo_pyro.inference.methods.log_joint import MAX_CV
 __all__ = ["NonparametricStrength", "maximise_weights", "nonparametric_strength"]
 
 _MAX_ANNOTATORS = 500
-"""Annotators whose choices are looked at; of more, a random subset."""
+"""Annotators whose choices are looked at by default."""
 
 _LOG_RANGE = (-3.5, 3.0)
 """Log strengths of the grid, around the one strength that fits best."""
@@ -76,7 +76,9 @@ class NonparametricStrength:
         return _cv(self.weight, self.strength)
 
 
-def nonparametric_strength(result: Fit, seed: int = 0) -> NonparametricStrength:
+def nonparametric_strength(
+    result: Fit, seed: int = 0, max_annotators: int = _MAX_ANNOTATORS
+) -> NonparametricStrength:
     r"""Estimate the distribution of the strength without assuming its form.
 
     .. math:: \hat F = \arg\max_F \sum_g \log \int \prod_t p(y_{gt} \mid \beta)\, dF(\beta)
@@ -96,6 +98,7 @@ def nonparametric_strength(result: Fit, seed: int = 0) -> NonparametricStrength:
     Args:
         result: A fit with annotator ids.
         seed: Seed of the subset of annotators.
+        max_annotators: Annotators whose choices are looked at; of more, a random subset.
 
     Raises:
         ValueError: If there are no repeated choices of annotators.
@@ -111,7 +114,7 @@ def nonparametric_strength(result: Fit, seed: int = 0) -> NonparametricStrength:
     choices, rng = result.choices, np.random.default_rng((seed, 53))
     if not choices.has_panels:
         raise ValueError("Expected repeated choices of annotators, whose strengths can differ")
-    kept = random_people(choices, rng, max_people=_MAX_ANNOTATORS)
+    kept = random_people(choices, rng, max_people=max_annotators)
     if kept is not None:
         choices = select_annotators(choices, kept)
     strength, likelihood, top = _tabulate(choices, result.null.mean)

@@ -1,13 +1,14 @@
 """Strength, taste, care and errors of the margins, in worlds whose truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
 from scipy.special import expit, ndtr
-from scipy.stats import binom, norm
+from scipy.stats import norm
 
 from mixdpo_pyro.inference import (
     Design,
@@ -22,7 +23,11 @@ from mixdpo_pyro.inference.likelihood.margin_errors import erring_log_prob
 from mixdpo_pyro.inference.likelihood.panels import log_likelihood_at
 from mixdpo_pyro.inference.loo import leave_one_out
 from mixdpo_pyro.inference.robustness import checks
-from mixdpo_pyro.inference.robustness.care import agreement_of_careless, compare_care
+from mixdpo_pyro.inference.robustness.care import (
+    LapseRates,
+    agreement_beyond_margins,
+    compare_care,
+)
 from mixdpo_pyro.inference.robustness.differences import (
     check_distribution,
     check_pair_errors,
@@ -171,33 +176,48 @@ def test_people_of_different_strength_are_not_careless():
 
 
 def test_careless_people_agree_by_chance_and_opposed_people_do_not():
-    """On pairs that two of them judged: a binomial count, or nearly always."""
-    margin = np.array([1.0, 1.0, -2.0, 2.0, 0.5, 0.5, 0.5])
-    choices = read_choices(margin, [1, 2, 1, 2, 1, 2, 3], pair=["a", "a", "b", "b", "c", "c", "c"])
-    everyone = np.ones(3)
-    assert agreement_of_careless(choices, everyone) == (2, 3)
-    assert agreement_of_careless(choices, np.array([1.0, 0.0, 1.0])) == (1, 1)
-    assert agreement_of_careless(choices, np.zeros(3)) == (0, 0)
-    unknown = read_choices([1.0, 1.0, 0.0, 0.0], [1, 2, 1, 2], pair=["a", "a", "b", "b"])
-    assert agreement_of_careless(unknown, np.ones(2)) == (1, 1)
+    """Of people who always answer at random, four of five judgements two by two are alike."""
+    margin = np.array([1.0, 1.0, -2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 9.0])
+    who, pair = [1, 2, 1, 2, 1, 2, 3, 1, 2, 2], ["a", "a", "b", "b", "c", "c", "c", "d", "d", "a"]
+    choices = read_choices(margin, who, pair=pair)  # no orientation at zero; the last one is again
+
+    def agreement(*rate):
+        rates = LapseRates(np.ones(1), 1.0, 0.0, np.array(rate), np.array(rate))
+        return agreement_beyond_margins(choices, rates, "lognormal")
+
+    everyone = agreement(1.0, 1.0, 1.0)
+    assert everyone.correlation == pytest.approx((4 - 1) / 5)
+    assert everyone.error == pytest.approx(5**-0.5)
+    assert agreement(1.0, 0.0, 1.0).correlation == pytest.approx(1.0)
+    assert agreement(1.0, 0.0, 0.0) is None
+    half = agreement(0.5, 0.5, 0.0)  # of people who look every other time: a, b and c
+    chance = 0.5 * expit(np.array([1.0, 2.0, 0.5])) + 0.25
+    residual = np.array([[1, 1], [0, 1], [1, 1]]) - chance[:, None]
+    expected = residual.prod(1).sum() / (chance * (1 - chance)).sum()
+    assert half.correlation == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["care", "undetermined"])
-def test_shared_pairs_tell_care_from_taste(kind, failure_rate):
-    """Half of the people answer at random, or want the opposite in half of what matters."""
-    _, delta, _, choice = streams(5)
+@pytest.mark.parametrize(
+    ("odd", "kind"), [("random", "care"), ("often random", "care"), ("opposed", "undetermined")]
+)
+def test_shared_pairs_tell_care_from_taste(odd, kind, failure_rate):
+    """Half of the people answer at random, every other time too, or oppose half of what counts."""
+    _, delta, lapse, choice = streams(5)
     pair = (PERSON // 10) * EACH + np.tile(np.arange(EACH), PEOPLE)
     known, other = delta.normal(0, 1.5, (2, pair.max() + 1))
     is_odd = (np.arange(PEOPLE) % 2 == 0)[PERSON]
-    odd = 0.0 if kind == "care" else (known - other)[pair]
+    if odd == "often random":
+        is_odd &= lapse.random(len(PERSON)) < 0.5
+    logit = (known - other)[pair] if odd == "opposed" else 0.0
     margin, _ = oriented(
-        choice, np.where(is_odd, odd, (known + other)[pair]), (known + other)[pair]
+        choice, np.where(is_odd, logit, (known + other)[pair]), (known + other)[pair]
     )
     found = compare_differences(simple_fit(margin, pair=pair), {})
-    assert found.num_compared >= 300
-    tail = binom.cdf(found.num_agreements, found.num_compared, 0.5)
-    assert (tail > 1 - failure_rate) == (kind == "undetermined")
+    assert found.agreement.is_known
+    z = found.agreement.correlation / found.agreement.error
+    assert (z > norm.isf(failure_rate)) == (kind == "undetermined")
     assert found.kind == kind
+    assert replace(found, strength_of_any_form=9.0).kind == "undetermined"
 
 
 # Taste
