@@ -70,6 +70,16 @@ def check_one_annotator(names):
     assert max(adjusted["paid"], adjusted["volunteers"]) < 0.05 < adjusted["heads"]
 
 
+def check_open_a_run(names):
+    """What is read from the folder is what the world was made with, and weights are relative."""
+    run, weights = names["run"], names["weights"]
+    low, high = np.quantile(run.posterior.cv, [0.005, 0.995])
+    assert low < run.record.truth.cv < high
+    assert sorted(weights["annotator"]) == sorted(run.posterior.annotators)
+    assert weights["weight"].mean() == pytest.approx(1, abs=0.2)
+    assert len(names["health"].checks) == 13
+
+
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return json.loads(request.param.read_text())
@@ -84,13 +94,16 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_shortened_and_tells_the_truth(path, monkeypatch):
     """Seeds are fixed; what a notebook says about the simulated truth holds."""
     import matplotlib.pyplot as plt
 
     monkeypatch.setenv("CI", "true")
-    monkeypatch.delenv("MIXDPO_MARGINS", raising=False)
+    for name in ("MIXDPO_MARGINS", "MIXDPO_RUN"):
+        monkeypatch.delenv(name, raising=False)
     namespace = {}
     try:
         for source in code(json.loads(path.read_text())):
