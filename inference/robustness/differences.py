@@ -165,10 +165,11 @@ class Differences:
                 f"{self.agreement.upper:.2f})"
             )
         if self.strength_of_any_form is not None:
+            gain = self.strength_of_any_form
             parts.append(
-                "strengths of any distribution explain the choices better than lapses by "
-                f"{self.strength_of_any_form:.1f} nats, of which {_BY_ANY_FORM:g} are allowed for "
-                "their freedom"
+                f"strengths of any distribution explain the choices by {abs(gain):.1f} nats "
+                f"{'better' if gain > 0 else 'worse'} than lapses ({_BY_ANY_FORM:g} better would "
+                "not be for their freedom of form alone)"
             )
         parts += [self._sentence_of_taste(), self._sentence_of_camps()]
         drawn = self.num_drawn
