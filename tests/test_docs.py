@@ -30,7 +30,7 @@ SHORTER = {
         "--report_to none"
     ),
     "sweep": "--dry_run",
-    "power": "--simulations 2 --pairs 100 --annotators 10",
+    "power": "--simulations 2 --pairs 120 --annotators 12",
     "winrate": "--max_prompts 3 --max_new_tokens 8",
 }
 """Options that make a command of an example take seconds."""

@@ -138,7 +138,7 @@ class RunResults:
             beta=training.beta,
             seed=training.seed,
             data=RunData(
-                source=self.plan.run.source,
+                source=self.plan.given.get("dataset_name") or self.plan.run.source,
                 train=_num_trained(trainer),
                 test=len(trainer.eval_dataset),
                 dropped=dict(dropped),

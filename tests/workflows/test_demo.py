@@ -36,6 +36,7 @@ def test_small_demo_ends_in_a_report_beside_the_truth(capsys, tmp_path, small_re
     assert (truth["family"], truth["mean"], truth["cv"]) == ("gamma", 1.0, 0.8)
     facts = json.loads((output / "run.json").read_text())
     assert facts["truth"] == truth
+    assert facts["data"]["source"] == str(output / "world" / "pairs.parquet")
     margins = pd.read_parquet(output / "margins.parquet")
     assert facts["data"]["train"] + len(margins) == 12 * 10
     assert np.isfinite(margins["margin"]).all()
