@@ -17,8 +17,21 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    words = "of a test with several cases, run the first one"
+    parser.addoption("--first-cases", action="store_true", help=words)
+
+
+@pytest.hookimpl(trylast=True)  # of the cases that other options have left
 def pytest_collection_modifyitems(config, items):
     """Where `--jaxtyping-packages` checks annotations, they refuse before our messages do."""
+    if config.getoption("first_cases"):
+        first = {}
+        for item in items:
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        kept = list(first.values())
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     if config.getoption("jaxtyping_packages"):
         for item in items:
             if item.get_closest_marker("wrong_types"):
