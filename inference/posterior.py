@@ -362,8 +362,9 @@ def save_arviz(data: Any, path: str | Path) -> Path:
 
     path, tree = Path(path), convert_to_datatree(data)
     tree.attrs = dict(data.attrs)  # which the conversion of an `InferenceData` loses
-    # To memory first: HDF5 ends the process where the disk that it writes to is full.
-    write_whole(tree.to_netcdf(engine="h5netcdf"), path)
+    # To memory first: HDF5 ends the process where the disk is full. And copied, since
+    # Python 3.13 complains of a buffer that goes while an error still holds a view of it.
+    write_whole(bytes(tree.to_netcdf(engine="h5netcdf")), path)
     return path
 
 
