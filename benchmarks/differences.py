@@ -23,6 +23,10 @@ undetermined), 10% coin flippers and opposed tastes undetermined 20, with respec
 Kinds alone (compare_differences), 30 datasets from seed 61,000, pairs shared by ten: 20% coin
 flippers care 28, careless 26, lapsing 27, 10% coin flippers shared by five 25; cv .3, .6, 1, two
 groups and uniform care 0, 0, 0, 0, 1.
+20 full verdicts from seed 30,000, pairs shared by ten (in brackets how many printed intervals
+hold cv): cv .6 strength 20 (20), two groups strength 16, undetermined 4 (20), uniform strength
+19, care 1 (18), 20% lapsing with margins of 4 care 20, 20% coin flippers care 19, undetermined
+1; pairs of one's own: 20% at zero undetermined 20 (19).
 100 datasets from seed 20,000: 20% careless wrong 2 ("strength"), 10% coin flippers wrong 0.
 """
 
