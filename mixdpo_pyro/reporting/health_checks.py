@@ -57,7 +57,7 @@ that is smaller is no reason to look again, however many steps show it."""
 
 SLOPE_LEVEL = 0.01
 """Level of the two-sided test of the slope: one settled training in a hundred is to be reviewed.
-Of sound runs, which have a dozen checks to pass, nine in ten then pass all."""
+A sound run has a dozen checks to pass, so that each may ask for a review only rarely."""
 
 DRIFT_REVIEW, DRIFT_FAIL = 0.5, 2.0
 """In standard deviations. A 90% interval of a normal posterior that is off by 0.5 of them covers
@@ -497,10 +497,10 @@ def _calibration_errors(
     predicted = choice_probabilities(point, size[order])[0]
     edges = np.linspace(0, len(size), _BINS + 1).astype(int)[:-1]
     expected = np.add.reduceat(predicted, edges)
-    annotator = _annotator(run)[order]
+    annotator = _ids(run, run.record.data.annotator_column)[order]
     judged = None
     if point.margin_error is not None:
-        judged = read_choices(size[order], pair=_pair(run)[order])
+        judged = read_choices(size[order], pair=_ids(run, "pair")[order])
     rng = np.random.default_rng((run.record.seed, 5))
 
     def errors(agrees: np.ndarray) -> np.ndarray:
@@ -521,21 +521,12 @@ def _calibration_errors(
     return float(observed[0]), np.concatenate([replicate(n) for n in numbers])
 
 
-def _annotator(run: FinishedRun) -> np.ndarray:
-    """The annotator of each finite margin; without ids everybody chose once."""
+def _ids(run: FinishedRun, column: str | None) -> np.ndarray:
+    """The annotator, or pair, of each finite margin; where it is not known, one for each."""
     is_finite = np.isfinite(run.margins["margin"].to_numpy(np.float64))
-    column = run.record.data.annotator_column
     if column is None or column not in run.margins:
         return np.arange(int(is_finite.sum()))
     return run.margins[column][is_finite].astype(str).to_numpy()
-
-
-def _pair(run: FinishedRun) -> np.ndarray:
-    """The pair of each finite margin; where pairs are not known, nobody shares one."""
-    is_finite = np.isfinite(run.margins["margin"].to_numpy(np.float64))
-    if "pair" not in run.margins:
-        return np.arange(int(is_finite.sum()))
-    return run.margins["pair"][is_finite].astype(str).to_numpy()
 
 
 def _annotators(run: FinishedRun) -> HealthCheck:
