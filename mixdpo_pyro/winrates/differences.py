@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy import special
 
+from mixdpo_pyro.winrates.rates import t_quantile
+
 __all__ = ["MOST_SEEDS", "MOST_TIMES", "WORTHWHILE", "ArmDifference", "compare_seeds"]
 
 WORTHWHILE = 1.0
 """Percentage points: what MixDPO gained where it gained at all, in simulated worlds, is more."""
-
-_LEVEL = 0.95
 
 _POWER = 0.8
 
@@ -128,7 +128,7 @@ def compare_seeds(
         return None
     found = _variance(cells)
     error, degrees = found.error(seeds, prompts)
-    mean, half = float(cells.mean()), _quantile(comparisons, degrees) * error
+    mean, half = float(cells.mean()), t_quantile(degrees, comparisons) * error
     needed, on = _needed(found, seeds, prompts, comparisons)
     return ArmDifference(arm, against, mean, mean - half, mean + half, seeds, needed, on)
 
@@ -145,10 +145,6 @@ def _variance(cells: Float[np.ndarray, "seeds prompts"]) -> _Variance:
     return _Variance(by_seed - rest / prompts, by_prompt - rest / seeds, rest)
 
 
-def _quantile(comparisons: int, degrees: float) -> float:
-    return float(special.stdtrit(degrees, 1 - (1 - _LEVEL) / 2 / comparisons))
-
-
 def _needed(
     variance: _Variance, seeds: int, prompts: int, comparisons: int
 ) -> tuple[int, int] | tuple[None, None]:
@@ -156,7 +152,7 @@ def _needed(
     for most, times in product((_USUAL_SEEDS, MOST_SEEDS), (1, 4, MOST_TIMES)):
         for number in range(seeds + 1, max(seeds + 1, most) + 1):
             error, degrees = variance.error(number, times * prompts)
-            width = _quantile(comparisons, degrees) + float(special.stdtrit(degrees, _POWER))
+            width = t_quantile(degrees, comparisons) + float(special.stdtrit(degrees, _POWER))
             if width * error <= WORTHWHILE:
                 return number, times * prompts
     return None, None

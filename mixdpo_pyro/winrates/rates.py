@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 __all__ = [
     "MatchedRate",
@@ -17,6 +17,7 @@ __all__ = [
     "match_seeds",
     "over_seeds",
     "rate_prompts",
+    "t_quantile",
 ]
 
 _LEVEL = 0.95
@@ -131,11 +132,20 @@ def over_seeds(rates: Sequence[float], comparisons: int = 1) -> tuple[float, flo
     return rate, rate - half, rate + half
 
 
+def t_quantile(degrees: float, comparisons: int = 1) -> float:
+    """Half width of a 95% interval of Student's t, in standard errors.
+
+    Args:
+        degrees: Degrees of freedom.
+        comparisons: So many such intervals hold together with 95% (Bonferroni).
+    """
+    return float(special.stdtrit(degrees, 1 - (1 - _LEVEL) / 2 / comparisons))
+
+
 def _t_interval(values: Float[np.ndarray, " values"], comparisons: int = 1) -> tuple[float, float]:
     if len(values) < 2:
         return float(values.mean()), np.nan
-    level = 1 - (1 - _LEVEL) / 2 / comparisons
-    width = stats.t.ppf(level, len(values) - 1) * values.std(ddof=1)
+    width = t_quantile(len(values) - 1, comparisons) * values.std(ddof=1)
     return float(values.mean()), float(width / np.sqrt(len(values)))
 
 
