@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.optimize import minimize
 from scipy.special import expit
 
 __all__ = ["WORLDS", "World", "draw_world"]
@@ -198,6 +199,26 @@ def shared_response_errors(streams, cv=0.0, size=1.0, recurring=False):
     return World(arguments, ALIKE if cv == 0 else DIFFER, ("strength", "undetermined"), cv)
 
 
+def fitted(streams, cv=0.4, weights=1000, elsewhere=False):
+    """Margins of a reward model with many weights, fitted to these very choices, or to others."""
+    features = streams["margin"].normal(size=(2 * len(PERSON), weights)) / np.sqrt(weights)
+    delta = features @ streams["reward"].normal(0, SPREAD, weights)
+    who = np.tile(PERSON, 2)
+    chosen = features * choose(streams, lognormal(streams, cv)[who] * delta, delta)[1][:, None]
+    trained, others = np.split(chosen, 2)
+
+    def loss(weight):
+        slope = trained @ weight
+        gradient = 1e-3 * weight - expit(-slope) @ trained
+        return np.logaddexp(0, -slope).sum() + 5e-4 * weight @ weight, gradient
+
+    found = minimize(loss, np.zeros(weights), jac=True, method="L-BFGS-B")
+    margin = (others if elsewhere else trained) @ found.x
+    values = ALIKE if cv == 0 else DIFFER
+    kinds = ("strength", "undetermined")
+    return World({"margin": margin, "annotator": PERSON}, values, kinds, cv)
+
+
 def strata(streams):
     """Equal people; conversations inside people are given as strata."""
     world = exact(streams, 0.0)
@@ -294,6 +315,8 @@ WORLDS = {
     "errors of recurring responses, cv .8": lambda s: shared_response_errors(
         s, 0.8, recurring=True
     ),
+    "margins fitted to these choices, cv .4": fitted,
+    "margins fitted to others' choices, cv .4": lambda s: fitted(s, elsewhere=True),
     "cv .3, shared by ten": lambda s: exact_shared(s, 0.3),
     "cv .6, shared by ten": lambda s: exact_shared(s, 0.6),
     "cv 1, shared by ten": lambda s: exact_shared(s, 1.0),

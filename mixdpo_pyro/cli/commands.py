@@ -48,6 +48,7 @@ from mixdpo_pyro.io import (
     staged_folder,
     write_json,
 )
+from mixdpo_pyro.margins.config import NOT_TRAINED_ON
 from mixdpo_pyro.winrates.config import WINRATE_FILE, WinrateConfig
 from mixdpo_pyro.workflows.export_config import EXPORT_FILE, ExportConfig
 from mixdpo_pyro.workflows.run_config import DemoConfig
@@ -193,8 +194,11 @@ def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
     check_model(named.model, "model")
     check_model(named.reference, "reference")
     check_pairs(named.data, config.reader, *_columns(config), *config.pseudonymise_columns)
+    trained_on = None if config.trained_on == NOT_TRAINED_ON else config.trained_on
+    if trained_on is not None:
+        check_pairs(trained_on, config.reader, config.prompt, config.chosen, config.rejected)
     check_salt_file(config.pseudonymise)
-    inputs = (named.model, named.reference, named.data, config.pseudonymise)
+    inputs = (named.model, named.reference, named.data, trained_on, config.pseudonymise)
     check_output(config.output, inputs, config.overwrite)
     from mixdpo_pyro.margins.compute import write_margins
 

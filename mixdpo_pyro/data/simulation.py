@@ -160,7 +160,10 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         parquet.write_table(self.table, folder / "pairs.parquet")
         names = ["margin" if name == _REWARD else name for name in self.table.column_names]
-        parquet.write_table(self.table.rename_columns(names), folder / "margins.parquet")
+        margins = self.table.rename_columns(names)
+        untrained = pa.array(np.zeros(len(margins), dtype=bool))
+        margins = margins.append_column("trained_on", untrained)
+        parquet.write_table(margins, folder / "margins.parquet")
         (folder / "truth.json").write_text(json.dumps(asdict(self.truth), indent=2) + "\n")
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from datasets import Dataset
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -20,6 +20,7 @@ __all__ = [
     "answer_keys",
     "drop_answers",
     "drop_held_out",
+    "has_answers",
     "keys_of_pairs",
     "pair_keys",
     "prompt_groups",
@@ -99,17 +100,22 @@ def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
 
 
 def answer_keys(pairs: Dataset) -> set[str]:
-    """A key for every response to its prompt."""
+    """A key for every response to its prompt: 16 hexadecimal digits."""
     return {key for keys in _answer_keys(pairs) for key in keys}
 
 
 def drop_answers(pairs: Dataset, keys: set[str]) -> Dataset:
     """The pairs, in whole choice sets, with no response among :func:`answer_keys`."""
-    is_seen = np.array([not keys.isdisjoint(own) for own in _answer_keys(pairs)], dtype=bool)
+    return _select(pairs, ~has_answers(pairs, keys))
+
+
+def has_answers(pairs: Dataset, keys: set[str]) -> Bool[np.ndarray, " rows"]:
+    """Whether a response of the pair, or of its choice set, is among :func:`answer_keys`."""
+    is_among = np.array([not keys.isdisjoint(own) for own in _answer_keys(pairs)], dtype=bool)
     if CHOICE_SET in pairs.column_names:
         choice = _numbers(pairs[CHOICE_SET][:])
-        is_seen = np.isin(choice, choice[is_seen])
-    return _select(pairs, ~is_seen)
+        is_among = np.isin(choice, choice[is_among])
+    return is_among
 
 
 def prompt_groups(pairs: Dataset) -> Int[np.ndarray, " rows"]:
@@ -181,7 +187,7 @@ def _answer_keys(pairs: Dataset) -> Iterator[list[str]]:
     for prompt, *answers in zip(
         _given_prompts(pairs), pairs["chosen"][:], pairs["rejected"][:], strict=True
     ):
-        yield [_hash(prompt, answer) for answer in answers]
+        yield [_hash(prompt, answer)[:16] for answer in answers]
 
 
 def _given_prompts(pairs: Dataset) -> Sequence[Any]:

@@ -16,7 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,17 @@ class Table:
         """A column as a list."""
         column = self.column(name)
         return column.to_pylist() if isinstance(column, pa.ChunkedArray) else column
+
+    def take(self, indices: Sequence[int]) -> "Table":
+        """Some of the rows, which keep their numbers."""
+        content = self.content
+        if isinstance(content, pa.Table):
+            taken: Any = content.take(indices)
+        elif isinstance(content, dict):
+            taken = {name: [values[k] for k in indices] for name, values in content.items()}
+        else:
+            taken = [content[k] for k in indices]
+        return replace(self, content=taken, rows=[self.rows[k] for k in indices])
 
     def fault(self, path: str | Path, index: int, name: str, expected: str) -> DataError:
         """The error about a value, by the number of its row in the file."""

@@ -22,7 +22,7 @@ from mixdpo_pyro.inference.people.columns import read_columns
 from mixdpo_pyro.inference.posterior import format_interval
 from mixdpo_pyro.inference.verdict import Verdict
 from mixdpo_pyro.io import write_csv
-from mixdpo_pyro.margins.table import MarginData, read_margins
+from mixdpo_pyro.margins.table import TRAINED_ON, MarginData, read_margins
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import (
     DiagnosisData,
@@ -142,10 +142,15 @@ def _read_second(path: str, data: MarginData) -> np.ndarray:
     A row's orientation is that of the choice in both files; how many differ in sign says nothing.
     """
     second = read_margins(path)
-    if len(second.margin) != len(data.margin):
+    if second.num_rows != data.num_rows:
         raise DataError(
-            f"{path}: has {len(second.margin):,} rows, but {data.source} has "
-            f"{len(data.margin):,}; both must hold the same pairs in the same order"
+            f"{path}: has {second.num_rows:,} rows, but {data.source} has {data.num_rows:,}; "
+            "both must hold the same pairs in the same order"
+        )
+    if not np.array_equal(second.rows, data.rows):
+        raise DataError(
+            f"{path}: column '{TRAINED_ON}' leaves out other rows than in {data.source}; keep in "
+            "both files the rows that neither policy was trained on"
         )
     if second.annotator is not None and data.annotator is not None:
         differs = second.annotator != data.annotator
@@ -221,7 +226,7 @@ def make_record(
             margin_sd=float(np.sqrt((choices.margin**2).mean())),
             margin_p_value=diagnosis.margin_p_value,
         ),
-        notes=data_notes(diagnosis),
+        notes=_notes(diagnosis, data),
         families={name: _summarise_family(diagnosis, name) for name in diagnosis.fits},
         checks=diagnosis.checks,
         contraction=dict(diagnosis.contraction),
@@ -257,6 +262,26 @@ def _summarise_family(diagnosis: Diagnosis, family: str) -> FamilySummary:
         elpd_gain=None if difference is None else difference.elpd,
         elpd_gain_se=None if difference is None else difference.se,
     )
+
+
+def _notes(diagnosis: Diagnosis, data: MarginData) -> list[str]:
+    """What a reader should know about the data and where the margins come from."""
+    return [*data_notes(diagnosis, data.rows), *_provenance(data)]
+
+
+def _provenance(data: MarginData) -> list[str]:
+    if data.num_trained_on is None:
+        return [
+            "Was the policy trained on these very choices? The table does not say, and the answer "
+            f"holds only if it was not. A column '{TRAINED_ON}' says it, which mixdpo margins "
+            "writes with --trained_on."
+        ]
+    if data.num_trained_on:
+        return [
+            f"{data.num_trained_on:,} of {data.num_rows:,} rows are left out: the policy was "
+            f"trained on them (column '{TRAINED_ON}')."
+        ]
+    return []
 
 
 def data_notes(diagnosis: Diagnosis, rows: np.ndarray | None = None) -> list[str]:
@@ -347,7 +372,7 @@ def diagnosis_lines(diagnosis: Diagnosis, data: MarginData) -> list[str]:
         "",
         f"{data.source}: {choices.describe()}{annotators}",
         *_count_lines(diagnosis),
-        *data_notes(diagnosis),
+        *_notes(diagnosis, data),
         *(
             f"{name}: {format_interval(draws)} (median and 90%)"
             for name, draws in diagnosis.result.posterior.scalars.items()

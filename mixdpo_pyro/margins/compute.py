@@ -34,6 +34,7 @@ from mixdpo_pyro.inference.choices import agreement
 from mixdpo_pyro.io import check_output, locked_output, written_whole
 from mixdpo_pyro.margins.config import MarginsConfig
 from mixdpo_pyro.margins.language_models import COMPLETION, LanguageModels
+from mixdpo_pyro.margins.provenance import mark_trained
 from mixdpo_pyro.margins.resume import Parts
 from mixdpo_pyro.margins.sequences import Sequences
 from mixdpo_pyro.progress.screen import console, show_stage
@@ -114,11 +115,12 @@ def write_margins(
     output = check_output(output, inputs, config.overwrite)
     with locked_output(output):
         models, sequences, pairs = _prepare(*inputs, config)
+        trained = mark_trained(pairs.pairs, model, config)
         facts = _facts(models, sequences, config)
         parts = Parts.open(output.with_name(f"{output.name}.partial"), facts, config.resume)
         scores, rate = _fill(parts, sequences, models, config)
         facts |= {"source": data, "max_length": config.max_length}
-        table = _assemble(scores, sequences, pairs)
+        table = _assemble(scores, sequences, pairs, trained)
         table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
         check_output(output, inputs, config.overwrite)  # hours have passed
         with written_whole(output) as temporary:
@@ -219,7 +221,12 @@ def _score_batch(sequences: Sequences, numbers: range, models: LanguageModels) -
     )
 
 
-def _assemble(scores: pd.DataFrame, sequences: Sequences, data: PreferenceData) -> pa.Table:
+def _assemble(
+    scores: pd.DataFrame,
+    sequences: Sequences,
+    data: PreferenceData,
+    trained: dict[str, np.ndarray],
+) -> pa.Table:
     """Scores of the pairs in the order of the data, and its columns but the texts."""
     columns: dict[str, np.ndarray] = {ROW_COLUMN: sequences.source_rows}
     for side, numbers in zip(("chosen", "rejected"), sequences.of_pair.T, strict=True):
@@ -232,14 +239,15 @@ def _assemble(scores: pd.DataFrame, sequences: Sequences, data: PreferenceData) 
     )
     columns["margin"] = chosen - rejected
     columns |= sequences.hashes()
-    table = pa.table({name: columns[name] for name in MARGIN_COLUMNS})
+    columns |= {name: is_trained[sequences.kept] for name, is_trained in trained.items()}
+    table = pa.table({name: columns[name] for name in (*MARGIN_COLUMNS, *trained)})
     source = data.pairs.select(sequences.kept)
     if sequences.too_long and RANK in data.choice_columns:
         source = close_ranks(source)
     extras = [c for c in source.column_names if c not in (*TEXT_COLUMNS, ROW_COLUMN)]
     if extras:
         others = source.select_columns(extras).with_format("arrow")[:]
-        other_meaning = {*MARGIN_COLUMNS, *CHOICE_COLUMNS} - {*data.choice_columns}
+        other_meaning = {*MARGIN_COLUMNS, *trained, *CHOICE_COLUMNS} - {*data.choice_columns}
         for name in extras:
             free = f"{name}_source" if name in other_meaning else name
             table = table.append_column(free, others[name])

@@ -12,7 +12,10 @@ from mixdpo_pyro.config_fields import (
 )
 from mixdpo_pyro.data.config import CHOICE_SET_HELP, READER_HELP
 
-__all__ = ["MarginsConfig"]
+__all__ = ["NOT_TRAINED_ON", "MarginsConfig"]
+
+NOT_TRAINED_ON = "none"
+"""Value of `trained_on` for a policy that was trained on none of the pairs."""
 
 
 @explained
@@ -33,6 +36,12 @@ class MarginsConfig:
     reader: str | None = option(READER_HELP, None)
     annotator: str | None = option("Column with annotator ids that must be there.", None)
     choice_set: str | None = option(CHOICE_SET_HELP, None)
+    trained_on: str | None = option(
+        "Pairs that the policy was trained on, or `none` for a policy that has seen none of the "
+        "data: a column `trained_on` marks rows with their responses, and mixdpo diagnose leaves "
+        "these out. Of a folder of mixdpo train it is known.",
+        None,
+    )
     pseudonymise: str | None = option(PSEUDONYMISE, None)
     pseudonymise_columns: list[str] = option(PSEUDONYMISE_COLUMNS, [])
     prompt: str | None = option("Column that holds the prompt, if not `prompt`.", None)

@@ -1,5 +1,6 @@
 """Margins from a file: parquet, csv or jsonl, checked column by column and row by row."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,10 @@ from mixdpo_pyro.data.validation import (
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io.pseudonyms import Pseudonyms
 
-__all__ = ["MarginData", "check_names", "read_margins"]
+__all__ = ["TRAINED_ON", "MarginData", "check_names", "read_margins"]
+
+TRAINED_ON = "trained_on"
+"""Column that says of each row whether the policy was trained on one of its responses."""
 
 _LOGPS = (
     "policy_chosen_logps", "reference_chosen_logps", "policy_rejected_logps",
@@ -44,6 +48,10 @@ _MOSTLY = 0.5
 
 _JUDGED = ("pair", "response_a", "response_b")
 """Columns that say what was judged, as hashes or as any other ids."""
+
+_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,9 @@ class MarginData:
             them, where the table has such columns.
         attributes: Column -> difference of an attribute, chosen minus rejected.
         covariates: Column -> what strengths may go with, float64 where it holds numbers, or text.
+        rows: Number of each row in the file, counted from 0.
+        num_trained_on: Rows of the file that are left out, since the policy was trained on them;
+            None where the file does not say.
         num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among
             several responses: one annotator, one chosen response by its log-probabilities,
             another rejected one.
@@ -81,7 +92,14 @@ class MarginData:
     judged: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     covariates: dict[str, np.ndarray] = field(default_factory=dict)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    num_trained_on: int | None = None
     num_alike: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file, with those that are left out."""
+        return len(self.margin) + (self.num_trained_on or 0)
 
     def pseudonymised(self, salt: str | None) -> "MarginData":
         """The same with pseudonyms of annotators, groups and levels, by a salt file, or as it is.
@@ -126,7 +144,8 @@ def read_margins(
         covariates: Columns that strengths may go with, of numbers or of labels.
 
     Columns `rank`, `outcome`, `grade`, `pair`, `response_a` and `response_b` are read where there
-    are any.
+    are any. Rows in which a column `trained_on` is true are left out, with a warning: margins that
+    were fitted to choices hide how people differ in them.
 
     Raises:
         DataError: Naming the file, and the column and row (counted from 0) that cannot be used.
@@ -151,6 +170,8 @@ def read_margins(
         judged=_what_was_judged(columns),
         attributes=dict(zip(attributes, columns.numbers(attributes) or (), strict=True)),
         covariates={name: columns.numbers_or_labels(name) for name in covariates},
+        rows=np.asarray(columns.rows),
+        num_trained_on=columns.num_trained_on,
         num_alike=0 if is_told else _count_alike(columns, ids),
     )
     _check_variety(data)
@@ -183,6 +204,7 @@ class _Columns:
     source: str
     table: Table
     annotator: str | None
+    num_trained_on: int | None
 
     @classmethod
     def read(
@@ -197,7 +219,8 @@ class _Columns:
         asked = [name for name in (annotator, sets, *groups) if name is not None]
         default = DEFAULT_ANNOTATOR_COLUMN
         table = read_table(
-            path, ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, *_JUDGED, default, *asked]
+            path,
+            ["margin", *_LOGPS, *_TOKENS, *CHOICE_COLUMNS, *_JUDGED, TRAINED_ON, default, *asked],
         )
         if table.problems:
             raise DataError(f"{path}: cannot be read as a table: {table.problems[0]}")
@@ -205,7 +228,8 @@ class _Columns:
         if len(table.rows) == 0:
             raise DataError(f"{path}: there are no rows")
         column = annotator_column_of(table.all_names, annotator)
-        return cls(str(path), table, column)
+        kept, left_out = _leave_out_trained(table, path)
+        return cls(str(path), kept, column, left_out)
 
     @property
     def rows(self) -> Sequence[int]:
@@ -255,6 +279,30 @@ class _Columns:
         return read_choice_values(
             kind, values, lambda index, expected: self.fail(index, name, expected + hint)
         )
+
+
+def _leave_out_trained(table: Table, path: Path) -> tuple[Table, int | None]:
+    """The rows that the policy was not trained on, and the number of the others, where known."""
+    if TRAINED_ON not in table.all_names:
+        return table, None
+    is_trained = [_TRUTHS.get(str(value).lower()) for value in table.values(TRAINED_ON)]
+    if None in is_trained:
+        raise table.fault(path, is_trained.index(None), TRAINED_ON, "true or false")
+    kept = [k for k, is_seen in enumerate(is_trained) if not is_seen]
+    number = len(is_trained) - len(kept)
+    if not kept:
+        raise DataError(
+            f"{path}: the policy was trained on all {number:,} rows (column '{TRAINED_ON}'); "
+            "margins that were fitted to choices hide how people differ in them. Compute margins "
+            "of held-out pairs"
+        )
+    if number == 0:
+        return table, 0
+    logger.warning(
+        "%s: %s of %s rows are left out: the policy was trained on them (column '%s')",
+        path, f"{number:,}", f"{len(is_trained):,}", TRAINED_ON,
+    )  # fmt: skip
+    return table.take(kept), number
 
 
 def _check_covariates(columns: _Columns, names: Sequence[str]) -> None:

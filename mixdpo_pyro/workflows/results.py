@@ -22,6 +22,7 @@ from mixdpo_pyro.inference.diagnosis import Diagnosis, diagnose_choices
 from mixdpo_pyro.io import RUN_FILE, write_json, written_whole
 from mixdpo_pyro.io.environment import package_versions
 from mixdpo_pyro.margins.sequences import judged_columns, short_hash
+from mixdpo_pyro.margins.table import TRAINED_ON
 from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.reporting.recommendation import advise
 from mixdpo_pyro.reporting.records import write_record
@@ -43,7 +44,7 @@ from mixdpo_pyro.workflows.run_config import TrainPlan
 
 __all__ = ["RESULT_COLUMNS", "RunResults", "raise_failures"]
 
-RESULT_COLUMNS = (ROW_COLUMN, "margin", "chosen_tokens", "rejected_tokens")
+RESULT_COLUMNS = (ROW_COLUMN, "margin", "chosen_tokens", "rejected_tokens", TRAINED_ON)
 """Columns of `margins.parquet` that are the run's, whatever the data call theirs."""
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class RunResults:
         given = self.plan.training.choice_columns()
         done = what_was_done(self.trainer.eval_dataset, given)
         self.done = list(done)
-        margins = pd.DataFrame(self.trainer.margins()).assign(**done)
+        scored = self.trainer.margins() | {TRAINED_ON: False}  # held out with their responses
+        margins = pd.DataFrame(scored).assign(**done)
         columns = [
             name
             for name in self.test.column_names

@@ -12,6 +12,7 @@ from mixdpo_pyro.data.simulation import Truth
 from mixdpo_pyro.data.validation import TEXT_COLUMNS
 from mixdpo_pyro.errors import ConfigError, DataError
 from mixdpo_pyro.io.integrity import find_model_fault
+from mixdpo_pyro.margins.provenance import write_training_responses
 from mixdpo_pyro.progress.screen import show_stage
 from mixdpo_pyro.training.checkpoints import last_whole_checkpoint
 from mixdpo_pyro.training.config import MixDPOConfig
@@ -65,6 +66,8 @@ def execute_run(
         settle_inputs(inputs, folder, checkpoint is not None)
         given = {key: value for key, value in plan.given.items() if key != "hub_token"}
         (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+        if isinstance(data.train, Dataset):  # what a stream holds is not known before
+            write_training_responses(data.train, folder)
 
     is_streamed = isinstance(data.train, IterableDataset)
     pairs = "a stream of pairs" if is_streamed else f"{len(data.train):,} pairs"

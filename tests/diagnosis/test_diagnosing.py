@@ -417,3 +417,27 @@ def test_a_margin_that_is_no_margin_leaves_cv_finite(tmp_path):
     facts = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert np.isfinite(facts["verdict"]["cv_interval"]).all()
     assert any("row 7 has the largest" in note for note in facts["notes"])
+
+
+def test_what_the_policy_was_trained_on_does_not_count_and_is_told(tmp_path):
+    table, config = choices(), DiagnoseConfig(num_samples=200)
+    flags = np.arange(len(table)) % 3 == 0
+    table[~flags].to_parquet(tmp_path / "held_out.parquet")
+    fitted = table.assign(margin=np.where(flags, 5.0, table["margin"]), trained_on=flags)
+    fitted.to_parquet(tmp_path / "m.parquet")
+    alone, data = diagnose_margins(tmp_path / "held_out.parquet", config)
+    both, marked = diagnose_margins(tmp_path / "m.parquet", config)
+    assert both.verdict == alone.verdict
+    question = "Was the policy trained on these very choices?"
+    assert question in "\n".join(diagnosis_lines(alone, data))
+    lines = "\n".join(diagnosis_lines(both, marked))
+    assert f"{flags.sum():,} of {len(table):,} rows are left out" in lines
+    assert question not in lines
+
+
+def test_a_second_policy_that_was_trained_on_other_rows_is_refused(tmp_path):
+    table = choices().assign(trained_on=False)
+    table.to_csv(tmp_path / "m.csv", index=False)
+    table.assign(trained_on=np.arange(len(table)) == 2).to_csv(tmp_path / "n.csv", index=False)
+    with pytest.raises(DataError, match=r"n\.csv: column 'trained_on' leaves out other rows"):
+        diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(second=str(tmp_path / "n.csv")))

@@ -272,3 +272,37 @@ def test_impossible_ranks_grades_and_outcomes_name_their_row(tmp_path, column, v
     table.to_parquet(path)
     with pytest.raises(DataError, match=message):
         read_margins(path)
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "m.jsonl", "m.json"])
+@pytest.mark.parametrize("flags", [[False, True, True, False], [0, 1, 1, 0]])
+def test_rows_that_the_policy_was_trained_on_are_left_out(tmp_path, name, flags, caplog):
+    path = write(tmp_path, name, {"margin": MARGINS, "annotator": IDS, "trained_on": flags})
+    data = read_margins(path)
+    assert data.margin.tolist() == [MARGINS[0], MARGINS[3]]
+    assert data.annotator.tolist() == [IDS[0], IDS[3]]
+    assert data.rows.tolist() == [0, 3]
+    assert (data.num_trained_on, data.num_rows) == (2, 4)
+    assert "2 of 4 rows are left out: the policy was trained on them" in caplog.text
+
+
+def test_a_file_may_not_say_what_the_policy_was_trained_on(tmp_path):
+    table = {"margin": MARGINS, "annotator": IDS}
+    assert read_margins(write(tmp_path, "m.csv", table)).num_trained_on is None
+    table["trained_on"] = ["False", "false", "0", "FALSE"]
+    assert read_margins(write(tmp_path, "m.csv", table)).num_trained_on == 0
+    table["trained_on"][2] = "maybe"
+    message = "row 2 has 'maybe' in column 'trained_on', expected true or false"
+    with pytest.raises(DataError, match=message):
+        read_margins(write(tmp_path, "m.csv", table))
+    table["trained_on"] = [True] * 4
+    with pytest.raises(
+        DataError, match=r"was trained on all 4 rows .* Compute margins of held-out"
+    ):
+        read_margins(write(tmp_path, "m.csv", table))
+
+
+def test_faults_behind_rows_that_are_left_out_have_the_number_of_their_row(tmp_path):
+    table = {"margin": [1.0, 2.0, 3.0, "x"], "trained_on": [True, False, False, False]}
+    with pytest.raises(DataError, match=r"row 3 has 'x' in column 'margin'"):
+        read_margins(write(tmp_path, "m.csv", table))

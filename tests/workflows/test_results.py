@@ -118,6 +118,9 @@ def test_report_checks_length_with_the_tokens_that_were_scored(tmp_path, values,
     assert run(values, capsys)[0] == 0
     margins = pd.read_parquet(tmp_path / "run" / "margins.parquet")
     assert (margins[["chosen_tokens", "rejected_tokens"]] > 0).all().all()
+    assert not margins["trained_on"].any()
+    trained = pd.read_parquet(tmp_path / "run" / "training_responses.parquet")["response"]
+    assert trained.is_unique and len(trained) > 2
     checks = {c.name: c for c in FinishedRun.load(tmp_path / "run").record.checks}
     assert "no columns chosen_tokens" not in checks["length"].sentence
 
