@@ -1,7 +1,7 @@
 """Which pairs a policy was trained on.
 
 Training brings the margins of its pairs in line with their choices, and differences between
-people vanish from them. Nothing in the margins tells: it has to be written down.
+people shrink in them. Nothing in the margins tells: it has to be written down.
 """
 
 from collections.abc import Iterable
