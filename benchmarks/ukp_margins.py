@@ -9,7 +9,8 @@ that was fitted to it. Written are `margins.parquet` (fitted to all other topics
 `half_b`, each fitted to half of the other topics, whose disagreement shows the margins' errors.
 With a file of ties (`response_a`, `response_b`, `outcome`) the tables hold them too, in a column
 `outcome`; no model is fitted to them.
-The columns pair, response_a and response_b say what was judged.
+The columns pair, response_a and response_b say what was judged, and trained_on that no model has
+seen its choices.
 """
 
 import argparse
@@ -126,6 +127,7 @@ def main():
                 "response_a": index.get_indexer(rows["chosen"]),
                 "response_b": index.get_indexer(rows["rejected"]),
                 "topic": rows["topic"],
+                "trained_on": False,
                 **({} if arguments.ties is None else {"outcome": rows["outcome"]}),
                 "chosen_tokens": [len(words_of(text)) for text in rows["chosen"]],
                 "rejected_tokens": [len(words_of(text)) for text in rows["rejected"]],

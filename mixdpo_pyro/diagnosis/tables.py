@@ -7,6 +7,7 @@ from scipy.special import polygamma
 
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.inference import Fit, fit
+from mixdpo_pyro.inference.choices import Choices
 from mixdpo_pyro.inference.diagnosis import MAX_STRENGTHS, Diagnosis
 from mixdpo_pyro.inference.likelihood.panels import describe_draws, tabulate
 from mixdpo_pyro.inference.outcomes import Ties
@@ -37,7 +38,8 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     agree with the sign of the margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative`
     (mean over the distribution's mean), `shrinkage`, `lapse_rate` and `p_careless` (see
     :class:`~mixdpo_pyro.inference.robustness.care.LapseRates`), and `p_not_positive` under the
-    normal family.
+    normal family. Strengths allow for errors of the margins where more than a prior says their
+    size, see `Diagnosis.allowing_for_errors`.
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
     the weight of the distribution beside the annotator's own choices, were both normal: 1 says
@@ -46,7 +48,7 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     choices = diagnosis.choices
     if not choices.has_panels:
         return None
-    table = _strength_table(diagnosis.result, seed)
+    table = _strength_table(diagnosis.allowing_for_errors, choices, seed)
     table.insert(0, "annotator", choices.labels)
     error = known_error(diagnosis.checks, choices)
     rates = estimate_lapse_rates(diagnosis.result, diagnosis.beside, error)
@@ -84,7 +86,7 @@ def group_table(
             beta=result.posterior.beta,
             seed=seed,
         )
-        table = _strength_table(grouped, seed)
+        table = _strength_table(grouped, grouped.choices, seed)
         table.insert(0, "column", column)
         table.insert(1, "group", grouped.choices.labels)
         if counts is not None:
@@ -135,7 +137,9 @@ def differences_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
     and `share`, that of the variance of the logit :math:`\beta_g(\Delta + e) + \theta_g^\top a`
     over choices: :math:`m^2 cv^2 \overline{\Delta^2}` for strength, :math:`\sum_k T_k^2` for
     taste and :math:`m^2 (1 + cv^2) \omega^2` for errors, beside
-    :math:`m^2 \overline{\Delta^2}`, which is common to everybody. Lapses have no such variance.
+    :math:`m^2 \overline{\Delta^2}`, which is common to everybody. Where more than a prior says the
+    size of errors, :math:`m` and cv allow for them, and :math:`T_k`, which was estimated without,
+    grows as :math:`m` does. Lapses have no such variance.
     """
     choices = diagnosis.choices
     if not choices.has_panels:
@@ -143,7 +147,7 @@ def differences_table(diagnosis: Diagnosis) -> pd.DataFrame | None:
     rows = [_strength_part(diagnosis), *_taste_parts(diagnosis), _care_part(diagnosis)]
     rows.append(_error_part(diagnosis))
     table = pd.DataFrame(rows, columns=["part", "measure", "value", "q05", "q95", "variance"])
-    mean = float(np.median(diagnosis.result.posterior.mean))
+    mean = float(np.median(diagnosis.allowing_for_errors.posterior.mean))
     common = mean**2 * float((choices.margin**2).mean())
     variance = table.pop("variance")
     return table.assign(share=variance / (common + variance.sum()))
@@ -156,7 +160,7 @@ _UNKNOWN = (np.nan,) * 4
 
 
 def _strength_part(diagnosis: Diagnosis) -> _Part:
-    posterior, margin = diagnosis.result.posterior, diagnosis.choices.margin
+    posterior, margin = diagnosis.allowing_for_errors.posterior, diagnosis.choices.margin
     cv, mean = float(np.median(posterior.cv)), float(np.median(posterior.mean))
     variance = (mean * cv) ** 2 * float((margin**2).mean())
     return "strength", "coefficient of variation", cv, *diagnosis.verdict.cv_interval, variance
@@ -169,8 +173,10 @@ def _taste_parts(diagnosis: Diagnosis) -> list[_Part]:
         parts: list[_Part] = [("taste", why, *_UNKNOWN)]
     else:
         measure = "sd of its weight between annotators, in logits per sd of the attribute"
+        fits = diagnosis.allowing_for_errors, diagnosis.result
+        scale = np.divide(*(float(np.median(each.posterior.mean)) for each in fits))
         parts = [
-            (f"taste: {name}", measure, float(sd), np.nan, np.nan, float(sd) ** 2)
+            (f"taste: {name}", measure, float(sd), np.nan, np.nan, (scale * float(sd)) ** 2)
             for name, sd in zip(beside.taste.attributes, beside.taste.sd, strict=True)
         ]
     if beside is not None and beside.shared_taste is not None:
@@ -203,14 +209,14 @@ def _error_part(diagnosis: Diagnosis) -> _Part:
     measure = "sd over that of the margins"
     if check.cv_interval is None:
         measure += ", by the shape of the likelihood and a prior alone"
-    posterior = diagnosis.result.posterior
+    posterior = diagnosis.allowing_for_errors.posterior
     mean, cv = np.median(posterior.mean), np.median(posterior.cv)
     error = middle * margin_scale(diagnosis.choices)
     return part, measure, middle, low, high, float(mean**2 * (1 + cv**2) * error**2)
 
 
-def _strength_table(result: Fit, seed: int) -> pd.DataFrame:
-    choices = result.choices
+def _strength_table(result: Fit, choices: Choices, seed: int) -> pd.DataFrame:
+    """Strengths of a fit, with how many choices annotators have, and agree with, in all."""
     assert choices.annotator is not None
     strength = _strengths(result, seed)
     annotator = choices.by_choice(choices.annotator)
