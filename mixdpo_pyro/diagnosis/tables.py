@@ -173,8 +173,8 @@ def _taste_parts(diagnosis: Diagnosis) -> list[_Part]:
         parts: list[_Part] = [("taste", why, *_UNKNOWN)]
     else:
         measure = "sd of its weight between annotators, in logits per sd of the attribute"
-        fits = diagnosis.allowing_for_errors, diagnosis.result
-        scale = np.divide(*(float(np.median(each.posterior.mean)) for each in fits))
+        allowing, exact = diagnosis.allowing_for_errors.posterior, diagnosis.result.posterior
+        scale = float(np.median(allowing.mean) / np.median(exact.mean))
         parts = [
             (f"taste: {name}", measure, float(sd), np.nan, np.nan, (scale * float(sd)) ** 2)
             for name, sd in zip(beside.taste.attributes, beside.taste.sd, strict=True)
