@@ -224,12 +224,13 @@ def diagnose_choices(
     if verdict.value == "heterogeneous":
         if thorough:
             verdict, beside = _find_kind(verdict, main, fits, family, known, checks)
+            verdict = _over_distributions(verdict, checks, errors.found)
         else:
             lead = "Annotators differ; in what was not looked at: if in strength,"
             verdict = replace(verdict, reason=f"{lead} {verdict.reason}")
     elif verdict.value == "inconclusive" and thorough and margin_p_value < LEVEL:
         checks.append(check_distribution(main, fits, family, checks))
-        verdict = _over_distributions(verdict, checks)
+        verdict = _over_distributions(verdict, checks, errors.found)
     return Diagnosis(
         verdict=verdict,
         error_rate=_error_rate(verdict.value, answer, choices),
@@ -270,7 +271,7 @@ def _find_kind(
     result = fits[family]
     found = compare_differences(result, known.wanted, known_error(checks, result.choices))
     checks += [found.check(), check_distribution(main, fits, family, checks)]
-    return _with_kind(verdict, found, checks), found
+    return _with_kind(verdict, found), found
 
 
 def _check_columns(
@@ -436,10 +437,8 @@ _IN_CAMPS = (
 )
 
 
-def _with_kind(
-    verdict: Verdict, differences: Differences, checks: Sequence[RobustnessCheck]
-) -> Verdict:
-    """The verdict with the kind of the differences, its name first, and cv over distributions."""
+def _with_kind(verdict: Verdict, differences: Differences) -> Verdict:
+    """The verdict with the kind of the differences, its name first."""
     kind = differences.kind
     taste = " and in the tastes that were given explain"
     if differences.taste is None:
@@ -450,26 +449,35 @@ def _with_kind(
     if kind == "undetermined" and differences.has_camps:
         lead = _IN_CAMPS
     condition = "" if kind == "strength" else "if in strength, "
-    verdict = replace(verdict, kind=kind, reason=f"{lead}: {condition}{verdict.reason}")
-    return _over_distributions(verdict, checks)
+    return replace(verdict, kind=kind, reason=f"{lead}: {condition}{verdict.reason}")
 
 
-_OR_LARGER = ", or larger where margins have errors, whose size is not known here"
-
-
-def _over_distributions(verdict: Verdict, checks: Sequence[RobustnessCheck]) -> Verdict:
-    """The verdict with cv over distributions, which the last check looked at."""
+def _over_distributions(
+    verdict: Verdict, checks: Sequence[RobustnessCheck], errors: PairErrors | None
+) -> Verdict:
+    """The verdict with cv over distributions, which the last check looked at, and over errors."""
     numbers = checks[-1].numbers
     if "cv, 5%" not in numbers:
         return verdict
     low, high = numbers["cv, 5%"], numbers["cv, 95%"]
-    has_errors = any(c.name == PAIR_ERRORS and c.cv_interval is not None for c in checks)
-    errors = ", with the errors of the margins allowed for, which attenuate it" * has_errors
-    reason = (
-        f"{verdict.reason} Over all distributions that explain the choices about as well{errors}, "
-        f"cv is between {low:.2f} and {high:.2f}{_OR_LARGER * (not has_errors)}."
+    words = (
+        f"Over all distributions that explain the choices about as well{{}}, cv is between "
+        f"{low:.2f} and {high:.2f}"
     )
-    return replace(verdict, cv_interval=(low, high), reason=reason)
+    if errors is None:
+        words = words.format("") + ", or larger where margins have errors"
+    elif errors.source is None:
+        below, above = map(float, np.quantile(errors.cv, [0.05, 0.95]))
+        low, high = min(low, below), max(high, above)
+        words = words.format("") + (
+            f" if margins are exact; if they may have errors, whose size only a prior says here, "
+            f"between {low:.2f} and {high:.2f}"
+        )
+    else:
+        words = words.format(", with the errors of the margins allowed for, which attenuate it")
+        if errors.source == "second policy":
+            words += ", or larger, since errors that both policies share do not show"
+    return replace(verdict, cv_interval=(low, high), reason=f"{verdict.reason} {words}.")
 
 
 def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:

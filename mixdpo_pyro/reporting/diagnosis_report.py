@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from mixdpo_pyro.inference.diagnosis import Diagnosis
 from mixdpo_pyro.inference.posterior import Posterior
 from mixdpo_pyro.inference.predictive import choice_probabilities
+from mixdpo_pyro.inference.robustness.differences import PAIR_ERRORS
 from mixdpo_pyro.progress import abridged
 from mixdpo_pyro.reporting.diagnosis_record import DiagnosisRecord
 from mixdpo_pyro.reporting.figures.annotators import (
@@ -106,15 +107,25 @@ def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
     ]
 
 
+def _cv_intervals(diagnosis: Diagnosis) -> dict[str, tuple[float, float]]:
+    """Explanation -> 90% interval of cv; of errors too whose size only a prior says."""
+    intervals = {"main fit": diagnosis.result.posterior.interval("cv")}
+    for check in diagnosis.checks:
+        if check.cv_interval:
+            intervals[check.name] = check.cv_interval
+        elif check.name == PAIR_ERRORS and "cv, 5%" in check.numbers:
+            ends = check.numbers["cv, 5%"], check.numbers["cv, 95%"]
+            intervals[f"{check.name}, its size by a prior alone"] = ends
+    return intervals
+
+
 def _figures(
     diagnosis: Diagnosis,
     record: DiagnosisRecord,
     annotators: pd.DataFrame | None,
     show_annotators: Sequence[str],
 ) -> dict[str, PageFigure]:
-    intervals = {"main fit": diagnosis.result.posterior.interval("cv")} | {
-        check.name: check.cv_interval for check in diagnosis.checks if check.cv_interval
-    }
+    intervals = _cv_intervals(diagnosis)
     draws = {n: r.posterior.cv for n, r in diagnosis.fits.items() if n != "fixed"}
     words = "; ".join(f"{name} {a:.2f} to {b:.2f}" for name, (a, b) in intervals.items())
     posterior, interval = diagnosis.result.posterior, record.verdict.cv_interval

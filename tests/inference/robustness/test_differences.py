@@ -572,3 +572,18 @@ def test_probability_with_errors_stays_one_for_any_margin():
     value = erring_log_prob(logit, scale)
     assert value.isfinite().all() and (value <= 0).all()
     assert (value >= torch.nn.functional.logsigmoid(logit) - 0.6932).all()
+
+
+def test_the_answer_is_as_wide_as_errors_of_unknown_size_make_it():
+    """Pairs of one's own, whose errors attenuate cv from 0.8 and nothing but a prior tells."""
+    margin, _ = shared_pairs(4, 0.8, 0.6, people_a_pair=1)
+    second = margin + np.random.default_rng(0).normal(0, 0.6, len(margin))
+    quick = {"families": ("lognormal",), "num_samples": 300, "num_permutations": 99}
+    alone = diagnose_choices(margin, annotator=PERSON, **quick)
+    naive = alone.result.posterior.interval("cv")
+    assert naive[1] < 0.8 < alone.verdict.cv_interval[1]
+    assert alone.verdict.cv_interval[0] <= naive[0]
+    assert "whose size only a prior says here" in alone.verdict.reason
+    assert "if margins are exact" in alone.verdict.reason
+    bounded = diagnose_choices(margin, annotator=PERSON, second=second, **quick)
+    assert "or larger, since errors that both policies share" in bounded.verdict.reason
