@@ -40,6 +40,7 @@ def test_few_choices_are_inconclusive(simulate):
     assert "Neither answer reaches its bound" in diagnosis.error_rate
 
 
+@pytest.mark.untyped
 def test_choices_without_ids_are_never_heterogeneous(simulate):
     margin = simulate(10_000, 1, 1.0)[0]
     diagnosis = diagnose_choices(margin, **QUICK)
@@ -60,6 +61,7 @@ def test_label_noise_of_equal_people_is_not_called_heterogeneous():
     assert ", but " in diagnosis.verdict.reason
 
 
+@pytest.mark.untyped
 def test_a_length_effect_is_measured_and_taken_into_the_margins():
     rng = np.random.default_rng(0)
     person, x = np.repeat(np.arange(60), 30), rng.normal(0, 2, 1_800)
@@ -104,6 +106,7 @@ def test_margins_that_say_nothing_are_inconclusive():
     assert diagnosis.verdict.reason.startswith("The margins do not predict the choices")
 
 
+@pytest.mark.untyped
 def test_choices_that_all_agree_are_inconclusive():
     margin = np.abs(np.random.default_rng(0).normal(0, 2, 300)) + 0.1
     diagnosis = diagnose_choices(margin, annotator=np.repeat(np.arange(30), 10), **QUICK)
@@ -118,6 +121,7 @@ def test_the_scale_of_the_margins_does_not_matter(simulate):
     assert one.verdict.value == other.verdict.value
 
 
+@pytest.mark.untyped
 def test_negative_strengths_show_under_the_normal_distribution():
     """A fifth of the people choose against the margins."""
     rng = np.random.default_rng(0)
@@ -142,6 +146,7 @@ def test_margins_of_a_policy_that_has_hardly_moved_are_inconclusive(has_ids):
     assert diagnose_choices(margin, annotator=ids, **QUICK).verdict.value == "inconclusive"
 
 
+@pytest.mark.untyped
 def test_panels_that_contradict_every_margin_are_diagnosed(simulate):
     """The normal family's strengths then are below zero, where its grid ends in one point."""
     margin, annotator, _ = simulate(10, 6, 0.6)

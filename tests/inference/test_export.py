@@ -112,6 +112,7 @@ def test_free_mean_has_no_prior_groups(simulate):
     assert not {"prior", "prior_predictive", "log_prior"} & set(tree.children)
 
 
+@pytest.mark.untyped
 def test_arviz_stats_takes_the_tree(panel, pairs):
     for result in (panel, pairs):
         tree = to_datatree(result)
@@ -159,6 +160,7 @@ def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(panel,
     assert [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
 
 
+@pytest.mark.untyped
 @older_arviz
 def test_inference_data_of_arviz_023_has_the_same_groups(panel):
     _import_arviz()
@@ -173,6 +175,7 @@ def test_unusable_limit_raises(pairs):
         to_datatree(pairs, max_pairs=0)
 
 
+@pytest.mark.untyped
 def test_summaries_of_strengths_stand_for_their_draws_in_the_file(simulate, tmp_path):
     margin, annotator, _ = simulate(20, 10, 0.6)
     drawn = fit(margin, annotator=annotator, num_samples=400)
@@ -249,6 +252,7 @@ def test_log_prior_of_thresholds_is_normal_on_the_real_line():
     np.testing.assert_allclose(found["lapse_rate"], each[:, 2], rtol=1e-10)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("ties", [None, "rao-kupper"])
 def test_choices_given_others_are_ratios_of_panels(simulate, ties):
     """Against the likelihood of the panels with and without each choice, by its own tables."""
@@ -283,6 +287,7 @@ def single(panel):
     return to_arviz(panel, left_out="choice")
 
 
+@pytest.mark.untyped
 def test_installed_arviz_gets_what_it_takes(panel, monkeypatch):
     for installed, kind in {"1.2.0": "DataTree", "0.23.4": "InferenceData"}.items():
         monkeypatch.setattr(export, "version", lambda name, found=installed: found)
@@ -292,6 +297,7 @@ def test_installed_arviz_gets_what_it_takes(panel, monkeypatch):
     assert type(to_arviz(panel)).__name__ == ("InferenceData" if IS_OLD else "DataTree")
 
 
+@pytest.mark.untyped
 def test_the_newer_arviz_is_said_to_take_the_tree(panel, monkeypatch):
     _import_arviz()
     monkeypatch.setattr(export, "version", lambda name: "1.3.0")
@@ -307,6 +313,7 @@ def test_inference_data_is_saved_as_the_tree_is(panel, tmp_path):
         assert read.attrs["method"] == "laplace"
 
 
+@pytest.mark.untyped
 def test_arviz_summary(panel):
     arviz, posterior = _import_arviz(), panel.posterior
     for table in (
@@ -317,6 +324,7 @@ def test_arviz_summary(panel):
         assert "strength[p03]" in table.index
 
 
+@pytest.mark.untyped
 def test_arviz_loo_and_compare(panel, simulate):
     arviz = _import_arviz()
     margin, annotator = panel.choices.margin, np.array(panel.choices.labels)
@@ -331,6 +339,7 @@ def test_arviz_loo_and_compare(panel, simulate):
             assert value == pytest.approx(expected, abs=0.15)
 
 
+@pytest.mark.untyped
 def test_leaving_out_a_choice_predicts_better_than_leaving_out_its_annotator(panel, single):
     """360 choices; with the others of the annotator known each is easier to predict."""
     by_choice, by_annotator = arviz_stats.loo(single), arviz_stats.loo(to_arviz(panel))
@@ -338,6 +347,7 @@ def test_leaving_out_a_choice_predicts_better_than_leaving_out_its_annotator(pan
     assert by_choice.elpd > by_annotator.elpd
 
 
+@pytest.mark.untyped
 def test_arviz_psense(panel, single):
     """The prior of 12 panels is weak; without the joint likelihood psense refuses."""
     table = arviz_stats.psense_summary(to_arviz(panel), var_names=["mean", "cv"])
@@ -346,6 +356,7 @@ def test_arviz_psense(panel, single):
         arviz_stats.psense_summary(single, var_names=["mean", "cv"])
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("draw", ["plot_loo_pit", "plot_ppc_pava", "plot_khat", "plot_forest"])
 def test_arviz_plots(panel, single, draw):
     import arviz_plots
@@ -363,6 +374,7 @@ def test_arviz_plots(panel, single, draw):
     pyplot.close("all")
 
 
+@pytest.mark.untyped
 @older_arviz
 @pytest.mark.parametrize("draw", ["plot_loo_pit", "plot_trace", "plot_posterior"])
 def test_plots_of_the_older_arviz(panel, single, draw):

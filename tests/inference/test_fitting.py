@@ -18,6 +18,7 @@ def test_summary_has_a_row_per_parameter(simulate):
     assert (table["5%"] < table["50%"]).all() and (table["50%"] < table["95%"]).all()
 
 
+@pytest.mark.untyped
 def test_equal_seeds_give_equal_draws_and_the_global_generators_stay(simulate):
     margin, annotator, _ = simulate(10, 20, 0.6)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -64,6 +65,7 @@ def test_ids_that_never_repeat_change_nothing(simulate):
     assert with_ids.posterior.strength is None
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_panels_recover_the_distribution_and_the_annotators(simulate, family):
     margin, annotator, strength = simulate(200, 50, 0.6, family, seed=5)
@@ -92,6 +94,7 @@ def test_labels_follow_the_columns(simulate):
         assert abs(estimate[names[k]] - strength[k]) < 4.5 * spread
 
 
+@pytest.mark.untyped
 def test_flipped_labels_are_not_taken_for_heterogeneity(simulate, failure_rate):
     margin = simulate(30_000, 1, 0.0)[0]
     margin[np.random.default_rng(0).random(len(margin)) < 0.1] *= -1
@@ -138,6 +141,7 @@ def test_free_mean_needs_choices_on_both_sides():
     ).all()
 
 
+@pytest.mark.untyped
 def test_import_is_light():
     """What is needed by reports only takes no memory of a training process: scipy.stats 22 MB."""
     code = (
@@ -149,6 +153,7 @@ def test_import_is_light():
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.untyped
 def test_million_margins_do_not_need_a_million_evaluations(simulate, monkeypatch):
     """The model's likelihood sees a few hundred margins, however many pairs there are."""
     from mixdpo_pyro.inference.likelihood import pairs
@@ -164,6 +169,7 @@ def test_million_margins_do_not_need_a_million_evaluations(simulate, monkeypatch
     assert max(sizes) < 1000
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("method", "options"),
     [("laplace", {}), ("svi", {"max_steps": 30}), ("nuts", {"num_warmup": 5})],

@@ -95,6 +95,7 @@ def is_critical(function, estimates, errors, tolerance=0.02):
         assert abs(slope) < tolerance, k
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("is_ranked", [False, True])
 def test_sets_reach_the_maximum_of_an_independent_likelihood(is_ranked):
     x, person, done = best_of(3)
@@ -177,6 +178,7 @@ def test_minibatches_hold_whole_sets(has_ids, monkeypatch):
     assert seen[:4] == [(2 * number, number, {3})] * 4
 
 
+@pytest.mark.untyped
 def test_minibatches_climb_to_the_maximum_of_all_sets():
     """Within a standard error of the estimates of all data."""
     x, person, done = best_of(3, 40, 5)

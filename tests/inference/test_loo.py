@@ -7,6 +7,7 @@ from mixdpo_pyro.inference.likelihood.pairs import pair_log_prob
 from mixdpo_pyro.inference.loo import compare_loo, leave_one_out
 
 
+@pytest.mark.untyped
 def test_leaving_out_a_pair_equals_refitting_without_it(simulate):
     """Importance sampling from 4000 draws has an error far below 0.02 nats a pair."""
     margin = simulate(40, 1, 0.8)[0]

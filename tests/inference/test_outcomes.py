@@ -130,6 +130,7 @@ def test_some_annotators_keep_their_sets():
     np.testing.assert_array_equal(np.bincount(some.choice), [2, 2, 2, 2])
 
 
+@pytest.mark.untyped
 def test_agreement_of_a_set_is_that_the_best_response_was_chosen():
     choices = read_choices([1.0, 2.0, -1.0, 0.5, 0.0, 3.0], choice_set=[0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(choices.agrees, [1.0, 0.0, 0.5])
@@ -215,6 +216,7 @@ def test_negative_strengths_turn_preferences_around(kind):
 # Inference
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("kind", ["best-of:4", "ranking:3", "grades:5"])
 def test_order_of_rows_changes_nothing(kind):
     found = world(kind, 12, 5)
@@ -226,6 +228,7 @@ def test_order_of_rows_changes_nothing(kind):
     np.testing.assert_allclose(first.maximum.log_likelihood, second.maximum.log_likelihood)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("ties", ["rao-kupper", "davidson"])
 def test_swapping_the_responses_mirrors_ties_and_grades(ties):
     found = world("ties" if ties == "davidson" else "grades:5", 12, 5)
@@ -240,6 +243,7 @@ def test_swapping_the_responses_mirrors_ties_and_grades(ties):
         np.testing.assert_allclose(draws, second.posterior.parameters[name], rtol=1e-6)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["lognormal", "fixed"])
 def test_posterior_of_thresholds_is_that_of_brute_force(family):
     """A lattice over log mean, cv and log threshold, with the exact likelihood at each point."""
@@ -268,6 +272,7 @@ def test_posterior_of_thresholds_is_that_of_brute_force(family):
         assert found[axis].std() == pytest.approx(deviation, rel=0.08, abs=1e-9)
 
 
+@pytest.mark.untyped
 def test_maximum_is_above_every_neighbour():
     choices = read(world("grades:5", 25, 8, cv=0.8, seed=1))
     joint = ThresholdJoint(choices, "lognormal", "prior", 1.0)
@@ -279,6 +284,7 @@ def test_maximum_is_above_every_neighbour():
         assert (joint.penalised(near, cv) <= draws.maximum.penalised + 1e-2).all()
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_truth_is_found(kind):
     """Within 4 posterior deviations: fails once in 10,000 worlds of each kind."""
@@ -310,6 +316,7 @@ def test_thresholds_take_no_other_method():
         fit(found.margin, outcome=found.done["outcome"], method="nuts")
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("method", ["svi", "nuts"])
 def test_other_methods_take_sets(method):
     """Means of cv within four standard errors of NUTS: fails once in 10,000 seeds."""
@@ -337,6 +344,7 @@ def test_units_of_leave_one_out_are_choices(kind):
     assert loo.elpd < result.log_likelihood < 0
 
 
+@pytest.mark.untyped
 def test_replicated_outcomes_have_the_probabilities_of_the_model():
     """20,000 draws of each: within 4.5 standard errors, so that one seed in 10,000 fails."""
     margin = np.array([0.0, 1.5])
@@ -374,6 +382,7 @@ def test_replicated_sets_are_careless_as_often_as_was_assumed():
     assert abs(share - expected) < 4.5 * np.sqrt(expected * (1 - expected) / 8_000)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("kind", KINDS)
 def test_arviz_holds_a_choice_per_choice(kind):
     found = world(kind, 10, 4)
@@ -400,6 +409,7 @@ def test_posteriors_with_thresholds_are_stored_whole(tmp_path):
 # Robustness
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("kind", ["best-of:4", "grades:5"])
 def test_permutation_of_choices_has_its_level(kind):
     """Of 60 equal worlds at most 9 rejected at 5%: fails once in 1,000 draws of the seeds."""

@@ -20,6 +20,7 @@ def _prior(margin, annotator, seed):
     return {"mean": mean, "cv": np.abs(rng.standard_normal(99))}
 
 
+@pytest.mark.untyped
 def test_prior_as_posterior_is_calibrated(failure_rate):
     result = calibrate(num_datasets=500, design=Design(2, 2), sampler=_prior, family="gamma")
     for name in ("mean", "cv"):
@@ -47,6 +48,7 @@ def test_ranks_count_the_draws_below_the_truth():
     assert result.coverage("mean", 0.5) == pytest.approx(1 / 3)
 
 
+@pytest.mark.untyped
 def test_fit_is_calibrated_and_a_narrow_one_is_caught(failure_rate, monkeypatch):
     """30 small panels; the same posteriors, three times too narrow in log cv, are caught."""
     fits = []

@@ -14,6 +14,7 @@ def test_panel_of_different_people_is_heterogeneous(simulate):
     assert verdict.reason.startswith("Strengths differ") and verdict.reason.endswith(".")
 
 
+@pytest.mark.untyped
 def test_panel_of_equal_people_is_homogeneous(simulate):
     margin, annotator, _ = simulate(200, 50, 0.0)
     verdict = assess_heterogeneity(fit(margin, annotator=annotator, family="gamma"))
@@ -55,6 +56,7 @@ def _false_alarms(simulate, num_datasets, **panel):
     return sum(v.p_value < 0.05 for v in verdicts), verdicts
 
 
+@pytest.mark.untyped
 def test_equal_people_are_rarely_called_different(simulate, failure_rate):
     """The test may reject a true null in 5% of the datasets."""
     rejected, _ = _false_alarms(simulate, 20, num_annotators=30, choices_each=15)

@@ -37,6 +37,7 @@ def test_probabilities_of_the_support_add_up_to_one(distribution):
     assert choice.enumerate_support(expand=False).shape == (2, 1, 1)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_moments_are_those_of_the_probability(distribution):
     choice = example(distribution)

@@ -50,6 +50,7 @@ def brute_force(family, margins, mean, cv, probabilities):
     return first, second, quantiles
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", RANDOM)
 @pytest.mark.parametrize("margins", [[-8.0], [12.0], [3.0, -2.0, 20.0]])
 def test_moments_and_quantiles_equal_brute_force(family, margins):
@@ -69,6 +70,7 @@ def test_moments_and_quantiles_equal_brute_force(family, margins):
     assert posterior.quantiles[0].tolist() == pytest.approx(quantiles, rel=1e-5)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [1e-6, 0.05, 0.6, 5.0])
 def test_closed_gamma_moments_equal_quadrature(cv):
     margin = torch.tensor([-300.0, -4.0, -1e-3, 1e-3, 4.0, 300.0], dtype=float64)
@@ -103,6 +105,7 @@ def test_an_uninformative_choice_leaves_the_prior(family):
     torch.testing.assert_close(posterior.quantiles[0], expected, rtol=0, atol=2e-5 * 0.14)
 
 
+@pytest.mark.untyped
 def test_agreeing_annotators_are_stronger_and_many_choices_narrow_the_posterior():
     margin = torch.tensor([5.0] * 20 + [-5.0] * 20)
     annotator = torch.arange(2).repeat_interleave(20)

@@ -160,6 +160,7 @@ def test_enormous_margins_have_the_value_of_the_closed_form(cv, flip):
         torch.testing.assert_close(value, exact, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [1e-3, 0.5, 3.0])
 @pytest.mark.parametrize("margins", [[-1e300], [1e300, -1e300], [-1e30, 2.0], [1e20, 5.0, -1.0]])
 def test_enormous_margins_of_a_lognormal_panel_equal_mpmath(margins, cv):

@@ -87,6 +87,7 @@ def test_known_parameters_and_absent_ones_are_no_site():
         ObservationModel(Pair(), flip_probability=0.1)
 
 
+@pytest.mark.untyped
 def test_map_recovers_cut_points_and_mean():
     """Cut points of 4,000 graded pairs, to five standard errors of about 0.03."""
     truth = Graded(torch.tensor([0.5, 1.8], dtype=float64))

@@ -46,6 +46,7 @@ def lognormal_errors(max_scale, num_nodes, number, seed):
     return torch.tensor(errors).amax(0)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("max_scale", "num_nodes"), [pytest.param(1.5, 32, marks=pytest.mark.slow), (3.0, 64)]
 )
@@ -84,6 +85,7 @@ def panel_errors(family, number, seed):
     return max(errors)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     "family", ["lognormal", "normal", pytest.param("gamma", marks=pytest.mark.slow)]
 )
@@ -136,6 +138,7 @@ def test_two_far_humps_are_both_seen(family):
     assert relative_to_one(value.item(), exact) <= 1e-8
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 @pytest.mark.parametrize("panel", [False, True], ids=["pairs", "panel"])
 def test_derivatives_pass_gradcheck_and_gradgradcheck(family, panel):

@@ -28,6 +28,7 @@ def _exact(margin, mean, cv, family, annotator=None, flip_probability=0.0):
     ).numpy()
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("flip_probability", [0.0, 0.1])
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 def test_compressed_margins_give_the_sum_over_pairs_within_their_bound(
@@ -132,6 +133,7 @@ def test_table_is_right_where_a_narrow_distribution_is_far_from_the_choices(simu
     assert table.per_annotator(mean, cv)[0].item() == pytest.approx(exact, abs=1e-8)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [0.02, 0.6])
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 def test_drawn_strengths_have_the_moments_of_the_exact_conditional(simulate, family, cv):
@@ -170,6 +172,7 @@ def _outlier(count, spread):
     return table, own
 
 
+@pytest.mark.untyped
 def test_strengths_of_an_outlier_are_drawn_where_the_distribution_has_almost_no_mass():
     """600 choices at a strength of 2, distributed around 0.1: the weights underflow by 1e-100."""
     table, own = _outlier(600, 2.0)
@@ -192,6 +195,7 @@ def test_strengths_of_an_outlier_are_drawn_where_the_distribution_has_almost_no_
     assert draws.mean() == pytest.approx(exact, abs=5 * sd / np.sqrt(size))
 
 
+@pytest.mark.untyped
 def test_two_choices_in_a_panel_agree_with_hand_quadrature():
     choices = read_choices([8.0, -5.0, 3.0], ["a", "a", "b"])
     point = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
@@ -242,6 +246,7 @@ def _odd_sizes(simulate, largest):
     return read_choices(np.append(margin, many), np.append(annotator, np.full(largest, 30)))
 
 
+@pytest.mark.untyped
 def test_one_diligent_annotator_costs_no_more_than_their_own_choices(simulate, monkeypatch):
     evaluated = []
 
@@ -268,6 +273,7 @@ def test_grids_by_size_give_every_annotators_likelihood(simulate):
     np.testing.assert_allclose(table.per_annotator(mean, cv).T, exact, rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "normal"])
 def test_summaries_are_those_of_draws(simulate, family):
     """Five standard errors of 2,000 draws; of the 5% quantile, about 2.1 sd / sqrt(n)."""
@@ -288,6 +294,7 @@ def test_summaries_are_those_of_draws(simulate, family):
     np.testing.assert_allclose(found["p_not_positive"], positive, atol=5 * 0.5 / np.sqrt(size))
 
 
+@pytest.mark.untyped
 def test_summaries_of_a_narrow_distribution_and_of_an_outlier_are_finite(simulate):
     table, _ = _outlier(6_000, 20.0)
     narrow, rare = (

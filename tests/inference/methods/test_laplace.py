@@ -15,6 +15,7 @@ def _brute_force_marginals(log_joint, log_mean, log_cv):
     return [np.cumsum(mass.sum(axis)) / mass.sum() for axis in (1, 0)]
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("anchor", "family", "cv"),
     [("prior", "gamma", 0.0), ("prior", "lognormal", 0.6), ("free", "gamma", 0.6)],
@@ -57,6 +58,7 @@ def test_fixed_mean_is_fixed(simulate):
     assert draws["cv"].std() > 0
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("anchor", ["prior", "free", "fixed"])
 def test_maximum_is_not_beaten_by_a_dense_grid(simulate, anchor):
     log_joint = LogJoint(compress(simulate(3_000, 1, 0.6)[0], "gamma"), anchor, 0.1)
@@ -71,6 +73,7 @@ def test_maximum_is_not_beaten_by_a_dense_grid(simulate, anchor):
     assert best.penalised > null.penalised
 
 
+@pytest.mark.untyped
 def test_maximum_lies_at_the_boundary_where_choices_are_more_consistent_than_logistic(simulate):
     margin = np.abs(simulate(3_000, 1, 0.0)[0])
     margin[np.argsort(margin)[:300]] *= -1  # only the smallest margins are contradicted

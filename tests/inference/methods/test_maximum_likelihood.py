@@ -53,6 +53,7 @@ def _linear(size=3):
     return module
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_linear_utility_reaches_the_maximum_of_a_quadrature_likelihood(family):
     x, person = _simulate(family, 60, 10)
@@ -67,6 +68,7 @@ def test_linear_utility_reaches_the_maximum_of_a_quadrature_likelihood(family):
     np.testing.assert_allclose(result.estimates[:-1], found.x[:-1], atol=0.01)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_estimates_lie_within_their_standard_errors_of_the_truth(family):
     x, person = _simulate(family, 300, 12, seed=3)
@@ -77,6 +79,7 @@ def test_estimates_lie_within_their_standard_errors_of_the_truth(family):
     assert (table["std_error"] < 0.15).all() and (table["p_value"][:3] < 1e-4).all()
 
 
+@pytest.mark.untyped
 def test_strengths_that_spread_without_end_stand_at_a_bound():
     """Half of the people follow the utility always, half answer at random."""
     rng = np.random.default_rng(0)
@@ -96,6 +99,7 @@ def test_strengths_that_spread_without_end_stand_at_a_bound():
     assert np.isnan(error["cv"]) and np.isfinite(error[:2]).all()
 
 
+@pytest.mark.untyped
 def test_equal_strengths_stand_at_the_lower_bound_without_a_warning():
     x, person = _simulate("lognormal", 60, 10, cv=1e-3, seed=4)
     result = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
@@ -104,6 +108,7 @@ def test_equal_strengths_stand_at_the_lower_bound_without_a_warning():
     assert fit_joint(_linear(), torch.from_numpy(x), annotator=person).at_bound == ()
 
 
+@pytest.mark.untyped
 def test_output_of_a_choice_model_is_consistent():
     x, person = _simulate("lognormal", 60, 10)
     result = fit_joint(_linear(), torch.from_numpy(x), annotator=person)
@@ -116,6 +121,7 @@ def test_output_of_a_choice_model_is_consistent():
     np.testing.assert_allclose(margin, x @ result.estimates[:-1])
 
 
+@pytest.mark.untyped
 def test_network_is_fitted_to_a_critical_point_and_the_original_stays():
     x, person = _simulate("lognormal", 100, 10)
     with torch.random.fork_rng():
@@ -147,6 +153,7 @@ class _Offset(torch.nn.Module):
         return x[:, 0] + self.theta * x[:, 1]
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("anchor", ["prior", "free"])
 def test_estimated_mean_reaches_the_maximum_of_a_quadrature_likelihood(anchor):
     """The margins are scaled so that the mean strength is 2, away from its prior's median."""
@@ -173,6 +180,7 @@ def test_estimated_mean_reaches_the_maximum_of_a_quadrature_likelihood(anchor):
     assert (z.abs()[["theta", "cv"]] < 4.5).all()  # the prior pulls the mean towards 1
 
 
+@pytest.mark.untyped
 def test_free_mean_of_a_module_that_rescales_has_no_standard_error():
     x, person = _simulate("lognormal", 60, 10)
     result = fit_joint(_linear(), torch.from_numpy(x), annotator=person, mean_anchor="free")
@@ -180,6 +188,7 @@ def test_free_mean_of_a_module_that_rescales_has_no_standard_error():
     assert np.isnan(error) or error > 100 * result.mean
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("objective", "options", "tolerance"),
     [
@@ -210,6 +219,7 @@ def test_bounds_and_minibatches_find_the_maximum_of_all_data(objective, options,
     assert result.is_converged
 
 
+@pytest.mark.untyped
 def test_minibatches_hold_all_choices_of_a_respondent(monkeypatch):
     """Every evaluation of the likelihood sees 12 choices of each of 20 respondents."""
     from mixdpo_pyro.inference.methods import maximum_likelihood
@@ -237,6 +247,7 @@ def test_minibatches_hold_all_choices_of_a_respondent(monkeypatch):
     assert (sum(counts for counts in torch.nn.utils.rnn.pad_sequence(seen).T) == 24).all()
 
 
+@pytest.mark.untyped
 def test_equal_seeds_give_equal_estimates():
     x, person = _simulate("lognormal", 40, 5)
     options = {"objective": "importance", "batch_size": 10, "max_steps": 20}
@@ -248,6 +259,7 @@ def test_equal_seeds_give_equal_estimates():
     assert not np.array_equal(first.estimates, other.estimates)
 
 
+@pytest.mark.untyped
 def test_respondents_alike_have_a_small_cv():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3_000, 3))
@@ -257,6 +269,7 @@ def test_respondents_alike_have_a_small_cv():
     np.testing.assert_allclose(result.estimates[:3], TRUTH, atol=0.3)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -276,6 +289,7 @@ def test_unusable_arguments_raise(arguments, message):
         fit_joint(torch.nn.Linear(1, 1), inputs, **arguments)
 
 
+@pytest.mark.untyped
 def test_too_many_parameters_have_no_table():
     x, person = _simulate("lognormal", 20, 5)
     network = torch.nn.Sequential(torch.nn.Linear(3, 80), torch.nn.Linear(80, 1))
@@ -285,6 +299,7 @@ def test_too_many_parameters_have_no_table():
         result.table()
 
 
+@pytest.mark.untyped
 def test_linear_module_that_starts_at_zero_reaches_the_same_maximum():
     x, person = _simulate("gamma", 40, 8)
     zero = torch.nn.Linear(3, 1, bias=False)
@@ -297,6 +312,7 @@ def test_linear_module_that_starts_at_zero_reaches_the_same_maximum():
     np.testing.assert_allclose(found.estimates, expected.estimates, rtol=1e-3)
 
 
+@pytest.mark.untyped
 def test_network_that_starts_at_zero_leaves_the_saddle():
     x, person = _simulate("gamma", 40, 8)
     network = torch.nn.Sequential(
@@ -308,12 +324,14 @@ def test_network_that_starts_at_zero_leaves_the_saddle():
     assert result.log_likelihood > result.null_log_likelihood + 20
 
 
+@pytest.mark.untyped
 def test_module_whose_margins_cannot_differ_is_refused():
     x = torch.zeros(20, 2)
     with pytest.raises(ValueError, match="Expected margins that differ"):
         fit_joint(torch.nn.Linear(2, 1), x)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("objective", ["marginal", "elbo"])
 def test_joint_fit_works_in_whatever_mode_the_caller_is(mode, objective):

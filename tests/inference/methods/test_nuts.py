@@ -6,6 +6,7 @@ import torch
 from mixdpo_pyro.inference import fit, to_arviz
 
 
+@pytest.mark.untyped
 def test_nuts_agrees_with_the_exact_posterior_and_says_how_well_it_mixed(simulate):
     margin, annotator, _ = simulate(40, 15, 0.6)
     state = torch.get_rng_state()

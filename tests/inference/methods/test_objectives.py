@@ -31,6 +31,7 @@ def _models(family, num_draws):
     }
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("panels", [False, True])
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_objectives_are_ordered_below_the_quadrature(simulate, family, panels):
@@ -101,6 +102,7 @@ def test_minibatches_average_to_the_whole(simulate, panels):
     assert np.mean([loss(part) for part in parts]) == pytest.approx(whole, rel=1e-10)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("name", ["draws", "importance", "elbo"])
 def test_minibatch_bounds_stay_below_the_exact_marginal(simulate, name):
     """Scaling the weights before the log, as RenyiELBO does, would rise above it."""

@@ -104,6 +104,7 @@ def learn(margin, annotator, steps=400, batch=None):
     return panels
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [0.0, pytest.param(0.4, marks=pytest.mark.slow), 0.8])
 def test_cv_is_that_of_whole_panels_whatever_the_scale_of_the_margins(cv):
     margin, annotator = world(max(cv, 1e-6), annotators=100, choices=30, seed=3)
@@ -118,6 +119,7 @@ def test_cv_is_that_of_whole_panels_whatever_the_scale_of_the_margins(cv):
         assert slope == pytest.approx(exact.posterior.mean.mean(), rel=0.1)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [0.0, 0.4, 0.8])
 def test_exact_posterior_of_cv_is_that_of_the_fit_and_the_guide_is_near(cv):
     margin, annotator = world(max(cv, 1e-6), annotators=100, choices=30, seed=3)
@@ -147,6 +149,7 @@ def test_settling_brings_a_guide_that_lags_to_the_exact_posterior():
     assert found[0] == found[1] == pytest.approx(mean, abs=0.5 * sd)
 
 
+@pytest.mark.untyped
 def test_cv_is_not_moved_by_margins_that_grow():
     """Equal people whose first margins are those of a policy that is learning."""
     margin, annotator = world(1e-6, annotators=100, choices=40, seed=4)
@@ -155,6 +158,7 @@ def test_cv_is_not_moved_by_margins_that_grow():
     assert found < 0.12
 
 
+@pytest.mark.untyped
 def test_cv_is_not_attenuated_by_what_the_policy_did_not_know_at_first():
     """Errors of first margins, as large as the margins themselves, that end half-way."""
     margin, annotator = world(0.8, annotators=100, choices=60, seed=5)

@@ -30,6 +30,7 @@ def panel(simulate):
     return read_choices(margin, annotator)
 
 
+@pytest.mark.untyped
 def test_svi_agrees_with_the_exact_posterior(simulate, tmp_path):
     """Means within 0.2 posterior sd and sds within 15% of the exact posterior's."""
     margin, annotator, _ = simulate(40, 20, 0.6)

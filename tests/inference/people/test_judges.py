@@ -56,6 +56,7 @@ def test_equal_judges_are_bradley_and_terry():
     assert fit.judges == () and fit.parameters == {}
 
 
+@pytest.mark.untyped
 def test_marginal_likelihood_is_that_of_a_dense_grid():
     """Strength, bias and lapse of every judge summed over a million points."""
     data, *_ = world(2, judges=6, votes=25, threshold=0.4)
@@ -94,6 +95,7 @@ def test_sides_may_be_swapped():
     np.testing.assert_allclose(fit.strength, swapped.strength, rtol=2e-3)
 
 
+@pytest.mark.untyped
 def test_a_judge_who_always_says_left_does_not_take_over():
     data, *_ = world(4, items=10)
     without = fit_judges(**data)
@@ -112,6 +114,7 @@ def test_a_judge_who_always_says_left_does_not_take_over():
     assert np.abs(naive.rating - without.rating).max() > 0.3
 
 
+@pytest.mark.untyped
 def test_planted_ratings_and_strengths_are_covered():
     """Of 8 x 96 ratings and 8 x 240 strengths, 90%: outside these bounds once in a thousand."""
     inside, strong = [], []

@@ -48,6 +48,7 @@ def test_a_trait_is_the_same_in_halves_and_topics(stable):
     assert topics.sd_between == pytest.approx(0.7, abs=0.2)
 
 
+@pytest.mark.untyped
 def test_estimates_of_halves_are_attenuated_and_the_correlation_is_not(stable):
     halves = estimate_reliability(stable[0], num_bootstrap=200)
     observed, low, high = halves.observed

@@ -85,6 +85,7 @@ def share_recovered(found, truth):
     return max(np.mean(np.array(order)[truth] == found - 1) for order in permutations(kinds))
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("model", ["EM-DPO", "PAL-A", "PAL-B"])
 @pytest.mark.parametrize("num_types", [2, 3])
 def test_planted_types_are_recovered(model, num_types):
@@ -95,6 +96,7 @@ def test_planted_types_are_recovered(model, num_types):
     np.testing.assert_allclose(share.sum(0), 1)
 
 
+@pytest.mark.untyped
 def test_signed_strengths_are_recovered_from_margins_alone():
     """A third of the people want the opposite."""
     choices = strengths_world(3, spread=0.0)
@@ -117,6 +119,7 @@ def test_em_moves_from_a_random_start():
     assert share_recovered(run.member.argmax(1) + 1, kind) >= 0.9
 
 
+@pytest.mark.untyped
 def test_where_people_are_alike_nothing_gains_by_people():
     choices, _ = types_world(1, 1, people=20, each=20, features=2)
     rivals = [replace(rival, settings=rival.settings[-1:]) for rival in RIVALS[:-3]]
@@ -126,6 +129,7 @@ def test_where_people_are_alike_nothing_gains_by_people():
     assert all(score.people_gain < 0.01 for score in scores)
 
 
+@pytest.mark.untyped
 def test_where_strengths_differ_distributions_win_and_no_accuracy_is_gained():
     choices = strengths_world(7)
     scores, _ = compare_rivals(choices, make_folds(choices.annotator, 3))
@@ -165,6 +169,7 @@ def test_bridging_finds_the_common_score_where_the_majority_hides_it():
     assert np.array_equal(np.sign(fitted.people["factor"]), side)
 
 
+@pytest.mark.untyped
 def test_one_strength_is_the_maximum_of_the_likelihood():
     choices = strengths_world(2)
     fitted = MODELS[ONE_STRENGTH].fit(choices, {}, 0)
@@ -290,6 +295,7 @@ def test_badly_served_people_are_those_who_want_the_opposite():
     assert np.array_equal(found.label == 0, contrary & folds.is_scored)
 
 
+@pytest.mark.untyped
 def test_agreement_points_where_people_differ():
     choices, _, _ = polarised_world(1)
     axes, person = agreement_directions(choices, np.ones(7))

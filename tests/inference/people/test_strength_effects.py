@@ -133,6 +133,7 @@ def test_derivatives_are_those_of_the_likelihood():
         )
 
 
+@pytest.mark.untyped
 def test_sets_of_two_are_pairs():
     margin, columns = world(6, 1.0)
     sets = fitted(margin, choice_set=np.arange(len(margin)))
@@ -181,6 +182,7 @@ def test_topics_that_people_take_differently_inflate_variances():
     assert found.columns[0].inflation > 1.3
 
 
+@pytest.mark.untyped
 def test_errors_of_pairs_that_all_judge_are_no_effect_of_their_topic():
     """Six pairs of each topic whose margins are wrong by chance make a topic look strong."""
     rng = np.random.default_rng(9)

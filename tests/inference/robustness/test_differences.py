@@ -116,6 +116,7 @@ def shared_pairs(seed, cv, ratio, people_a_pair=5):
     return margin, pair
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
 def test_size_of_errors_comes_from_pairs_that_several_people_judged(ratio):
     margin, pair = shared_pairs(1, 0.8, ratio)
@@ -130,6 +131,7 @@ def test_size_of_errors_comes_from_pairs_that_several_people_judged(ratio):
         assert result.posterior.interval("cv")[1] < 0.75 < np.quantile(found.cv, 0.9)
 
 
+@pytest.mark.untyped
 def test_exact_margins_have_no_errors():
     margin, pair = shared_pairs(2, 0.5, 0.0)
     result = simple_fit(margin, pair=pair)
@@ -138,6 +140,7 @@ def test_exact_margins_have_no_errors():
     assert np.median(found.cv) == pytest.approx(np.median(result.posterior.cv), abs=0.06)
 
 
+@pytest.mark.untyped
 def test_without_shared_pairs_the_interval_is_wider():
     margin, _ = shared_pairs(3, 0.8, 0.6)
     result = simple_fit(margin)
@@ -175,6 +178,7 @@ def test_people_of_different_strength_are_not_careless():
     assert found.advantage < -5
 
 
+@pytest.mark.untyped
 def test_careless_people_agree_by_chance_and_opposed_people_do_not():
     """Of people who always answer at random, four of five judgements two by two are alike."""
     margin = np.array([1.0, 1.0, -2.0, 2.0, 0.5, 0.5, 0.5, 0.0, 0.0, 9.0])
@@ -232,6 +236,7 @@ def tastes(seed, spread, cv):
     return margin, turn * length
 
 
+@pytest.mark.untyped
 def test_taste_for_length_is_found_and_not_taken_for_strength():
     margin, length = tastes(0, 1.5, 0.0)
     result = simple_fit(margin)
@@ -270,6 +275,7 @@ def test_strength_is_found_beside_one_taste_for_all():
     assert found.mean[0] == pytest.approx(0.3, abs=0.2)
 
 
+@pytest.mark.untyped
 def test_simulated_likelihood_agrees_with_quadrature_where_tastes_are_equal():
     """512 draws for 100 people of 40 choices: within a nat of the exact likelihood."""
     margin, length = tastes(2, 0.0, 0.5)
@@ -345,6 +351,7 @@ def log_likelihood(likelihood, weight):
     return np.log(likelihood @ weight).sum()
 
 
+@pytest.mark.untyped
 def test_weights_meet_the_conditions_of_the_maximum():
     """The gradient is n on the support and nowhere larger, and no other weights do better."""
     likelihood, _ = likelihoods(0)
@@ -411,6 +418,7 @@ def test_distributions_need_repeated_choices():
         nonparametric_strength(once)
 
 
+@pytest.mark.untyped
 def test_interval_over_distributions_allows_for_known_errors():
     """Pairs that five people judged, with errors as large as the margins, which attenuate cv."""
     margin, pair = shared_pairs(1, 0.8, 1.0)
@@ -456,6 +464,7 @@ def test_people_are_nested_in_groups_that_hold_several_of_them():
     assert found.groups == ("topic",)
 
 
+@pytest.mark.untyped
 def test_errors_of_own_responses_are_no_differences_between_people():
     """Six responses of everybody's own, with errors; the permutation test alone is fooled."""
     _, delta, pairs, choice = streams(7)
@@ -551,6 +560,7 @@ def test_columns_that_cannot_be_used_are_refused_before_any_fit(
         diagnose_choices(world, **columns)
 
 
+@pytest.mark.untyped
 def test_odd_columns_and_families_do_not_end_a_diagnosis(world):
     """Responses of equal length have no taste for length; the normal family stands alone."""
     found = diagnose_choices(
@@ -574,6 +584,7 @@ def test_probability_with_errors_stays_one_for_any_margin():
     assert (value >= torch.nn.functional.logsigmoid(logit) - 0.6932).all()
 
 
+@pytest.mark.untyped
 def test_the_answer_is_as_wide_as_errors_of_unknown_size_make_it():
     """Pairs of one's own, whose errors attenuate cv from 0.8 and nothing but a prior tells."""
     margin, _ = shared_pairs(4, 0.8, 0.6, people_a_pair=1)

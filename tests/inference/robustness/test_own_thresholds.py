@@ -53,6 +53,7 @@ def brute_force(choices, prior_mean):
     return log_joint
 
 
+@pytest.mark.untyped
 def test_the_likelihood_ratio_is_that_of_brute_force():
     choices = read(1, 12, 6, 0.9, 0.6, 1)
     result = fit(choices, beta=1.0, num_samples=100, draw_strengths=False)
@@ -83,6 +84,7 @@ def test_grades_are_reduced_to_what_has_no_line_but_that_of_a_tie():
     assert reduce_grades(ties) is ties
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(("cut_points", "middle"), [(1, True), (2, False)])
 @pytest.mark.parametrize("are_equal", [True, False])
 def test_evidence_from_thresholds_alone_is_contradicted(cut_points, middle, are_equal):

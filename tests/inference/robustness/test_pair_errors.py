@@ -211,6 +211,7 @@ def test_a_second_policy_shows_the_errors_that_it_does_not_share():
             implied_ratio(first, other, person)
 
 
+@pytest.mark.untyped
 def test_cv_is_given_with_the_errors_that_a_second_policy_shows():
     first, second, person = two_policies(3, 0.8)
     result = fit(
@@ -230,6 +231,7 @@ def test_cv_is_given_with_the_errors_that_a_second_policy_shows():
 # Tests
 
 
+@pytest.mark.untyped
 def test_errors_of_responses_that_recur_do_not_fool_the_permutation_test():
     """People are alike, and judge pairs of twelve responses of their own, with large errors.
 
@@ -251,6 +253,7 @@ def test_errors_of_responses_that_recur_do_not_fool_the_permutation_test():
     assert sum(p < 0.05 for p in p_values) <= 4 < 8 <= sum(p < 0.05 for p in naive)
 
 
+@pytest.mark.untyped
 def test_small_errors_of_shared_pairs_are_not_taken_for_large_ones():
     """With a free mean, sizes of .8 and more are hopeless here: the best cv runs to its bound."""
     margin, strength, choice, order, error = (

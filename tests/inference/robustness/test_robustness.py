@@ -30,6 +30,7 @@ def test_anchor_is_the_best_single_strength():
     assert anchor_strength(read_choices(margin)) == pytest.approx(np.exp(best), rel=0.03)
 
 
+@pytest.mark.untyped
 def test_anchor_exists_where_every_choice_agrees_with_its_margin():
     strength = anchor_strength(read_choices([1.0, 2.0, 3.0]))
     assert 0.1 < strength < 1e3
@@ -115,6 +116,7 @@ def test_label_noise_is_estimated_and_not_taken_for_heterogeneity():
     assert noise.p_value > 0.01
 
 
+@pytest.mark.untyped
 def test_label_noise_at_zero_leaves_the_fit_as_it_is(simulate):
     margin, annotator, _ = simulate(100, 40, 0.6)
     result = fit(margin, annotator=annotator, num_samples=4000, family="gamma")
@@ -126,6 +128,7 @@ def test_label_noise_at_zero_leaves_the_fit_as_it_is(simulate):
     assert noise.cv_interval == pytest.approx((low, high), abs=0.06)
 
 
+@pytest.mark.untyped
 def test_label_noise_profile_is_the_maximum_over_a_fine_grid():
     rng = np.random.default_rng(1)
     x = rng.normal(0, 3, 1_500)
@@ -175,6 +178,7 @@ def test_reliability_is_the_share_of_variance_that_two_policies_share():
     assert margin_reliability(truth + errors[0], truth + errors[1]) == pytest.approx(0.8, abs=0.01)
 
 
+@pytest.mark.untyped
 def test_priors_agree_with_the_fit_and_with_each_other_where_data_are_plenty(simulate):
     margin, annotator, _ = simulate(200, 50, 0.5)
     result = fit(margin, annotator=annotator, num_samples=4000, family="gamma")
@@ -185,6 +189,7 @@ def test_priors_agree_with_the_fit_and_with_each_other_where_data_are_plenty(sim
         assert answer.probability_small < 1e-3
 
 
+@pytest.mark.untyped
 def test_priors_disagree_where_data_say_nothing():
     """Ten margins near zero: posterior is prior, whose 95% quantiles are known."""
     result = fit(1e-3 * np.array([1, 2, 3, 4, 5, -1, -2, -3, -4, -6.0]), beta=0.1, family="gamma")
@@ -210,6 +215,7 @@ def test_contraction_is_nearly_whole_where_data_are_plenty(simulate):
     assert fit(margin, annotator=annotator, family="gamma").posterior.contraction()["cv"] > 0.95
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("people", [5, 40, None])
 def test_margins_that_say_nothing_pass_at_their_level(people, failure_rate):
     """Rejections at 5% are binomial over the datasets, at most; margins have no variance.

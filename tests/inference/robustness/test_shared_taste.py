@@ -51,6 +51,7 @@ def test_tastes_show_without_attributes():
     assert found.num_choices == len(PAIR)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("kind", ["alike", "strength", "care"])
 @pytest.mark.parametrize("error", [0.0, 2.0])
 def test_one_ordering_has_no_camps(kind, error):
@@ -96,6 +97,7 @@ def test_a_choice_is_predicted_by_others_on_the_pair_only_where_it_has_an_error(
     assert (chosen < 1 - alone)[agrees == -4].all()
 
 
+@pytest.mark.untyped
 def test_camps_are_not_called_strength():
     choices = draw(3, "taste")
     found = diagnose_choices(

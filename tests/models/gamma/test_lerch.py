@@ -20,6 +20,7 @@ def test_lerch_satisfies_its_recurrence(s, a):
     torch.testing.assert_close(both, a.pow(-s), rtol=1e-13, atol=0)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("s", "a"), [(0.0, 2.0), (0.3, 0.7), (1.0, 1.0), (2.0, 0.5), (17.5, 30.0)]
 )
@@ -56,6 +57,7 @@ def test_log1p_excess_keeps_its_digits_at_both_ends(z):
     assert float(abs(value / exact - 1)) < 1e-14
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(("y", "c"), [(0.3, 0.25), (5.0, 1.7), (0.01, 40.0), (30.0, 0.4)])
 def test_the_oracle_agrees_with_hurwitz_zeta(y, c):
     """The series at 40 digits, on which the other tests rest, against an unrelated formula."""

@@ -34,6 +34,7 @@ def errors_against_mpmath(number, seed):
     return torch.tensor(errors, dtype=float64).amax(0)
 
 
+@pytest.mark.untyped
 def test_value_and_gradients_equal_mpmath_over_the_whole_range():
     worst = errors_against_mpmath(60, seed=0)
     assert worst[0] <= 1e-13
@@ -92,6 +93,7 @@ def test_gamma_loss_equals_dpo_when_cv_vanishes(margin):
     torch.testing.assert_close(gamma_log_prob(margin, mean, cv), dpo, rtol=1e-12, atol=0)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(("mean", "cv"), [(0.1, 0.5), (1.0, 0.01), (0.3, 3.0)])
 @pytest.mark.parametrize("per_pair", [False, True], ids=["shared", "per_pair"])
 def test_derivatives_pass_gradcheck_and_gradgradcheck(mean, cv, per_pair):
@@ -103,6 +105,7 @@ def test_derivatives_pass_gradcheck_and_gradgradcheck(mean, cv, per_pair):
     assert torch.autograd.gradgradcheck(gamma_log_prob, inputs, eps=step, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.untyped
 def test_hessian_of_mean_and_cv_equals_finite_differences_of_mpmath():
     """What Laplace's approximation needs, with several margins summed."""
     margins, point = [-12.0, 3.0, 25.0], (0.1, 0.7)
@@ -156,6 +159,7 @@ def test_nan_margin_gives_nan():
     assert gamma_log_prob(*tensors(math.nan, 0.1, 0.5)).isnan()
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [1e-8, 0.01, 0.3, 1.0, 30.0])
 @pytest.mark.parametrize("largest", [79.0, 1e8], ids=["near", "far"])
 def test_float32_values_are_within_two_millionths(largest, cv):

@@ -113,6 +113,7 @@ def relative(value, exact):
     return float(abs(value - exact) / max(1, abs(exact)))
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", [pytest.param("gamma", marks=pytest.mark.slow), "lognormal"])
 @pytest.mark.parametrize("case", CASES)
 def test_one_choice_equals_mpmath(case, family):
@@ -120,6 +121,7 @@ def test_one_choice_equals_mpmath(case, family):
         assert max(errors(case, family, number=1, points=1, seed=0)) <= 1e-8
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("case", "family"),
     [
@@ -160,6 +162,7 @@ BUILDERS = {
 }
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("family", ["gamma", "lognormal", "fixed"])
 @pytest.mark.parametrize("panel", [False, True], ids=["choices", "panel"])
 @pytest.mark.parametrize("name", BUILDERS)
@@ -211,6 +214,7 @@ def test_pieces_do_not_change_the_value_or_its_gradient(family, monkeypatch):
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("cv", [0.05, 0.5, 2.0])
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 @pytest.mark.parametrize("case", CASES)

@@ -86,6 +86,7 @@ def test_a_lapse_of_a_pair_is_a_flipped_label():
     torch.testing.assert_close(careless, flipped, rtol=2e-9, atol=2e-9)
 
 
+@pytest.mark.untyped
 @pytest.mark.parametrize("name", JUDGEMENTS)
 @given(margin=st.floats(-50.0, 50.0), beta=st.floats(0.01, 3.0))
 def test_swapping_the_responses_mirrors_ties_and_grades(name, margin, beta):
