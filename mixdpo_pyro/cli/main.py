@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,13 +65,21 @@ def _run(arguments: list[str]) -> int:
             print(version("mixdpo-pyro"))
         case [name, *words] if name in COMMANDS:
             command = COMMANDS[name]
-            lines = command.run(command.parser(), words)
-            from mixdpo_pyro.progress import show_lines
-
-            show_lines(lines)
+            _show(command.run(command.parser(), words))
         case [name, *_]:
             raise ConfigError(f"unknown command '{name}'; see mixdpo --help")
     return 0
+
+
+def _show(lines: Iterable[str]) -> None:
+    """Print a result, or as much of it as is read: `head` closes its end, which is no failure."""
+    from mixdpo_pyro.progress import show_lines
+
+    try:
+        show_lines(lines)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -356,6 +357,15 @@ def test_installed_command_runs():
     )
     assert result.returncode == 0
     assert result.stdout.strip()
+
+
+def test_a_reader_that_has_read_enough_is_no_failure():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mixdpo_pyro", "env"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.slow
