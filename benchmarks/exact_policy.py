@@ -11,8 +11,9 @@ weights, which interpolates between the logits of reference and policy. Worlds: 
 
 Last answers, 8 seeds from 500, gain over DPO in points, strong and imbalanced: true strengths
 known +1.99 +- 0.64, +3.24 +- 0.96; full panel in one batch +1.40 +- 0.51, +0.77 +- 1.01; running
-panels in batches, shuffled +1.45 +- 0.40, +0.98 +- 0.68, sorted by person +1.45 +- 0.46, +0.49 +-
-0.64; blocks of eight +0.99 +- 0.30, +0.66 +- 0.58.
+panels in batches, shuffled +1.51 +- 0.45, +0.74 +- 0.57, sorted by person +1.44 +- 0.46, +0.71 +-
+0.72; blocks of eight +0.99 +- 0.30, +0.66 +- 0.58. Cv is 1.5 in both worlds; medians of what was
+learned in batches, shuffled and sorted: 1.23 and 1.16, and 0.35 and 0.59.
 """
 
 import argparse
