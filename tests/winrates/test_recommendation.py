@@ -1,12 +1,14 @@
 """One sentence says what follows from win rates, and claims no more than they do."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scenarios import run_rate
 
 from mixdpo_pyro.winrates.equal_kl import match_arms
 from mixdpo_pyro.winrates.recommendation import doubts, join_words, recommend_arm
 from mixdpo_pyro.winrates.record import WinrateRecord
+from mixdpo_pyro.workflows.winrates import write_winrates
 
 
 def record(rates, by_prompt, kl=1.0, finished=1.0):
@@ -46,6 +48,15 @@ def test_every_outcome_has_one_sentence(arms, starts, says):
     sentence = recommend_arm(compared(arms))
     assert sentence.startswith(starts) and says in sentence
     assert ". " not in sentence and sentence.endswith(".")
+
+
+def test_the_page_holds_every_difference_from_the_first_arm(tmp_path):
+    found = compared({"dpo": [0, 1, 0], "mix": [3, 4.2, 2.9], "worse": [-8, 9, 0]})
+    write_winrates(found, pd.DataFrame({"run": ["x"]}), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Against dpo, at equal KL" in page
+    assert "<td>+3.0 [+2.5, +3.6]</td><td>3</td>" in page  # wider than that of one difference
+    assert page.count("<td>more than 100</td>") == 1
 
 
 def test_few_prompts_support_no_claim():
