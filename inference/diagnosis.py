@@ -459,25 +459,26 @@ def _over_distributions(
     numbers = checks[-1].numbers
     if "cv, 5%" not in numbers:
         return verdict
-    low, high = numbers["cv, 5%"], numbers["cv, 95%"]
-    words = (
-        f"Over all distributions that explain the choices about as well{{}}, cv is between "
-        f"{low:.2f} and {high:.2f}"
-    )
+    low, high = interval = numbers["cv, 5%"], numbers["cv, 95%"]
+    allowed = more = ""
     if errors is None:
-        words = words.format("") + ", or larger where margins have errors"
+        more = ", or larger where margins have errors"
     elif errors.source is None:
         below, above = map(float, np.quantile(errors.cv, [0.05, 0.95]))
-        low, high = min(low, below), max(high, above)
-        words = words.format("") + (
-            f" if margins are exact; if they may have errors, whose size only a prior says here, "
-            f"between {low:.2f} and {high:.2f}"
+        interval = min(low, below), max(high, above)
+        more = (
+            " if margins are exact; if they may have errors, whose size only the shape of the "
+            f"likelihood and a prior say, between {interval[0]:.2f} and {interval[1]:.2f}"
         )
     else:
-        words = words.format(", with the errors of the margins allowed for, which attenuate it")
+        allowed = ", with the errors of the margins allowed for, which attenuate it"
         if errors.source == "second policy":
-            words += ", or larger, since errors that both policies share do not show"
-    return replace(verdict, cv_interval=(low, high), reason=f"{verdict.reason} {words}.")
+            more = ", or larger, since errors that both policies share do not show"
+    words = (
+        f"Over all distributions that explain the choices about as well{allowed}, cv is between "
+        f"{low:.2f} and {high:.2f}{more}."
+    )
+    return replace(verdict, cv_interval=interval, reason=f"{verdict.reason} {words}")
 
 
 def _error_rate(value: str, answer: _Answer, choices: Choices) -> str:

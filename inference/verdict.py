@@ -22,9 +22,9 @@ class Verdict:
 
     Attributes:
         value: The verdict.
-        cv_interval: 5% and 95% posterior quantiles of cv; of a diagnosis that does not find
-            equality, over the distributions that predict about as well as the best one and with
-            errors of the margins allowed for, be their size known or only a prior.
+        cv_interval: 5% and 95% posterior quantiles of cv; where a diagnosis compared
+            distributions, over those that predict about as well as the best one, and with errors
+            of the margins allowed for.
         likelihood_ratio: Twice the gain in log-likelihood (with the mean's prior) over cv = 0.
         p_value: Its p-value under cv = 0.
         reason: One sentence in plain English.

@@ -204,8 +204,10 @@ def _margins(parser: "CommandParser", words: Words) -> Iterable[str]:
 
     summary = write_margins(named.model, named.reference, named.data, config.output, config)
     dropped = [f"dropped {count:,} pairs: {why}" for why, count in summary.dropped.items()]
+    marked = summary.num_trained_on
     return [
         *dropped,
+        *([] if marked is None else [f"trained on {marked:,} of {summary.num_pairs:,} pairs"]),
         f"truncated {summary.truncated:,} of {summary.num_pairs:,} pairs",
         f"share of positive margins {summary.accuracy:.3f}",
         f"wrote {summary.path} ({summary.pairs_per_second:.1f} pairs/s)",

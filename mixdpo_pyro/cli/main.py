@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for a wrong command line or configuration, 1 for any other failure, 130 when
-        interrupted, 143 when terminated. A failure is one line on standard error, or a traceback
-        with `--debug`. Bars and warnings of libraries stay on the screen with `--verbose`.
+        interrupted, 143 when terminated, 141 where nobody reads the output any more, as behind
+        `head`. A failure is one line on standard error, or a traceback with `--debug`. Bars and
+        warnings of libraries stay on the screen with `--verbose`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug, verbose = "--debug" in arguments, "--verbose" in arguments
@@ -38,13 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quiet_libraries()
     try:
         with _sigterm_interrupts(), extra_named(" ".join(["mixdpo", *arguments[:1]])):
-            return _run(arguments)
+            status = _run(arguments)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, _Terminated)
         _complain(("terminated" if is_terminated else "interrupted") + _advice(arguments))
         return 143 if is_terminated else 130
     except SystemExit as end:  # argparse has shown a help
         return int(end.code or 0)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left of it
+        return 141
     except Exception as error:
         if debug:
             raise
@@ -65,21 +71,13 @@ def _run(arguments: list[str]) -> int:
             print(version("mixdpo-pyro"))
         case [name, *words] if name in COMMANDS:
             command = COMMANDS[name]
-            _show(command.run(command.parser(), words))
+            lines = command.run(command.parser(), words)
+            from mixdpo_pyro.progress import show_lines
+
+            show_lines(lines)
         case [name, *_]:
             raise ConfigError(f"unknown command '{name}'; see mixdpo --help")
     return 0
-
-
-def _show(lines: Iterable[str]) -> None:
-    """Print a result, or as much of it as is read: `head` closes its end, which is no failure."""
-    from mixdpo_pyro.progress import show_lines
-
-    try:
-        show_lines(lines)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def drop_held_out(train: Dataset, test: Dataset) -> Dataset:
 
 
 def answer_keys(pairs: Dataset) -> set[str]:
-    """A key for every response to its prompt: 16 hexadecimal digits."""
+    """A key for every response behind its prompt, wherever the prompt stands: 16 hex digits."""
     return {key for keys in _answer_keys(pairs) for key in keys}
 
 
@@ -187,7 +187,14 @@ def _answer_keys(pairs: Dataset) -> Iterator[list[str]]:
     for prompt, *answers in zip(
         _given_prompts(pairs), pairs["chosen"][:], pairs["rejected"][:], strict=True
     ):
-        yield [_hash(prompt, answer)[:16] for answer in answers]
+        yield [_hash(_joined(prompt, answer))[:16] for answer in answers]
+
+
+def _joined(prompt: Any, answer: Any) -> Any:
+    """Prompt and answer as one text, or as one list of messages without what they leave out."""
+    if isinstance(answer, str):
+        return (prompt or "") + answer
+    return [{k: v for k, v in m.items() if v is not None} for m in [*(prompt or []), *answer]]
 
 
 def _given_prompts(pairs: Dataset) -> Sequence[Any]:

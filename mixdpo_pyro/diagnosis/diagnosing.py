@@ -147,17 +147,18 @@ def _read_second(path: str, data: MarginData) -> np.ndarray:
             f"{path}: has {second.num_rows:,} rows, but {data.source} has {data.num_rows:,}; "
             "both must hold the same pairs in the same order"
         )
-    if not np.array_equal(second.rows, data.rows):
+    if not np.array_equal(second.row_numbers, data.row_numbers):
         raise DataError(
-            f"{path}: column '{TRAINED_ON}' leaves out other rows than in {data.source}; keep in "
-            "both files the rows that neither policy was trained on"
+            f"{path}: the rows that are left out by column '{TRAINED_ON}' are others than in "
+            f"{data.source}; mark in both files what either policy was trained on"
         )
     if second.annotator is not None and data.annotator is not None:
         differs = second.annotator != data.annotator
         if differs.any():
+            row = data.row_numbers[np.argmax(differs)]
             raise DataError(
-                f"{path}: row {int(np.argmax(differs))} is by another annotator than in "
-                f"{data.source}; both must hold the same pairs in the same order"
+                f"{path}: row {row} is by another annotator than in {data.source}; both must "
+                "hold the same pairs in the same order"
             )
     return second.margin
 
@@ -266,7 +267,7 @@ def _summarise_family(diagnosis: Diagnosis, family: str) -> FamilySummary:
 
 def _notes(diagnosis: Diagnosis, data: MarginData) -> list[str]:
     """What a reader should know about the data and where the margins come from."""
-    return [*data_notes(diagnosis, data.rows), *_provenance(data)]
+    return [*data_notes(diagnosis, data.row_numbers), *_provenance(data)]
 
 
 def _provenance(data: MarginData) -> list[str]:

@@ -181,7 +181,7 @@ def _read_input(data: MarginData, config: RivalsConfig) -> _Input:
             "Expected annotator ids; name their column with --annotator: held-out choices are "
             "those of known people"
         )
-    embeddings = _read_embeddings(config, len(data.margin))
+    embeddings = _read_embeddings(config, data)
     known = read_choices(data.margin, data.annotator)
     if known.num_pairs < _FEWEST:
         raise ValueError(f"Expected at least {_FEWEST} choices, got {known.num_pairs}")
@@ -209,7 +209,8 @@ def _read_input(data: MarginData, config: RivalsConfig) -> _Input:
     )
 
 
-def _read_embeddings(config: RivalsConfig, num_rows: int) -> Embeddings | None:
+def _read_embeddings(config: RivalsConfig, data: MarginData) -> Embeddings | None:
+    """Embeddings of the rows that were read; the file holds those of every row of the margins."""
     if config.embeddings is None:
         return None
     path = Path(config.embeddings).expanduser()
@@ -224,15 +225,16 @@ def _read_embeddings(config: RivalsConfig, num_rows: int) -> Embeddings | None:
             has = ", ".join(sorted(tensors)) or "none"
             raise DataError(f"{path}: tensor '{name}' is missing; it has {has}")
         tensor = tensors[name]
-        if tensor.ndim != 2 or len(tensor) != num_rows or not tensor.shape[1]:
+        if tensor.ndim != 2 or len(tensor) != data.num_rows or not tensor.shape[1]:
             raise DataError(
                 f"{path}: tensor '{name}' has shape {tuple(tensor.shape)}, expected an embedding "
-                f"for each of the {num_rows:,} rows of margins"
+                f"for each of the {data.num_rows:,} rows of margins"
             )
         found[name] = tensor.float().numpy()
         bad = np.flatnonzero(~np.isfinite(found[name]).all(1))
         if bad.size:
             raise DataError(f"{path}: tensor '{name}' has no finite numbers in row {bad[0]}")
+        found[name] = found[name][data.row_numbers]
     sizes = [found[name].shape[1] for name in _TENSORS]
     if sizes[0] != sizes[1]:
         raise DataError(

@@ -38,8 +38,8 @@ def annotator_table(diagnosis: Diagnosis, seed: int = 0) -> pd.DataFrame | None:
     agree with the sign of the margin), `mean`, `sd`, `q05`, `q95` of the strength, `relative`
     (mean over the distribution's mean), `shrinkage`, `lapse_rate` and `p_careless` (see
     :class:`~mixdpo_pyro.inference.robustness.care.LapseRates`), and `p_not_positive` under the
-    normal family. Strengths allow for errors of the margins where more than a prior says their
-    size, see `Diagnosis.allowing_for_errors`.
+    normal family with exact margins. The other columns of the strength allow for errors of the
+    margins where more than a prior says their size, see `Diagnosis.allowing_for_errors`.
 
     Shrinkage is :math:`\mathrm{Var}(\log\beta_g \mid \text{choices}) / \mathrm{Var}(\log\beta)`,
     the weight of the distribution beside the annotator's own choices, were both normal: 1 says

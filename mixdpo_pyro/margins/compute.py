@@ -37,6 +37,7 @@ from mixdpo_pyro.margins.language_models import COMPLETION, LanguageModels
 from mixdpo_pyro.margins.provenance import mark_trained
 from mixdpo_pyro.margins.resume import Parts
 from mixdpo_pyro.margins.sequences import Sequences
+from mixdpo_pyro.margins.table import TRAINED_ON
 from mixdpo_pyro.progress.screen import console, show_stage
 
 __all__ = ["MARGIN_COLUMNS", "MarginsSummary", "write_margins"]
@@ -75,6 +76,7 @@ class MarginsSummary:
         accuracy: Share of pairs whose margin is that of the response that was preferred; margins
             of zero count one half, and pairs that were judged a tie do not count.
         pairs_per_second: Rate of this call, without what an earlier one left; 0 for none.
+        num_trained_on: Rows that are marked as trained on; None where that is not known.
     """
 
     path: Path
@@ -83,6 +85,7 @@ class MarginsSummary:
     truncated: int
     accuracy: float
     pairs_per_second: float
+    num_trained_on: int | None = None
 
 
 def write_margins(
@@ -114,8 +117,7 @@ def write_margins(
     inputs = (model, reference, data)
     output = check_output(output, inputs, config.overwrite)
     with locked_output(output):
-        models, sequences, pairs = _prepare(*inputs, config)
-        trained = mark_trained(pairs.pairs, model, config)
+        models, sequences, pairs, trained = _prepare(*inputs, config)
         facts = _facts(models, sequences, config)
         parts = Parts.open(output.with_name(f"{output.name}.partial"), facts, config.resume)
         scores, rate = _fill(parts, sequences, models, config)
@@ -126,21 +128,22 @@ def write_margins(
         with written_whole(output) as temporary:
             pq.write_table(table, temporary)
         parts.remove()
-    return _summarise(output, table, sequences, pairs, rate)
+    return _summarise(output, table, sequences, pairs, rate, bool(trained))
 
 
 def _prepare(
     model: str, reference: str, data: str, config: MarginsConfig
-) -> tuple[LanguageModels, Sequences, PreferenceData]:
+) -> tuple[LanguageModels, Sequences, PreferenceData, dict[str, np.ndarray]]:
     _note_other_length(model, config.max_length)
     show_stage("Reading the pairs")
     pairs = load_preferences(
         data, config.split, config.dataset_config, config.annotator,
         reader=config.reader, columns=named_columns(config), choice_set=config.choice_set,
     )  # fmt: skip
+    trained = mark_trained(pairs.pairs, model, config)
     pairs = pairs.pseudonymised(config.pseudonymise, *config.pseudonymise_columns)
     models = LanguageModels.load(find_policy(model), find_policy(reference), config)
-    return models, Sequences.prepare(pairs, models, config), pairs
+    return models, Sequences.prepare(pairs, models, config), pairs, trained
 
 
 def _facts(models: LanguageModels, sequences: Sequences, config: MarginsConfig) -> dict[str, Any]:
@@ -255,7 +258,12 @@ def _assemble(
 
 
 def _summarise(
-    path: Path, table: pa.Table, sequences: Sequences, data: PreferenceData, rate: float
+    path: Path,
+    table: pa.Table,
+    sequences: Sequences,
+    data: PreferenceData,
+    rate: float,
+    is_marked: bool,
 ) -> MarginsSummary:
     margin = table["margin"].to_numpy()
     done = {
@@ -273,6 +281,7 @@ def _summarise(
         truncated=sequences.truncated,
         accuracy=float(agreement(preferred).mean()) if len(preferred) else math.nan,
         pairs_per_second=rate,
+        num_trained_on=sum(table[TRAINED_ON].to_pylist()) if is_marked else None,
     )
 
 

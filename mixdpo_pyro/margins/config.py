@@ -37,9 +37,10 @@ class MarginsConfig:
     annotator: str | None = option("Column with annotator ids that must be there.", None)
     choice_set: str | None = option(CHOICE_SET_HELP, None)
     trained_on: str | None = option(
-        "Pairs that the policy was trained on, or `none` for a policy that has seen none of the "
-        "data: a column `trained_on` marks rows with their responses, and mixdpo diagnose leaves "
-        "these out. Of a folder of mixdpo train it is known.",
+        "Pairs that the policy was trained on, with texts as the data have them, or `none` for a "
+        "policy that has seen none of the data: a column `trained_on` marks rows with their "
+        "responses, and mixdpo diagnose leaves these out. Of a folder of mixdpo train it is "
+        "known.",
         None,
     )
     pseudonymise: str | None = option(PSEUDONYMISE, None)

@@ -4,7 +4,6 @@ Training brings the margins of its pairs in line with their choices, and differe
 people shrink in them. Nothing in the margins tells: it has to be written down.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from mixdpo_pyro.data.loading import load_preferences, named_columns
+from mixdpo_pyro.data.loading import named_columns, read_source
 from mixdpo_pyro.data.splitting import answer_keys, has_answers
+from mixdpo_pyro.data.validation import TEXT_COLUMNS, check_columns
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.config import NOT_TRAINED_ON, MarginsConfig
@@ -27,9 +27,20 @@ TRAINING_RESPONSES_FILE = "training_responses.parquet"
 _COLUMN = "response"
 
 
-def write_training_responses(pairs: Dataset, folder: Path) -> None:
-    """Write into a run's folder which responses its policy is trained on, as hashes."""
-    numbers = np.array(sorted(int(key, 16) for key in answer_keys(pairs)), dtype=np.uint64)
+def write_training_responses(pairs: Dataset, model: str, folder: Path) -> None:
+    """Write into a run's folder which responses its policy was trained on, as hashes.
+
+    Args:
+        pairs: The pairs that it is trained on.
+        model: Name of the model that the training starts from; where that is a run's policy, what
+            it was trained on counts too.
+        folder: The run's folder.
+
+    Raises:
+        DataError: If the file of that run cannot be read.
+    """
+    keys = answer_keys(pairs) | _keys_of_run(model)
+    numbers = np.array(sorted(int(key, 16) for key in keys), dtype=np.uint64)
     with written_whole(folder / TRAINING_RESPONSES_FILE) as temporary:
         pq.write_table(pa.table({_COLUMN: numbers}), temporary)
 
@@ -38,36 +49,50 @@ def mark_trained(pairs: Dataset, model: str, config: MarginsConfig) -> dict[str,
     """Column `trained_on`: whether the policy was trained on a response of the row; if known.
 
     It is known of the policy of a run, and of one whose training pairs are named. A row of a
-    choice set is marked with the others.
+    choice set is marked with the others. Texts are compared with their prompts, which may stand in
+    a column of their own or at the beginning of the responses.
 
     Args:
         pairs: The pairs.
         model: Name of the policy.
-        config: Options; `trained_on` names pairs, or says that there are none.
+        config: Options; `trained_on` names pairs, or says that there are none. Their columns of
+            texts, and their reader, are those of the data.
 
     Raises:
         DataError: If the file of a run, or the pairs that are named, cannot be read.
     """
-    keys = set(_keys_of_run(model))
+    keys = _keys_of_run(model)
     if config.trained_on is None and not keys:
         return {}
     if config.trained_on not in (None, NOT_TRAINED_ON):
-        trained = load_preferences(
-            str(config.trained_on), reader=config.reader, columns=named_columns(config),
-            choice_set="none",
-        )  # fmt: skip
-        keys |= answer_keys(trained.pairs)
+        keys |= answer_keys(_read_texts(str(config.trained_on), config))
     return {TRAINED_ON: has_answers(pairs, keys)}
 
 
-def _keys_of_run(model: str) -> Iterable[str]:
+def _read_texts(name: str, config: MarginsConfig) -> Dataset:
+    source = read_source(name, reader=config.reader, columns=named_columns(config))
+    if source.problems:
+        raise DataError(f"{name}: {source.problems[0]}")
+    check_columns(source.pairs, name, None)
+    return source.pairs.select_columns([n for n in TEXT_COLUMNS if n in source.pairs.column_names])
+
+
+def _keys_of_run(model: str) -> set[str]:
     """Keys of the responses that a run was trained on; none of any other policy."""
-    folder = Path(model).expanduser()
-    for path in (folder / TRAINING_RESPONSES_FILE, folder.parent / TRAINING_RESPONSES_FILE):
+    folder = Path(model).expanduser().resolve()
+    places = [folder, *([folder.parent] if folder.name == "policy" else [])]
+    for place in places:
+        path = place / TRAINING_RESPONSES_FILE
         if path.is_file():
-            try:
-                numbers = pq.read_table(path)[_COLUMN].to_pylist()
-            except (OSError, KeyError, pa.ArrowException) as error:
-                raise DataError(f"{path}: cannot be read ({error})") from error
-            return (f"{number:016x}" for number in numbers)
-    return ()
+            return _read_keys(path)
+    return set()
+
+
+def _read_keys(path: Path) -> set[str]:
+    try:
+        column = pq.read_table(path)[_COLUMN]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if column.type != pa.uint64() or column.null_count:
+        raise DataError(f"{path}: expected hashes in column '{_COLUMN}', got {column.type}")
+    return {f"{number:016x}" for number in column.to_pylist()}

@@ -49,7 +49,8 @@ _MOSTLY = 0.5
 _JUDGED = ("pair", "response_a", "response_b")
 """Columns that say what was judged, as hashes or as any other ids."""
 
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""What may stand in the column `trained_on`, in any case."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class MarginData:
             them, where the table has such columns.
         attributes: Column -> difference of an attribute, chosen minus rejected.
         covariates: Column -> what strengths may go with, float64 where it holds numbers, or text.
-        rows: Number of each row in the file, counted from 0.
+        rows: Number of each row in the file; None where none is left out.
         num_trained_on: Rows of the file that are left out, since the policy was trained on them;
             None where the file does not say.
         num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among
@@ -92,7 +93,7 @@ class MarginData:
     judged: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, np.ndarray] = field(default_factory=dict)
     covariates: dict[str, np.ndarray] = field(default_factory=dict)
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    rows: np.ndarray | None = None
     num_trained_on: int | None = None
     num_alike: int = 0
 
@@ -100,6 +101,11 @@ class MarginData:
     def num_rows(self) -> int:
         """Rows of the file, with those that are left out."""
         return len(self.margin) + (self.num_trained_on or 0)
+
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Number of each row in the file, counted from 0."""
+        return np.arange(len(self.margin)) if self.rows is None else self.rows
 
     def pseudonymised(self, salt: str | None) -> "MarginData":
         """The same with pseudonyms of annotators, groups and levels, by a salt file, or as it is.
@@ -228,7 +234,8 @@ class _Columns:
         if len(table.rows) == 0:
             raise DataError(f"{path}: there are no rows")
         column = annotator_column_of(table.all_names, annotator)
-        kept, left_out = _leave_out_trained(table, path)
+        column_of_sets = sets or (CHOICE_SET if choice_set is None else None)
+        kept, left_out = _leave_out_trained(table, path, column_of_sets)
         return cls(str(path), kept, column, left_out)
 
     @property
@@ -281,13 +288,24 @@ class _Columns:
         )
 
 
-def _leave_out_trained(table: Table, path: Path) -> tuple[Table, int | None]:
-    """The rows that the policy was not trained on, and the number of the others, where known."""
+def _leave_out_trained(
+    table: Table, path: Path, choice_set: str | None
+) -> tuple[Table, int | None]:
+    """The rows that the policy was not trained on, and the number of the others, where known.
+
+    Of a choice set all rows are left out where one is.
+    """
     if TRAINED_ON not in table.all_names:
         return table, None
     is_trained = [_TRUTHS.get(str(value).lower()) for value in table.values(TRAINED_ON)]
     if None in is_trained:
-        raise table.fault(path, is_trained.index(None), TRAINED_ON, "true or false")
+        raise table.fault(
+            path, is_trained.index(None), TRAINED_ON, "true or false" + OTHER_MEANING
+        )
+    if choice_set in table.all_names:
+        names = [str(value) for value in table.values(str(choice_set))]
+        seen = {name for name, is_seen in zip(names, is_trained, strict=True) if is_seen}
+        is_trained = [name in seen for name in names]
     kept = [k for k, is_seen in enumerate(is_trained) if not is_seen]
     number = len(is_trained) - len(kept)
     if not kept:

@@ -115,7 +115,7 @@ def _cv_intervals(diagnosis: Diagnosis) -> dict[str, tuple[float, float]]:
             intervals[check.name] = check.cv_interval
         elif check.name == PAIR_ERRORS and "cv, 5%" in check.numbers:
             ends = check.numbers["cv, 5%"], check.numbers["cv, 95%"]
-            intervals[f"{check.name}, its size by a prior alone"] = ends
+            intervals[f"{check.name}, its size by the likelihood and a prior"] = ends
     return intervals
 
 

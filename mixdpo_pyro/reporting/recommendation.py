@@ -37,6 +37,7 @@ class Design:
         has_shared_pairs: Whether several annotators judged the same pair.
         margins_predict: Whether the margins predict the choices.
         looks_cut: Whether rows look like parts of choices among several responses.
+        cv: Middle of its interval, margins being taken as exact, as they are in a simulation.
     """
 
     choices: int
@@ -46,6 +47,7 @@ class Design:
     has_shared_pairs: bool = False
     margins_predict: bool = True
     looks_cut: bool = False
+    cv: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def advise(diagnosis: Diagnosis, looks_cut: bool = False) -> Advice:
         has_shared_pairs=_are_shared(choices),
         margins_predict=diagnosis.margin_p_value < LEVEL,
         looks_cut=looks_cut,
+        cv=sum(posterior.interval("cv")) / 2,
     )
     accuracy = "not measured"
     if posterior.family != "normal" and _are_ordered(choices):
@@ -173,13 +176,13 @@ def _how_to_settle(verdict: Verdict, design: Design) -> str:
     shared = "" if design.has_shared_pairs else ", several people on the same pairs,"
     return (
         f"Use plain DPO for now, and collect more choices of each person{shared} if it matters; "
-        f"how many settle it says: {_power_command(verdict, design)}"
+        f"how many settle it says: {_power_command(design)}"
     )
 
 
-def _power_command(verdict: Verdict, design: Design) -> str:
+def _power_command(design: Design) -> str:
     """The command that simulates twice the choices of these people at the cv in question."""
-    cv = min(max(sum(verdict.cv_interval) / 2, 0.1), 3.0)
+    cv = min(max(design.cv, 0.1), 3.0)
     pairs = min(max(2 * design.choices, 20), 1_000_000)
     return (
         f"mixdpo power --pairs {pairs} --annotators {design.annotators} --sd {design.sd:.2g} "

@@ -35,7 +35,8 @@ def execute_run(
     """Train, fit the held-out pairs, and write every result into `folder`.
 
     The folder then holds `policy/` (weights, tokenizer, strength), `posterior.nc`,
-    `margins.parquet`, `log_history.json`, `config.yaml`, `run.json`, `report.html` and `figures/`.
+    `margins.parquet`, `log_history.json`, `config.yaml`, `training_responses.parquet`, `run.json`,
+    `report.html` and `figures/`.
     The policy comes first: whatever fails after the training leaves it whole, and is named in
     `run.json` and the report.
 
@@ -67,7 +68,7 @@ def execute_run(
         given = {key: value for key, value in plan.given.items() if key != "hub_token"}
         (folder / "config.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
         if isinstance(data.train, Dataset):  # what a stream holds is not known before
-            write_training_responses(data.train, folder)
+            write_training_responses(data.train, plan.model.model_name_or_path, folder)
 
     is_streamed = isinstance(data.train, IterableDataset)
     pairs = "a stream of pairs" if is_streamed else f"{len(data.train):,} pairs"

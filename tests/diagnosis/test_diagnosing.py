@@ -435,9 +435,13 @@ def test_what_the_policy_was_trained_on_does_not_count_and_is_told(tmp_path):
     assert question not in lines
 
 
-def test_a_second_policy_that_was_trained_on_other_rows_is_refused(tmp_path):
-    table = choices().assign(trained_on=False)
+def test_a_second_policy_needs_the_same_rows(tmp_path):
+    table = choices().assign(trained_on=lambda t: np.arange(len(t)) == 2)
     table.to_csv(tmp_path / "m.csv", index=False)
-    table.assign(trained_on=np.arange(len(table)) == 2).to_csv(tmp_path / "n.csv", index=False)
-    with pytest.raises(DataError, match=r"n\.csv: column 'trained_on' leaves out other rows"):
-        diagnose_margins(tmp_path / "m.csv", DiagnoseConfig(second=str(tmp_path / "n.csv")))
+    table.drop(columns="trained_on").to_csv(tmp_path / "n.csv", index=False)
+    config = DiagnoseConfig(second=str(tmp_path / "n.csv"))
+    with pytest.raises(DataError, match=r"n\.csv: the rows that are left out by column"):
+        diagnose_margins(tmp_path / "m.csv", config)
+    set_cell(table, 7, "annotator", "somebody").to_csv(tmp_path / "n.csv", index=False)
+    with pytest.raises(DataError, match="row 7 is by another annotator"):
+        diagnose_margins(tmp_path / "m.csv", config)

@@ -8,9 +8,10 @@ from scipy.special import expit
 
 from mixdpo_pyro.cli.main import main
 from mixdpo_pyro.diagnosis.config import RivalsConfig
-from mixdpo_pyro.diagnosis.rivals import judge_rivals
+from mixdpo_pyro.diagnosis.rivals import _read_embeddings, judge_rivals
 from mixdpo_pyro.errors import ConfigError
 from mixdpo_pyro.inference.people.rivals.harness import RIVALS
+from mixdpo_pyro.margins.table import read_margins
 
 ON_MARGINS = [rival.name for rival in RIVALS if rival.inputs == "margins"]
 
@@ -96,6 +97,20 @@ def test_equal_seeds_give_equal_answers(tmp_path, table):
     assert [s.nats for s in first.scores] == [s.nats for s in second.scores]
     assert first.num_drawn == first.annotators == len(people) == 16
     assert first.choices == 192
+
+
+def test_embeddings_are_those_of_the_rows_that_are_read(tmp_path, table):
+    config = RivalsConfig(embeddings=str(tmp_path / "e.safetensors"))
+    every = embeddings_of(table)
+    flags = np.arange(len(table)) % 4 == 1
+    table.assign(trained_on=flags).to_csv(tmp_path / "m.csv", index=False)
+    save_file(every, tmp_path / "e.safetensors")
+    found = _read_embeddings(config, read_margins(tmp_path / "m.csv"))
+    table[~flags].to_csv(tmp_path / "m.csv", index=False)
+    save_file({k: v[~flags] for k, v in every.items()}, tmp_path / "e.safetensors")
+    alone = _read_embeddings(config, read_margins(tmp_path / "m.csv"))
+    for one, other in zip(vars(found).values(), vars(alone).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(

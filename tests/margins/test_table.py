@@ -302,6 +302,17 @@ def test_a_file_may_not_say_what_the_policy_was_trained_on(tmp_path):
         read_margins(write(tmp_path, "m.csv", table))
 
 
+@pytest.mark.parametrize("name", [None, "other"])
+def test_of_a_choice_set_all_rows_are_left_out(tmp_path, name):
+    sets, flags = ["a", "a", "b", "b"], [True, False, False, False]
+    column = name or "choice_set"
+    path = write(tmp_path, "m.csv", {"margin": MARGINS, column: sets, "trained_on": flags})
+    data = read_margins(path, choice_set=name)
+    assert (data.rows.tolist(), data.num_trained_on) == ([2, 3], 2)
+    apart = read_margins(path, choice_set="none")
+    assert apart.rows.tolist() == [1, 2, 3]
+
+
 def test_faults_behind_rows_that_are_left_out_have_the_number_of_their_row(tmp_path):
     table = {"margin": [1.0, 2.0, 3.0, "x"], "trained_on": [True, False, False, False]}
     with pytest.raises(DataError, match=r"row 3 has 'x' in column 'margin'"):

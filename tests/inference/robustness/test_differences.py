@@ -594,7 +594,7 @@ def test_the_answer_is_as_wide_as_errors_of_unknown_size_make_it():
     naive = alone.result.posterior.interval("cv")
     assert naive[1] < 0.8 < alone.verdict.cv_interval[1]
     assert alone.verdict.cv_interval[0] <= naive[0]
-    assert "whose size only a prior says here" in alone.verdict.reason
+    assert "whose size only the shape of the likelihood and a prior say" in alone.verdict.reason
     assert "if margins are exact" in alone.verdict.reason
     bounded = diagnose_choices(margin, annotator=PERSON, second=second, **quick)
     assert "or larger, since errors that both policies share" in bounded.verdict.reason
