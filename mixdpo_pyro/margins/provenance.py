@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from mixdpo_pyro.data.loading import named_columns, read_source
+from mixdpo_pyro.data.choice_kinds import NO_SETS
+from mixdpo_pyro.data.loading import load_preferences, named_columns
 from mixdpo_pyro.data.splitting import answer_keys, has_answers
-from mixdpo_pyro.data.validation import TEXT_COLUMNS, check_columns
 from mixdpo_pyro.errors import DataError
 from mixdpo_pyro.io import written_whole
 from mixdpo_pyro.margins.config import NOT_TRAINED_ON, MarginsConfig
@@ -65,16 +65,12 @@ def mark_trained(pairs: Dataset, model: str, config: MarginsConfig) -> dict[str,
     if config.trained_on is None and not keys:
         return {}
     if config.trained_on not in (None, NOT_TRAINED_ON):
-        keys |= answer_keys(_read_texts(str(config.trained_on), config))
+        trained = load_preferences(
+            str(config.trained_on), reader=config.reader, columns=named_columns(config),
+            choice_set=NO_SETS,
+        )  # fmt: skip
+        keys |= answer_keys(trained.pairs)
     return {TRAINED_ON: has_answers(pairs, keys)}
-
-
-def _read_texts(name: str, config: MarginsConfig) -> Dataset:
-    source = read_source(name, reader=config.reader, columns=named_columns(config))
-    if source.problems:
-        raise DataError(f"{name}: {source.problems[0]}")
-    check_columns(source.pairs, name, None)
-    return source.pairs.select_columns([n for n in TEXT_COLUMNS if n in source.pairs.column_names])
 
 
 def _keys_of_run(model: str) -> set[str]:

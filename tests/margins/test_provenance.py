@@ -96,11 +96,8 @@ def test_a_damaged_file_is_named(tmp_path):
         marks(small_world(), tmp_path)
 
 
-def test_of_named_pairs_the_texts_count(tmp_path, pairs):
+def test_named_pairs_that_cannot_be_used_are_named(tmp_path, pairs):
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({**ROWS[2], "outcome": "maybe"}) + "\n")
-    found = marks(pairs, tmp_path, trained_on=str(path))
-    assert found == {"trained_on": [False, False, True, False, False]}
     path.write_text('{"prompt": "p", "chosen": "a"}\n')
     with pytest.raises(DataError, match=r"train\.jsonl: column 'rejected' is missing"):
         marks(pairs, tmp_path, trained_on=str(path))
