@@ -11,10 +11,11 @@ machine does. The allocator keeps freed memory: which trainer pays for page faul
 run once. `demo` runs the demo at three cv, a minute each.
 Set OMP_NUM_THREADS before; it takes two hours of one idle core, most of it `demo` and `step`.
 
-Last answers (2 cores, torch 2.13, one thread). `demo`, 15 of seeds 611 to 617, beside other
-processes, 91 to 203 s each: PASS in 15 of 15; at cv 0 never heterogeneous, 5% quantile of cv at
-most 0.06, cv in training 0.074 (median of 4); at 0.4 and 0.8 the held-out interval covers in 4 of
-5 and 6 of 6, with margins as exact in 5 of 5 and 5 of 6.
+Last answers (2 cores, torch 2.13, one thread). `demo`, ten for each cv, of seeds 611 to 617
+and 621 to 626, beside other processes, 91 to 203 s each: PASS in 29 of 30, one REVIEW at cv 0;
+there never heterogeneous, 5% quantile of cv at most 0.07, cv in training 0.074 and 0.085 (medians
+of 4 and 6); at 0.4 and 0.8 the held-out interval covers in 9 and 10 of 10, with margins as exact
+in 9 and 9.
 Loss part 1.4 ms for both families on
 one day, 2.1 to 3.5 ms on another (0.35 to 0.47 ms for `fixed`). `fixed` equals TRL exactly in all
 four cases. The other rows were last run before the loss was logged in two parts. Peak memory

@@ -464,7 +464,7 @@ def _over_distributions(
     if errors is None:
         more = ", or larger where margins have errors"
     elif errors.source is None:
-        below, above = map(float, np.quantile(errors.cv, [0.05, 0.95]))
+        below, above = errors.cv_interval
         interval = min(low, below), max(high, above)
         more = (
             " if margins are exact; if they may have errors, whose size only the shape of the "

@@ -457,13 +457,13 @@ def check_pair_errors(
     lead = "No pair or response is known to have been judged by several people"
     if choices.pair is None:
         lead = "The data do not say which pairs several people judged"
-    low, high = np.quantile(errors.cv, [0.05, 0.95])
+    low, high = errors.cv_interval
     sentence = (
         f"{lead}, so that only the shape of the likelihood and a prior say how large errors are: "
         f"{_size(errors)}. Allowing for that, were strengths {result.posterior.family}, cv is "
         f"between {low:.2f} and {high:.2f}; with exact margins in {_interval(main)}."
     )
-    numbers = _numbers(errors) | {"cv, 5%": float(low), "cv, 95%": float(high)}
+    numbers = _numbers(errors) | {"cv, 5%": low, "cv, 95%": high}
     check = RobustnessCheck(name, sentence, RobustnessStatus.INFORMATION, numbers=numbers)
     return check, errors
 
@@ -484,7 +484,8 @@ def _known_errors(checks: Sequence[RobustnessCheck]) -> RobustnessCheck | None:
 
 
 def _known_size_check(main: Verdict, result: Fit, errors: PairErrors) -> RobustnessCheck:
-    low, middle, high = map(float, np.quantile(errors.cv, [0.05, 0.5, 0.95]))
+    low, high = errors.cv_interval
+    middle = float(np.median(errors.cv))
     if errors.source == "second policy":
         sentence = (
             "By the second policy, and nothing that several people judged, errors are at least "

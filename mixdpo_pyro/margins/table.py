@@ -74,7 +74,7 @@ class MarginData:
             them, where the table has such columns.
         attributes: Column -> difference of an attribute, chosen minus rejected.
         covariates: Column -> what strengths may go with, float64 where it holds numbers, or text.
-        rows: Number of each row in the file; None where none is left out.
+        rows: Number of each row in the file; None for rows one after the other.
         num_trained_on: Rows of the file that are left out, since the policy was trained on them;
             None where the file does not say.
         num_alike: Rows without `choice_set`, `outcome` and `grade` that look like one choice among

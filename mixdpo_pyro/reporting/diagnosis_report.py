@@ -108,7 +108,7 @@ def _level_rows(record: DiagnosisRecord) -> list[dict[str, Any]]:
 
 
 def _cv_intervals(diagnosis: Diagnosis) -> dict[str, tuple[float, float]]:
-    """Explanation -> 90% interval of cv; of errors too whose size only a prior says."""
+    """Explanation -> 90% interval of cv; of errors too whose size nothing shared tells."""
     intervals = {"main fit": diagnosis.result.posterior.interval("cv")}
     for check in diagnosis.checks:
         if check.cv_interval:

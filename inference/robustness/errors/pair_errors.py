@@ -93,6 +93,12 @@ class PairErrors:
     num_shared: int = 0
     source: Source | None = None
 
+    @property
+    def cv_interval(self) -> tuple[float, float]:
+        """5% and 95% quantiles of cv."""
+        low, high = np.quantile(self.cv, [0.05, 0.95])
+        return float(low), float(high)
+
 
 def estimate_pair_errors(
     result: Fit, second: Float[np.ndarray, " pairs"] | None = None
